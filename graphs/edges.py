@@ -1,0 +1,79 @@
+"""Effects as a table of edges and back."""
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+from scipy import sparse
+
+from graphs.influence import shares
+from graphs.schema import GraphError
+
+COLUMNS = {
+    "source": pa.int32(),
+    "target": pa.int32(),
+    "weight": None,
+    "influence": pa.float64(),
+    "share": pa.float64(),
+}
+"""`weight` keeps the precision of the trace, float32 or float64."""
+
+
+def edge_table(
+    effect: sparse.csr_array,
+    total: Float[np.ndarray, " nodes"],
+    through: Float[np.ndarray, " nodes"],
+) -> pa.Table:
+    """One row an edge, ordered by target, then source.
+
+    Args:
+        effect: (nodes, nodes) direct effects.
+        total: (nodes,) row sums of |effect| in the unpruned graph.
+        through: (nodes,) influence and weight b + w of each node in the unpruned graph.
+
+    Returns:
+        source and target (row numbers), weight A[t, s], influence |share| (b_t + w_t), and
+        share A[t, s] / total[t], signed, of the target's unpruned input.
+    """
+    share = shares(effect, total).data
+    target = np.repeat(np.arange(len(total), dtype=np.int32), np.diff(effect.indptr))
+    return pa.table(
+        {
+            "source": effect.indices.astype(np.int32, copy=False),
+            "target": target,
+            "weight": effect.data,
+            "influence": share * through[target],
+            "share": np.copysign(share, effect.data),
+        }
+    )
+
+
+def effect_matrix(edges: pa.Table, count: int) -> sparse.csr_array:
+    """(count, count) effects from the columns source, target and weight.
+
+    Raises:
+        GraphError: a column is missing, of another type or has nulls, an edge leads to a row
+            that is no node, or stands twice.
+    """
+    for name, kind in (("source", pa.int32()), ("target", pa.int32()), ("weight", None)):
+        if edges.column_names.count(name) != 1:
+            raise GraphError(f"edges need one column {name!r}, got {edges.column_names}")
+        got = edges[name].type
+        if got != kind and not (kind is None and got in (pa.float32(), pa.float64())):
+            raise GraphError(
+                f"edge column {name!r} is {got}, expected {kind or 'float32, float64'}"
+            )
+        if edges[name].null_count:
+            raise GraphError(f"edge column {name!r} has nulls: every edge must have a value")
+    source, target, weight = (edges[name].to_numpy() for name in ("source", "target", "weight"))
+    outside = (np.minimum(source, target) < 0) | (np.maximum(source, target) >= count)
+    if outside.any():
+        at = int(outside.argmax())
+        raise GraphError(
+            f"edge {source[at]} -> {target[at]} leads outside the graph, expected rows "
+            f"0 to {count - 1}"
+        )
+    effect = sparse.csr_array((weight, (target, source)), shape=(count, count))
+    effect.sum_duplicates()
+    if effect.nnz != len(weight):
+        raise GraphError(f"{len(weight) - effect.nnz} edges stand twice: list each edge once")
+    return effect

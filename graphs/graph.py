@@ -1,0 +1,296 @@
+"""The attribution graph of one prompt: the value every other module here reads."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float
+from scipy import sparse
+
+from graphs import arrow, exports, networks, words
+from graphs.edges import edge_table, effect_matrix
+from graphs.influence import cumulative, influence, input_absolute, row_sums, shares
+from graphs.paths import Path, strongest
+from graphs.prune import Ends, Kept, prune
+from graphs.schema import (
+    COLUMNS,
+    DERIVED,
+    GIVEN,
+    GraphError,
+    NodeKind,
+    check_effect,
+    check_nodes,
+    is_kind,
+    node_table,
+    number,
+    plain_metadata,
+)
+from graphs.scores import Scores, scores
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AttributionGraph:
+    """Direct effects between the nodes of one prompt.
+
+    Nodes stand in the order a forward pass computes them, so every edge runs from a lower row
+    to a higher one: the graph is acyclic by construction, and sums over all paths are triangular
+    solves. A value: nothing in it changes after it is made. Whoever traces calls `build`.
+    """
+
+    nodes: pa.Table
+    """One row a node, columns as `graphs.schema.COLUMNS`, then whatever else was given."""
+
+    effect: sparse.csr_array
+    """(nodes, nodes). `effect[target, source]`, in units of the target's pre-activation (of its
+    logit, in logit rows), float32 or float64 as traced."""
+
+    metadata: dict[str, Any]
+    """What the graph is of and how it was made, JSON throughout: prompt, tokens, model,
+    settings; `pruned` (thresholds, nodes and edges kept and traced) once it has been pruned."""
+
+    def __post_init__(self) -> None:
+        check_nodes(self.nodes, self.metadata)
+        check_effect(self.effect, self.nodes)
+        left = input_absolute(self.effect)
+        excess = left > self._total * (1 + 1e-9)
+        if excess.any():
+            row = int(excess.argmax())
+            raise GraphError(
+                f"node {row} ({self._id(row)}) has inputs of {left[row]:g}, more than its "
+                f"input_absolute {self._total[row]:g}: nodes and edges are of two graphs"
+            )
+        for array in (self.effect.data, self.effect.indices, self.effect.indptr):
+            array.flags.writeable = False
+
+    @classmethod
+    def build(
+        cls,
+        nodes: Mapping[str, Sequence[Any] | np.ndarray],
+        effect: sparse.csr_array,
+        metadata: Mapping[str, Any],
+    ) -> AttributionGraph:
+        """A graph from what the engine traced; computes the influence columns.
+
+        Args:
+            nodes: every column of `graphs.schema.GIVEN`, one entry a node in computation order,
+                None (not NaN) where a column has no value; more columns are kept as they are.
+            effect: (nodes, nodes) `effect[target, source]`, float32 or float64.
+            metadata: anything JSON can hold; `format_version` is added.
+
+        Raises:
+            GraphError: an invariant does not hold; the message names the node or edge.
+        """
+        given = node_table({name: nodes[name] for name in nodes if name not in DERIVED}, GIVEN)
+        effect = sparse.csr_array(effect, copy=True)
+        effect.sum_duplicates()
+        effect.eliminate_zeros()
+        check_effect(effect, given)
+        total = input_absolute(effect)
+        reached = influence(shares(effect, total), number(given, "probability"))
+        derived = dict(zip(DERIVED, (reached, cumulative(reached), total), strict=True))
+        columns = {name: given[name] for name in given.column_names} | derived
+        return cls(
+            nodes=node_table(columns, COLUMNS), effect=effect, metadata=plain_metadata(metadata)
+        )
+
+    @cached_property
+    def edges(self) -> pa.Table:
+        """source, target (row numbers of `nodes`), weight, influence, share.
+
+        Influence and share are those of the graph as traced; see `graphs.edges.edge_table`.
+        """
+        return edge_table(self.effect, self._total, number(self.nodes, "influence") + self._weight)
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Replacement and completeness; of a pruned graph, what it lost counts as error."""
+        roots = (self._is(NodeKind.EMBEDDING), self._is(NodeKind.ERROR))
+        return scores(self.effect, self._total, self._weight, roots, "pruned" in self.metadata)
+
+    def prune(self, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
+        """The part that holds the given shares of node and edge influence; see `graphs.prune`.
+
+        Columns, shares and scores keep referring to the rows as traced; what a row loses joins
+        its `left_out` and `left_out_absolute`. With both shares at 1 nothing is dropped. Pruning
+        a pruned graph applies the rule to what is left of it, with the influence among what is
+        left, while columns, counts and scores still refer to the graph as traced.
+
+        Args:
+            nodes: share of node influence, in (0, 1].
+            edges: share of edge influence, in (0, 1].
+
+        Raises:
+            GraphError: a share outside (0, 1].
+        """
+        for name, share in (("nodes", nodes), ("edges", edges)):
+            if not 0 < share <= 1:
+                raise GraphError(f"{name} is {share}, expected a share above 0 and at most 1")
+        if nodes == edges == 1:
+            return self
+        ends = Ends(
+            token=self._is(NodeKind.EMBEDDING),
+            error=self._is(NodeKind.ERROR),
+            logit=self._is(NodeKind.LOGIT),
+        )
+        part = self._part(prune(self.effect, self._weight, ends, (nodes, edges)))
+        before = self.metadata.get("pruned", {})
+        counts = {
+            "nodes": nodes,
+            "edges": edges,
+            "kept_nodes": part.nodes.num_rows,
+            "kept_edges": part.effect.nnz,
+            "total_nodes": before.get("total_nodes", self.nodes.num_rows),
+            "total_edges": before.get("total_edges", self.effect.nnz),
+        }
+        return replace(part, metadata=plain_metadata(self.metadata | {"pruned": counts}))
+
+    def _part(self, kept: Kept) -> AttributionGraph:
+        """The nodes and edges kept, with what their rows lost in the left-out columns."""
+        target = np.repeat(np.arange(self.nodes.num_rows), np.diff(self.effect.indptr))[kept.edges]
+        row = np.cumsum(kept.nodes) - 1
+        effect = sparse.csr_array(
+            (self.effect.data[kept.edges], (row[target], row[self.effect.indices[kept.edges]])),
+            shape=(int(kept.nodes.sum()),) * 2,
+        )
+        effect.sort_indices()
+        table = self.nodes.filter(pa.array(kept.nodes))
+        for name, size in (("left_out", False), ("left_out_absolute", True)):
+            lost = row_sums(self.effect, size)[kept.nodes] - row_sums(effect, size)
+            null = table[name].is_null().to_numpy() & (lost == 0)
+            column = pa.array(number(table, name) + lost, mask=null)
+            table = table.set_column(table.column_names.index(name), name, column)
+        return replace(self, nodes=table, effect=effect)
+
+    def relabel(self, labels: Mapping[str, str]) -> AttributionGraph:
+        """The same graph with the labels of some nodes changed.
+
+        Args:
+            labels: node id -> label.
+
+        Raises:
+            GraphError: no node has one of the ids.
+        """
+        ids = self.nodes["id"].to_pylist()
+        if unknown := sorted(set(labels) - set(ids)):
+            raise GraphError(f"no node has the id {unknown[0]!r}: take ids from the column 'id'")
+        old = self.nodes["label"].to_pylist()
+        column = [labels.get(name, label) for name, label in zip(ids, old, strict=True)]
+        place = self.nodes.column_names.index("label")
+        return replace(
+            self, nodes=self.nodes.set_column(place, "label", pa.array(column, pa.string()))
+        )
+
+    def paths(self, count: int = 10) -> list[Path]:
+        """The strongest paths from a token or an error to a logit, strongest first.
+
+        Strength is the product of the shares of the input as traced along the path, times the
+        weight of its logit. `describe` puts a path into words.
+
+        Raises:
+            GraphError: `count` is below 1.
+        """
+        if count < 1:
+            raise GraphError(f"count is {count}, expected at least 1 path")
+        root = self._is(NodeKind.EMBEDDING, NodeKind.ERROR)
+        return strongest(shares(self.effect, self._total), self._weight, root, count)
+
+    def describe(self, path: Path) -> str:
+        """A path in one line, with its share of the weight of all targets.
+
+        As in: `“Dallas” → Texas, TX (L0, at “Dallas”) → “Austin” 92%   12.3%`; `⊣` inhibits.
+        """
+        rows = self.nodes.take(list(path.nodes)).to_pylist()
+        parts = [words.node(rows[0], self._tokens)]
+        for row, (source, target) in zip(rows[1:], pairwise(path.nodes), strict=True):
+            sign = "→" if self.effect[target, source] > 0 else "⊣"
+            parts.append(f"{sign} {words.node(row, self._tokens)}")
+        return f"{' '.join(parts)}   {words.percent(path.strength / float(self._weight.sum()))}"
+
+    def to_networkx(self) -> nx.DiGraph[str]:
+        """The same graph for networkx, cause to effect, with the same attributes."""
+        return networks.to_networkx(self.nodes, self.edges, self.metadata)
+
+    @classmethod
+    def from_networkx(cls, graph: nx.DiGraph[str]) -> AttributionGraph:
+        """A graph from a networkx one with the attributes that `to_networkx` gives.
+
+        Where no node has the derived columns, they are computed as in `build`.
+
+        Raises:
+            GraphError: a cycle, an attribute that is missing or of the wrong type, or an
+                invariant that does not hold.
+        """
+        columns, edges = networks.from_networkx(graph)
+        effect = effect_matrix(edges, len(columns["id"]))
+        if all(value is None for name in DERIVED for value in columns[name]):
+            return cls.build(columns, effect, graph.graph)
+        nodes = node_table(columns, COLUMNS)
+        return cls(nodes=nodes, effect=effect, metadata=plain_metadata(graph.graph))
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write `nodes.arrow` and `edges.arrow` to a folder, or to a zip when `path` ends in .zip.
+
+        Raises:
+            GraphError: something else stands there, or the place cannot be written.
+        """
+        arrow.write(pathlib.Path(path), self.nodes, self.edges, self.metadata)
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> AttributionGraph:
+        """Read what `save` wrote.
+
+        Raises:
+            GraphError: nothing there, no graph, a torn or foreign file, another format version,
+                or contents that break an invariant.
+        """
+        nodes, edges, metadata = arrow.read(pathlib.Path(path))
+        try:
+            plain = plain_metadata(metadata)
+            return cls(nodes=nodes, effect=effect_matrix(edges, nodes.num_rows), metadata=plain)
+        except GraphError as error:
+            raise GraphError(f"{path}: {error}") from error
+
+    def export(self, path: str | pathlib.Path) -> None:
+        """Write the graph for other programs: .json (edge list), .graphml or .csv (edges).
+
+        Raises:
+            GraphError: an unknown suffix, or the place cannot be written.
+        """
+        exports.export(pathlib.Path(path), self.nodes, self.edges, self.metadata)
+
+    def __repr__(self) -> str:
+        """Size and prompt on one line."""
+        return (
+            f"AttributionGraph({self.nodes.num_rows} nodes, {self.effect.nnz} edges, "
+            f"{self.metadata.get('prompt')!r:.60})"
+        )
+
+    @cached_property
+    def _weight(self) -> Float[np.ndarray, " nodes"]:
+        """w: the weight of each target."""
+        return number(self.nodes, "probability")
+
+    @cached_property
+    def _total(self) -> Float[np.ndarray, " nodes"]:
+        """What shares divide by: the absolute input of each node as traced."""
+        return number(self.nodes, "input_absolute")
+
+    @property
+    def _tokens(self) -> list[str]:
+        return list(self.metadata.get("tokens", []))
+
+    def _is(self, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
+        return is_kind(self.nodes, *kinds)
+
+    def _id(self, row: int) -> str:
+        return str(self.nodes["id"][row])

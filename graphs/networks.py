@@ -1,0 +1,69 @@
+"""Graphs as networkx holds them, and back."""
+
+import copy
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pyarrow as pa
+
+from graphs.schema import COLUMNS, GraphError
+
+
+def to_networkx(nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]) -> "nx.DiGraph[str]":
+    """A directed graph, cause to effect, with every column as an attribute.
+
+    Nodes are named by their id and stand in computation order; what is null is no attribute.
+    Edges carry weight, influence and share; the graph carries the metadata.
+    """
+    graph: nx.DiGraph[str] = nx.DiGraph(**copy.deepcopy(metadata))
+    for row in nodes.to_pylist():
+        name = row.pop("id")
+        graph.add_node(name, **{key: value for key, value in row.items() if value is not None})
+    names = nodes["id"].to_pylist()
+    for row in edges.to_pylist():
+        graph.add_edge(names[row.pop("source")], names[row.pop("target")], **row)
+    return graph
+
+
+def from_networkx(graph: "nx.DiGraph[str]") -> tuple[dict[str, list[Any]], pa.Table]:
+    """Node columns and the edge table of a graph as `to_networkx` makes it, or of a part of one.
+
+    Nodes keep their order unless an edge runs backward in it, as it may after cutting out a
+    subgraph; then they are sorted anew. Weights that float32 holds exactly become float32.
+
+    Raises:
+        GraphError: an undirected graph or one with cycles, or an edge without a weight.
+    """
+    if not graph.is_directed() or graph.is_multigraph():
+        raise GraphError(f"expected a networkx.DiGraph, got a {type(graph).__name__}")
+    order = _computation_order(graph)
+    names = dict.fromkeys(COLUMNS) | dict.fromkeys(key for n in order for key in graph.nodes[n])
+    columns = {name: [graph.nodes[node].get(name) for node in order] for name in names}
+    columns["id"] = [str(node) for node in order]
+    return columns, _edges(graph, {node: row for row, node in enumerate(order)})
+
+
+def _edges(graph: "nx.DiGraph[str]", row: dict[str, int]) -> pa.Table:
+    ends = np.array([(row[s], row[t]) for s, t in graph.edges], np.int32).reshape(-1, 2)
+    try:
+        weight = np.array([float(data["weight"]) for _, _, data in graph.edges.data()])
+    except (KeyError, TypeError, ValueError) as error:
+        raise GraphError(f"every edge needs a number as its 'weight': {error!r}") from error
+    single = weight.astype(np.float32)
+    exact = bool((single == weight).all())
+    return pa.table(
+        {"source": ends[:, 0], "target": ends[:, 1], "weight": single if exact else weight}
+    )
+
+
+def _computation_order(graph: "nx.DiGraph[str]") -> list[str]:
+    row = {node: at for at, node in enumerate(graph)}
+    if all(row[source] < row[target] for source, target in graph.edges):
+        return list(graph)
+    try:
+        return list(nx.lexicographical_topological_sort(graph, key=row.__getitem__))
+    except nx.NetworkXUnfeasible as error:
+        raise GraphError(
+            "the graph has a cycle: effects run one way, from cause to effect"
+        ) from error

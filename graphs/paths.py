@@ -1,0 +1,79 @@
+"""The strongest single routes from a root to a logit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import sparse
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One route through the graph."""
+
+    nodes: tuple[int, ...]
+    """Row numbers, from the root to the logit."""
+
+    strength: float
+    """Product of the shares along it times the weight of its logit: what this route alone
+    contributes to the influence of its root."""
+
+
+def strongest(
+    share: sparse.csr_array,
+    weight: Float[np.ndarray, " nodes"],
+    root: Bool[np.ndarray, " nodes"],
+    count: int,
+) -> list[Path]:
+    """The `count` strongest paths from a root to a target, strongest first, exactly.
+
+    From the last node to the first, every node keeps its `count` best continuations, chosen
+    among the best of its targets: `count` times the edges, whatever the number of paths. Equal
+    strengths go to the path through the lower rows.
+
+    Args:
+        share: (nodes, nodes) P, strictly lower triangular.
+        weight: (nodes,) w of the targets.
+        root: which nodes a path may begin at.
+        count: at least 1.
+    """
+    nodes = len(weight)
+    outputs = share.tocsc()
+    best = np.zeros((nodes, count))
+    best[:, 0] = weight
+    follow = np.full((nodes, count, 2), -1)
+    for node in np.flatnonzero(np.diff(outputs.indptr))[::-1]:
+        edges = slice(outputs.indptr[node], outputs.indptr[node + 1])
+        targets = outputs.indices[edges]
+        strength = (outputs.data[edges, None] * best[targets]).ravel()
+        pick = _largest(strength, count)
+        best[node, : len(pick)] = strength[pick]
+        follow[node, : len(pick), 0] = targets[pick // count]
+        follow[node, : len(pick), 1] = pick % count
+    starts = np.flatnonzero(root)
+    pick = _largest(best[starts].ravel(), count)
+    return [
+        Path(_walk(follow, int(starts[at // count]), int(at % count)), float(best[starts].flat[at]))
+        for at in pick
+        if best[starts].flat[at] > 0
+    ]
+
+
+def _largest(value: Float[np.ndarray, " values"], count: int) -> np.ndarray:
+    """Positions of the `count` largest, largest first, ties to the lower position."""
+    if len(value) > count:
+        bound = np.partition(value, len(value) - count)[len(value) - count]
+        above = np.flatnonzero(value > bound)
+        ties = np.flatnonzero(value == bound)[: count - len(above)]
+        candidates = np.sort(np.concatenate([above, ties]))
+    else:
+        candidates = np.arange(len(value))
+    return candidates[np.argsort(-value[candidates], kind="stable")]
+
+
+def _walk(follow: np.ndarray, node: int, rank: int) -> tuple[int, ...]:
+    nodes = [node]
+    while follow[node, rank, 0] >= 0:
+        node, rank = (int(number) for number in follow[node, rank])
+        nodes.append(node)
+    return tuple(nodes)

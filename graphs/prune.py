@@ -1,0 +1,93 @@
+"""Which nodes and edges of a graph are worth looking at."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import sparse
+
+from graphs.influence import influence, input_absolute, shares
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """What survives: masks over the nodes, and over the entries of `effect` in their order."""
+
+    nodes: Bool[np.ndarray, " nodes"]
+    edges: Bool[np.ndarray, " edges"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ends:
+    """Where paths begin and end: masks over the nodes."""
+
+    token: Bool[np.ndarray, " nodes"]
+    error: Bool[np.ndarray, " nodes"]
+    logit: Bool[np.ndarray, " nodes"]
+
+
+def prune(
+    effect: sparse.csr_array,
+    weight: Float[np.ndarray, " nodes"],
+    ends: Ends,
+    quantiles: tuple[float, float],
+) -> Kept:
+    """Keep the nodes, then the edges, that hold the given shares of influence.
+
+    Nodes: the most influential that together hold `quantiles[0]` of all node influence, ties
+    included, and every token and logit. Edges: rows are scaled anew over the nodes left, the
+    influence is computed anew, and each edge scores `P'[t, s] (b'_t + w_t)`; those that hold
+    `quantiles[1]` of it stay, ties included. Paths: a feature stays iff it lies on a path from a
+    token or an error to a logit, an error iff it reaches a logit.
+
+    Args:
+        effect: (nodes, nodes) strictly lower triangular, sorted indices.
+        weight: (nodes,) w, of the targets.
+        ends: which nodes are tokens, errors and logits.
+        quantiles: (nodes, edges), each in (0, 1]; 1 drops nothing.
+
+    Source: Ameisen et al. 2025, "Circuit Tracing", appendix on graph pruning.
+    """
+    target = np.repeat(np.arange(len(weight)), np.diff(effect.indptr))
+    source = effect.indices
+    reached = influence(shares(effect, input_absolute(effect)), weight)
+    nodes = (reached >= threshold(reached, quantiles[0])) | ends.token | ends.logit
+    edges = nodes[target] & nodes[source]
+
+    left = sparse.csr_array((effect.data * edges, source, effect.indptr), shape=effect.shape)
+    share = shares(left, input_absolute(left))
+    score = share.data * (influence(share, weight) + weight)[target]
+    edges &= score >= threshold(score, quantiles[1])
+    nodes &= _on_a_path(source[edges], target[edges], ends)
+    return Kept(nodes, edges & nodes[target] & nodes[source])
+
+
+def threshold(value: Float[np.ndarray, " values"], quantile: float) -> float:
+    """The value at which the cumulative share, from the largest down, first reaches `quantile`."""
+    if quantile >= 1:
+        return -np.inf
+    falling = -np.sort(-value, kind="stable")
+    running = np.cumsum(falling)
+    if not len(value) or running[-1] == 0:
+        return np.inf
+    first = np.searchsorted(running / running[-1], quantile)
+    return float(falling[min(int(first), len(falling) - 1)])
+
+
+def _on_a_path(
+    source: Int[np.ndarray, " edges"], target: Int[np.ndarray, " edges"], ends: Ends
+) -> Bool[np.ndarray, " nodes"]:
+    """Tokens, logits, errors that reach a logit, and what lies between roots and logits."""
+    count = len(ends.token)
+    first, last = count, count + 1
+    graph: nx.DiGraph[Any] = nx.DiGraph()
+    graph.add_nodes_from((first, last))
+    graph.add_edges_from(zip(source.tolist(), target.tolist(), strict=True))
+    graph.add_edges_from((first, root) for root in np.flatnonzero(ends.token | ends.error).tolist())
+    graph.add_edges_from((node, last) for node in np.flatnonzero(ends.logit).tolist())
+    between = nx.descendants(graph, first) & nx.ancestors(graph, last)
+    kept = ends.token | ends.logit
+    kept[np.array(sorted(between - {first, last}), dtype=np.intp)] = True
+    return kept

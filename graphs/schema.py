@@ -1,0 +1,233 @@
+"""What a node is: its kind, its columns, and the checks every graph passes."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float
+from scipy import sparse
+
+FORMAT_VERSION = 1
+"""Of the files and of the metadata. Raise it when a column changes its meaning."""
+
+
+class GraphError(ValueError):
+    """The graph, or a file that claims to hold one, breaks an invariant."""
+
+
+class NodeKind(StrEnum):
+    """What a node stands for. The values are written to disk: never rename."""
+
+    EMBEDDING = "embedding"
+    ERROR = "error"
+    FEATURE = "feature"
+    LOGIT = "logit"
+
+
+GIVEN: dict[str, pa.DataType] = {
+    "id": pa.string(),
+    "kind": pa.string(),
+    "layer": pa.int32(),
+    "position": pa.int32(),
+    "feature": pa.int64(),
+    "token": pa.int64(),
+    "text": pa.string(),
+    "label": pa.string(),
+    "activation": pa.float64(),
+    "pre_activation": pa.float64(),
+    "constant": pa.float64(),
+    "left_out": pa.float64(),
+    "left_out_absolute": pa.float64(),
+    "probability": pa.float64(),
+}
+"""Columns whoever traces must supply. Numbers without a meaning for a node are null."""
+
+DERIVED: dict[str, pa.DataType] = {
+    "influence": pa.float64(),
+    "cumulative_influence": pa.float64(),
+    "input_absolute": pa.float64(),
+}
+"""Columns the graph computes, always of the unpruned graph: influence b, the share of all
+influence held by this node and those above it, and sum_s |A[t, s]|, what shares divide by."""
+
+COLUMNS = GIVEN | DERIVED
+REQUIRED = ("id", "kind", "layer", "position", *DERIVED)
+"""Columns without nulls."""
+
+_ID = re.compile(r"[A-Za-z0-9_.+-]+")
+
+
+def node_table(columns: Mapping[str, Any], expected: Mapping[str, pa.DataType]) -> pa.Table:
+    """Columns as a typed table, `expected` ones first and in their order.
+
+    Args:
+        columns: name -> sequence or array with one entry a node; None where there is no value.
+        expected: names and types that must be there. Others keep the type they have.
+
+    Raises:
+        GraphError: a column is missing, has another length, or does not fit its type.
+    """
+    if missing := [name for name in expected if name not in columns]:
+        raise GraphError(f"nodes lack the columns {missing}: give every one of {list(expected)}")
+    names = [*expected, *(name for name in columns if name not in expected)]
+    arrays = {name: _array(name, columns[name], expected.get(name)) for name in names}
+    if len({len(array) for array in arrays.values()}) > 1:
+        lengths = {name: len(array) for name, array in arrays.items()}
+        raise GraphError(f"node columns differ in length, expected one entry a node: {lengths}")
+    return pa.table(arrays)
+
+
+def _array(name: str, values: Sequence[Any] | np.ndarray, kind: pa.DataType | None) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    try:
+        array = pa.array(values, type=kind, from_pandas=False)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise GraphError(
+            f"node column {name!r}: expected {kind or 'one type'}: {reason}"
+        ) from error
+    plain = pa.types
+    tests = (plain.is_boolean, plain.is_integer, plain.is_floating, plain.is_string)
+    if not any(test(array.type) for test in tests):
+        raise GraphError(f"node column {name!r} has type {array.type}: expected bool, int, "
+                         "float or string, which every export can hold")  # fmt: skip
+    return array
+
+
+def number(nodes: pa.Table, name: str) -> Float[np.ndarray, " nodes"]:
+    """One numeric column with nulls as 0."""
+    return nodes[name].fill_null(0).to_numpy().astype(np.float64, copy=False)
+
+
+def is_kind(nodes: pa.Table, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
+    """Which nodes are of one of `kinds`."""
+    names = np.array(nodes["kind"].to_pylist(), dtype=object)
+    return np.isin(names, [str(kind) for kind in kinds])
+
+
+def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `metadata` as JSON would give it back, with the format version.
+
+    Raises:
+        GraphError: a value is not JSON (NaN included), or the version is another one.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GraphError(f"metadata must be JSON: {error}") from error
+    version = plain.setdefault("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise GraphError(f"graph has format version {version!r}, expected {FORMAT_VERSION}: "
+                         "read it with the release of tracer that wrote it")  # fmt: skip
+    return plain
+
+
+def check_nodes(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
+    """Refuse a node table that breaks an invariant.
+
+    Raises:
+        GraphError: a column is missing or of another type, a null or a number that is not
+            finite where there may be none, an unknown kind, an id that stands twice or holds
+            other than letters, digits and `_ . + -`, a position outside the prompt, a
+            negative weight, or a weight on something that is no logit.
+    """
+    _check_columns(nodes)
+    _check_numbers(nodes)
+    _check_ids(nodes["id"].to_pylist())
+    kinds = set(nodes["kind"].to_pylist()) - set(NodeKind)
+    if kinds:
+        raise GraphError(f"unknown node kind {sorted(kinds)[0]!r}: expected one of "
+                         f"{[str(kind) for kind in NodeKind]}")  # fmt: skip
+    _check_positions(nodes, metadata.get("tokens"))
+    weight = number(nodes, "probability")
+    wrong = (weight < 0) | ((weight != 0) & ~is_kind(nodes, NodeKind.LOGIT))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise GraphError(f"{_where(nodes, row)} has probability {weight[row]}: expected a "
+                         "non-negative weight, and only on logits")  # fmt: skip
+
+
+def _check_columns(nodes: pa.Table) -> None:
+    for name, kind in COLUMNS.items():
+        if nodes.column_names.count(name) != 1:
+            raise GraphError(f"nodes need one column {name!r}, got {nodes.column_names}")
+        if nodes[name].type != kind:
+            raise GraphError(f"node column {name!r} is {nodes[name].type}, expected {kind}")
+    for name in REQUIRED:
+        if nodes[name].null_count:
+            raise GraphError(f"node column {name!r} has nulls: every node must have a value")
+
+
+def _check_numbers(nodes: pa.Table) -> None:
+    for name in nodes.column_names:
+        if not pa.types.is_floating(nodes[name].type):
+            continue
+        values = number(nodes, name)
+        if not np.isfinite(values).all():
+            row = int((~np.isfinite(values)).argmax())
+            raise GraphError(f"{_where(nodes, row)} has {name} {values[row]}: expected a finite "
+                             "number, or None where there is no value")  # fmt: skip
+
+
+def _check_ids(ids: list[str]) -> None:
+    seen: set[str] = set()
+    for row, name in enumerate(ids):
+        if not _ID.fullmatch(name):
+            raise GraphError(f"node {row} has id {name!r}: expected letters, digits and _ . + -")
+        if name in seen:
+            raise GraphError(f"node id {name!r} stands twice, at rows {ids.index(name)} and {row}")
+        seen.add(name)
+
+
+def _check_positions(nodes: pa.Table, tokens: object) -> None:
+    if tokens is not None and not _is_strings(tokens):
+        raise GraphError(f"metadata['tokens'] must be a list of strings, got {tokens!r:.80}")
+    position = nodes["position"].to_numpy()
+    count = len(tokens) if isinstance(tokens, list) else np.iinfo(np.int32).max
+    outside = (position < 0) | (position >= count)
+    if outside.any():
+        row = int(outside.argmax())
+        raise GraphError(f"{_where(nodes, row)} stands at position {position[row]}, "
+                         f"expected 0 to {count - 1}")  # fmt: skip
+
+
+def _is_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _where(nodes: pa.Table, row: int) -> str:
+    return f"node {row} ({nodes['id'][row].as_py()})"
+
+
+def check_effect(effect: sparse.csr_array, nodes: pa.Table) -> None:
+    """Refuse effects that are no graph in computation order.
+
+    Raises:
+        GraphError: another shape, type or index order, an entry that is not finite, an edge
+            that runs backward, an input to a token or error, or an edge that leaves a logit.
+    """
+    count = nodes.num_rows
+    if effect.shape != (count, count):
+        raise GraphError(f"effect has shape {effect.shape}, expected {(count, count)}: one row "
+                         "and one column a node")  # fmt: skip
+    if effect.dtype not in (np.float32, np.float64):
+        raise GraphError(f"effect is {effect.dtype}, expected float32 or float64")
+    target = np.repeat(np.arange(count), np.diff(effect.indptr))
+    source = effect.indices
+    root = is_kind(nodes, NodeKind.EMBEDDING, NodeKind.ERROR)
+    logit = is_kind(nodes, NodeKind.LOGIT)
+    for wrong, rule in (
+        (~np.isfinite(effect.data), "is not finite"),
+        (source >= target, "runs backward: list nodes in computation order"),
+        (root[target], "enters a token or an error, which have no inputs"),
+        (logit[source], "leaves a logit, which has no outputs"),
+    ):
+        if wrong.any():
+            edge = int(wrong.argmax())
+            raise GraphError(f"edge {source[edge]} -> {target[edge]} "
+                             f"(weight {effect.data[edge]}) {rule}")  # fmt: skip

@@ -1,0 +1,76 @@
+"""Tokens, labels and numbers as text for people."""
+
+import unicodedata
+from typing import Any
+
+from graphs.schema import NodeKind
+
+SHOWN = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+"""White space that would not be seen when a token holds nothing else."""
+
+
+def visible(text: str) -> str:
+    """`text` on one line without anything a terminal or an SVG would act on.
+
+    Control characters, lone surrogates and what XML forbids become U+FFFD, marks that change
+    the direction of text vanish, line breaks become a sign; letters of any script stay.
+    """
+    return "".join(_character(char) for char in text)
+
+
+def _character(char: str) -> str:
+    if char in SHOWN and char != " ":
+        return SHOWN[char]
+    kind = unicodedata.category(char)
+    if char == "\u200d":
+        return char  # joins emoji into one
+    if kind == "Cf":
+        return ""
+    if kind in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return "\N{REPLACEMENT CHARACTER}"
+    return char
+
+
+def token(text: str) -> str:
+    """A token as a reader knows it: without the space in front, white space made visible."""
+    bare = text.strip(" ")
+    return visible(bare) if bare else visible(text.replace(" ", SHOWN[" "])) or "∅"
+
+
+def clipped(text: str, length: int) -> str:
+    """The first `length` characters, with an ellipsis where there were more."""
+    return text if len(text) <= length else text[: length - 1].rstrip(" ,·") + "…"
+
+
+def percent(share: float) -> str:
+    """`0.9234` as `92%`, below ten with one decimal, below a tenth as `<0.1%`."""
+    value = 100 * share
+    if 0 < value < 0.1:
+        return "<0.1%"
+    return f"{value:.1f}%" if 0 < value < 9.95 else f"{value:.0f}%"
+
+
+def short_label(row: dict[str, Any]) -> str:
+    """What a feature stands for, without the token it fires on; its number if unlabelled."""
+    promoted = visible(row["label"] or "").split(" · ")[0].strip()
+    return promoted or f"feature {row['feature']}"
+
+
+def node(row: dict[str, Any], tokens: list[str]) -> str:
+    """A row of the node table in a few words, as in a path."""
+    place = row["position"]
+    at = f"“{token(tokens[place])}”" if place < len(tokens) else f"position {place}"
+    if row["kind"] == NodeKind.EMBEDDING:
+        return f"“{token(row['text'])}”" if row["text"] else at
+    if row["kind"] == NodeKind.ERROR:
+        return f"error (L{row['layer']}, at {at})"
+    if row["kind"] == NodeKind.FEATURE:
+        return f"{short_label(row)} (L{row['layer']}, at {at})"
+    return logit(row)
+
+
+def logit(row: dict[str, Any]) -> str:
+    """A target: its token and probability, or the label and weight of the user's own."""
+    if row["token"] is None:
+        return f"{visible(row['label'] or row['id'])} (weight {row['probability'] or 0:g})"
+    return f"“{token(row['text'] or '')}” {percent(row['probability'] or 0)}"
