@@ -1,0 +1,41 @@
+"""A model and the transcoders that stand in for its MLPs."""
+
+from replacement_models.activation import BatchTopK, JumpReLU, ReLU, TopK
+from replacement_models.cross_layer import CrossLayerTranscoder
+from replacement_models.errors import ModelError
+from replacement_models.formats import load_transcoder, save_transcoder
+from replacement_models.host import Host
+from replacement_models.per_layer import PerLayerTranscoder
+from replacement_models.recording import ActiveFeatures, FrozenLayer, Recording
+from replacement_models.replacement import ReplacementModel
+from replacement_models.sae import SparseAutoencoder
+from replacement_models.transcoder import (
+    DenseDecoder,
+    ReadPoint,
+    Transcoder,
+    TranscoderLayer,
+    WritePoint,
+)
+
+__all__ = [
+    "ActiveFeatures",
+    "BatchTopK",
+    "CrossLayerTranscoder",
+    "DenseDecoder",
+    "FrozenLayer",
+    "Host",
+    "JumpReLU",
+    "ModelError",
+    "PerLayerTranscoder",
+    "ReLU",
+    "ReadPoint",
+    "Recording",
+    "ReplacementModel",
+    "SparseAutoencoder",
+    "TopK",
+    "Transcoder",
+    "TranscoderLayer",
+    "WritePoint",
+    "load_transcoder",
+    "save_transcoder",
+]

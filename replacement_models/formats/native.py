@@ -1,0 +1,145 @@
+"""tracer's own transcoder format: `transcoder.json` and one `layer_{l}.safetensors` a layer.
+
+`transcoder.json` holds format, version, kind, layers, features, d_model, activation {name, k},
+read, write, model. `layer_{l}.safetensors` holds W_enc (F, D), b_enc (F), W_dec (F, targets, D),
+b_dec (D) and, where they exist, threshold (F) or (1) and W_skip (D, D), applied as `x @ W_skip`.
+Any normalisation is folded into the weights.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from replacement_models.cross_layer import CrossLayerTranscoder
+from replacement_models.errors import ModelError
+from replacement_models.formats.tensors import TensorFile
+from replacement_models.per_layer import PerLayerTranscoder
+from replacement_models.sae import SparseAutoencoder
+from replacement_models.transcoder import (
+    ReadPoint,
+    Transcoder,
+    TranscoderLayer,
+    WritePoint,
+)
+
+CONFIG = "transcoder.json"
+KINDS: dict[str, type[Transcoder]] = {
+    kind.kind: kind for kind in (CrossLayerTranscoder, PerLayerTranscoder, SparseAutoencoder)
+}
+
+
+def recognise(folder: Path) -> bool:
+    """Whether `folder` claims to hold this format."""
+    return (folder / CONFIG).is_file()
+
+
+def load(folder: Path, lazy: bool) -> Transcoder:
+    """Read a transcoder.
+
+    Args:
+        folder: holds `transcoder.json`.
+        lazy: leave decoder rows on disk.
+
+    Raises:
+        ModelError: a file is missing or torn, or a field is unknown.
+    """
+    config = _config(folder / CONFIG)
+    layers = []
+    for index in range(config["layers"]):
+        file = TensorFile.open(folder / f"layer_{index}.safetensors")
+        layers.append(
+            TranscoderLayer(
+                W_enc=file.tensor("W_enc"),
+                b_enc=file.tensor("b_enc"),
+                decoder=file.decoder("W_dec", lazy),
+                b_dec=file.tensor("b_dec"),
+                activation=_activation(config["activation"], file.optional("threshold"), file.path),
+                W_skip=file.optional("W_skip"),
+            )
+        )
+    return KINDS[config["kind"]](
+        layers,
+        read=ReadPoint(config["read"]),
+        write=WritePoint(config["write"]),
+        model=config.get("model", ""),
+    )
+
+
+def save(transcoder: Transcoder, folder: Path) -> None:
+    """Write a transcoder into `folder`, which must exist."""
+    for index in range(len(transcoder.layers)):
+        save_file(tensors(transcoder, index), folder / f"layer_{index}.safetensors")
+    first = transcoder.layers[0].activation
+    activation = {"name": first.name} | ({"k": first.k} if isinstance(first, TopK) else {})
+    config = {
+        "format": "tracer-transcoder",
+        "version": 1,
+        "kind": transcoder.kind,
+        "layers": len(transcoder.layers),
+        "features": transcoder.features,
+        "d_model": transcoder.d_model,
+        "activation": activation,
+        "read": transcoder.read.value,
+        "write": transcoder.write.value,
+        "model": transcoder.model,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def tensors(transcoder: Transcoder, index: int) -> dict[str, Tensor]:
+    """Named weights of one layer as this format stores them."""
+    layer = transcoder.layers[index]
+    found = {
+        "W_enc": layer.W_enc,
+        "b_enc": layer.b_enc,
+        "W_dec": layer.decoder.rows(torch.arange(len(layer.W_enc))),
+        "b_dec": layer.b_dec,
+    }
+    if isinstance(layer.activation, JumpReLU | BatchTopK):
+        found["threshold"] = layer.activation.threshold
+    if layer.W_skip is not None:
+        found["W_skip"] = layer.W_skip
+    return {key: value.contiguous().cpu() for key, value in found.items()}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    known: dict[str, list[Any]] = {
+        "format": ["tracer-transcoder"],
+        "version": [1],
+        "kind": sorted(KINDS),
+        "read": [point.value for point in ReadPoint],
+        "write": [point.value for point in WritePoint],
+    }
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    for field, values in known.items():
+        if config.get(field) not in values:
+            raise ModelError(f"{path}: {field} is {config.get(field)!r}, expected one of {values}")
+    if not isinstance(config.get("layers"), int) or config["layers"] < 1:
+        raise ModelError(f"{path}: layers is {config.get('layers')!r}, expected a count from 1 up")
+    return config
+
+
+def _activation(config: Any, threshold: Tensor | None, path: Path) -> Activation:
+    name = config.get("name") if isinstance(config, dict) else config
+    if name == "relu":
+        return ReLU()
+    if name == "topk" and isinstance(config.get("k"), int):
+        return TopK(config["k"])
+    if name in ("jump_relu", "batch_topk"):
+        if threshold is None:
+            raise ModelError(f"{path}: activation {name} needs a tensor 'threshold', found none")
+        return JumpReLU(threshold) if name == "jump_relu" else BatchTopK(threshold.reshape(1))
+    raise ModelError(
+        f"{path.parent / CONFIG}: activation is {config!r}, expected relu, jump_relu, batch_topk, "
+        "or topk with a whole number k"
+    )

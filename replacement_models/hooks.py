@@ -1,0 +1,55 @@
+"""Hooks that live inside a `with` and are gone afterwards, also after an exception."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Hook = Callable[[Any, Any], Any]
+"""(inputs, output) of a module's forward pass to the output to use instead, or None to keep it."""
+
+
+@contextmanager
+def forward_hooks(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
+    """Attach forward hooks for the duration of a block.
+
+    Args:
+        hooks: module and hook; a hook gets (positional and keyword inputs as one tuple, output).
+    """
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            handle = module.register_forward_hook(_adapted(hook), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def first_tensor(inputs: tuple[Any, ...]) -> Tensor:
+    """The hidden states among a module's inputs: the first tensor there is."""
+    return next(value for value in inputs if isinstance(value, Tensor))
+
+
+def replaced_first(output: Any, tensor: Tensor) -> Any:
+    """`output` with its first part, the hidden states, replaced."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+
+def _adapted(hook: Hook) -> Callable[..., Any]:
+    def adapted(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        return hook((*args, *kwargs.values()), output)
+
+    return adapted
+
+
+@contextmanager
+def eager_attention(model: Any) -> Iterator[None]:
+    """Let attention layers return their patterns, then restore the implementation."""
+    before = model.config._attn_implementation
+    if before == "eager":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,116 @@
+"""What tracer needs to know of a language model, the host of a replacement model.
+
+MLPs are cut out, so the list is short: embeddings, the norms, each attention layer's value and
+output maps, the unembedding, and the modules at which to listen. `hosts/` fills it in, one family a
+module.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A LayerNorm or RMSNorm: `y = (x - mean x) / scale · weight + bias`."""
+
+    module: nn.Module
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"] | None
+    eps: float
+    centred: bool
+    """Whether the mean is taken off: LayerNorm does, RMSNorm does not."""
+
+    def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """`x` less its mean, where this norm takes it off. Its own transpose."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+    def scale(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows 1"]:
+        """The denominator at `x`: root of the mean square (of the variance) plus eps."""
+        return (self.centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def frozen(
+        self, x: Float[Tensor, "*rows d_model"], scale: Float[Tensor, "*rows 1"]
+    ) -> Float[Tensor, "*rows d_model"]:
+        """The norm with its denominator held at `scale`: affine in `x`."""
+        out = self.centre(x) / scale * self.weight
+        return out if self.bias is None else out + self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One transformer block: pre-norm or sandwich-norm, sequential or parallel."""
+
+    module: nn.Module
+    """Its first input is the residual stream."""
+    attention_norm: Norm
+    attention: nn.Module
+    """Returns (output, pattern, ...); pattern (1, heads, queries, keys)."""
+    mlp_norm: Norm
+    mlp: nn.Module
+    value: Float[Tensor, "kv_heads d_head d_model"]
+    value_bias: Float[Tensor, "kv_heads d_head"] | None
+    output: Float[Tensor, "heads d_head d_model"]
+    output_bias: Float[Tensor, " d_model"] | None
+    values: Callable[[Tensor], Tensor]
+    """The model's own value map: (..., d_model) to (..., kv_heads · d_head)."""
+    project: Callable[[Tensor], Tensor]
+    """The model's own output map: (..., heads · d_head) to (..., d_model)."""
+    attention_post_norm: Norm | None = None
+    mlp_post_norm: Norm | None = None
+    parallel: bool = False
+    """Attention and MLP both read the block's input (GPT-NeoX) instead of one after the other."""
+
+    def attend(
+        self, hidden: Float[Tensor, "positions d_model"], pattern: Float[Tensor, "heads q k"]
+    ) -> Float[Tensor, "positions d_model"]:
+        """The attention layer's output with its pattern given, through the model's own maps."""
+        kv_heads, d_head, _ = self.value.shape
+        values = self.values(hidden).unflatten(-1, (kv_heads, d_head))
+        per_head = values.repeat_interleave(len(self.output) // kv_heads, dim=-2)
+        mixed = torch.einsum("hqk,khd->qhd", pattern, per_head)
+        return self.project(mixed.flatten(-2))
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A language model with names for its parts."""
+
+    family: str
+    model: nn.Module
+    blocks: Sequence[Block]
+    embedding: nn.Module
+    """Its output, times `embedding_scale`, is the token part of the first residual stream."""
+    final_norm: Norm
+    unembedding: Float[Tensor, "vocabulary d_model"]
+    unembedding_bias: Float[Tensor, " vocabulary"] | None = None
+    position_embedding: nn.Module | None = None
+    """Learned positions, added once at the bottom."""
+    embedding_scale: float = 1.0
+    logit_cap: float | None = None
+    """Soft cap c: logits shown are c·tanh(logit / c)."""
+    context: int | None = None
+    """Longest prompt in tokens, or None where the model sets no limit."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.unembedding.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries of the vocabulary."""
+        return self.unembedding.shape[0]
+
+    def cap(self, logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
+        """The logits the model shows, from those before its soft cap."""
+        if self.logit_cap is None:
+            return logits
+        return self.logit_cap * torch.tanh(logits / self.logit_cap)
+
+    def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:
+        """Logits before the cap, from the final norm's output."""
+        return nn.functional.linear(hidden, self.unembedding, self.unembedding_bias)

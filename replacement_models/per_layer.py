@@ -1,0 +1,16 @@
+"""Per-layer transcoders (PLT): each layer's features write to that layer's MLP output only."""
+
+from typing import final
+
+from replacement_models.transcoder import Transcoder
+
+
+@final
+class PerLayerTranscoder(Transcoder):
+    """One dictionary a layer (Dunefsky et al. 2024, "Transcoders Find Interpretable Circuits")."""
+
+    kind = "per_layer"
+
+    def targets(self, layer: int) -> range:
+        """The layer itself."""
+        return range(layer, layer + 1)

@@ -1,0 +1,206 @@
+"""One forward pass of the unmodified model, with everything the engine freezes written down."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from replacement_models.hooks import eager_attention, first_tensor, forward_hooks
+from replacement_models.host import Block, Host, Norm
+from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveFeatures:
+    """The features that fired, in the order (layer, position, feature)."""
+
+    layer: Int[Tensor, " active"]
+    position: Int[Tensor, " active"]
+    feature: Int[Tensor, " active"]
+    activation: Float[Tensor, " active"]
+    pre_activation: Float[Tensor, " active"]
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def __getitem__(self, rows: Int[Tensor, " chosen"]) -> "ActiveFeatures":
+        return ActiveFeatures(
+            self.layer[rows],
+            self.position[rows],
+            self.feature[rows],
+            self.activation[rows],
+            self.pre_activation[rows],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenLayer:
+    """What one layer's linear map needs from the prompt. Scales are norm denominators, (P, 1)."""
+
+    pattern: Float[Tensor, "heads queries keys"]
+    attention_scale: Float[Tensor, "positions 1"]
+    mlp_scale: Float[Tensor, "positions 1"]
+    attention_post_scale: Float[Tensor, "positions 1"] | None = None
+    mlp_post_scale: Float[Tensor, "positions 1"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """The original model on one prompt: P positions, L layers, width D, vocabulary V."""
+
+    tokens: tuple[int, ...]
+    token_vectors: Float[Tensor, "positions d_model"]
+    position_vectors: Float[Tensor, "positions d_model"] | None
+    """Learned position embeddings, where the model has them."""
+    layers: Sequence[FrozenLayer]
+    final_scale: Float[Tensor, "positions 1"]
+    residuals: Sequence[Float[Tensor, "positions d_model"]]
+    """Residual stream entering each layer, and last the one entering the final norm: L + 1."""
+    inputs: Sequence[Float[Tensor, "positions d_model"]]
+    """What the transcoder reads, a layer each."""
+    outputs: Sequence[Float[Tensor, "positions d_model"]]
+    """What the transcoder stands in for, a layer each."""
+    logits_before_cap: Float[Tensor, "positions vocabulary"]
+    logits: Float[Tensor, "positions vocabulary"]
+    features: ActiveFeatures
+
+
+@dataclass
+class Seen:
+    """What the hooks of one forward pass write down; lists are in layer order."""
+
+    token: Tensor | None = None
+    position: Tensor | None = None
+    residual: list[Tensor] = field(default_factory=list)
+    pattern: list[Tensor] = field(default_factory=list)
+    norm_input: dict[nn.Module, Tensor] = field(default_factory=dict)
+    mlp_input: list[Tensor] = field(default_factory=list)
+    mlp_output: list[Tensor] = field(default_factory=list)
+
+
+@torch.no_grad()
+def record(host: Host, transcoder: Transcoder, tokens: Sequence[int]) -> Recording:
+    """Run the host once on `tokens` and encode what its MLPs read.
+
+    Args:
+        host: the model.
+        transcoder: fits the host, on its device.
+        tokens: ids within the vocabulary, at most the context long.
+    """
+    device = host.unembedding.device
+    seen = Seen()
+    ids = torch.tensor([list(tokens)], device=device)
+    with eager_attention(host.model), forward_hooks(_taps(host, transcoder.write, seen)):
+        logits = host.model(input_ids=ids, use_cache=False).logits[0]
+    final = seen.norm_input[host.final_norm.module]
+    inputs = [
+        read_input(block, transcoder.read, seen.norm_input[block.mlp_norm.module], mlp_input)
+        for block, mlp_input in zip(host.blocks, seen.mlp_input, strict=True)
+    ]
+    final_scale = host.final_norm.scale(final)
+    before_cap = logits
+    if host.logit_cap is not None:
+        before_cap = host.unembed(host.final_norm.frozen(final, final_scale))
+    assert seen.token is not None
+    return Recording(
+        tokens=tuple(tokens),
+        token_vectors=seen.token * host.embedding_scale,
+        position_vectors=None if seen.position is None else seen.position.expand_as(seen.token),
+        layers=[_frozen(block, seen, layer) for layer, block in enumerate(host.blocks)],
+        final_scale=final_scale,
+        residuals=[*seen.residual, final],
+        inputs=inputs,
+        outputs=seen.mlp_output,
+        logits_before_cap=before_cap,
+        logits=logits,
+        features=encode(transcoder, inputs),
+    )
+
+
+def read_input(
+    block: Block, read: ReadPoint, residual: Tensor, mlp_input: Tensor
+) -> Float[Tensor, "positions d_model"]:
+    """The transcoder's input, from the MLP norm's input and the MLP's."""
+    if read is ReadPoint.RESIDUAL:
+        return residual
+    if read is ReadPoint.NORMED:
+        return mlp_input
+    return block.mlp_norm.centre(residual) / block.mlp_norm.scale(residual)
+
+
+def encode(transcoder: Transcoder, inputs: Sequence[Tensor]) -> ActiveFeatures:
+    """Features with a non-zero activation (a TopK activation may be negative)."""
+    parts = []
+    for layer, x in enumerate(inputs):
+        hidden, active = transcoder.encode(layer, x)
+        position, feature = active.nonzero(as_tuple=True)
+        at = torch.full_like(position, layer)
+        parts.append((at, position, feature, active[position, feature], hidden[position, feature]))
+    return ActiveFeatures(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def write_module(block: Block, write: WritePoint) -> nn.Module:
+    """The module whose output the transcoder reconstructs."""
+    if write is WritePoint.POST_NORM and block.mlp_post_norm is not None:
+        return block.mlp_post_norm.module
+    return block.mlp
+
+
+def norms(block: Block) -> list[Norm]:
+    """The norms of a block, those it has."""
+    every = (
+        block.attention_norm,
+        block.attention_post_norm,
+        block.mlp_norm,
+        block.mlp_post_norm,
+    )
+    return [norm for norm in every if norm is not None]
+
+
+def _taps(host: Host, write: WritePoint, seen: Seen) -> list[tuple[nn.Module, Any]]:
+    def keep_token(inputs: Any, output: Tensor) -> None:
+        seen.token = output[0]
+
+    def keep_position(inputs: Any, output: Tensor) -> None:
+        seen.position = output[0] if output.ndim == 3 else output
+
+    def keep_norm(norm: Norm) -> Any:
+        def keep(inputs: Any, output: Tensor) -> None:
+            seen.norm_input[norm.module] = first_tensor(inputs)[0]
+
+        return keep
+
+    taps: list[tuple[nn.Module, Any]] = [(host.embedding, keep_token)]
+    if host.position_embedding is not None:
+        taps.append((host.position_embedding, keep_position))
+    for block in host.blocks:
+        taps += [
+            (block.module, lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])),
+            (block.attention, lambda _, output: seen.pattern.append(output[1][0])),
+            (block.mlp, lambda inputs, _: seen.mlp_input.append(first_tensor(inputs)[0])),
+            (write_module(block, write), lambda _, output: seen.mlp_output.append(_first(output))),
+            *((norm.module, keep_norm(norm)) for norm in norms(block)),
+        ]
+    return [*taps, (host.final_norm.module, keep_norm(host.final_norm))]
+
+
+def _first(output: Any) -> Tensor:
+    """(P, D) of a module's output, whether it comes alone or in a tuple."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor[0] if tensor.ndim == 3 else tensor
+
+
+def _frozen(block: Block, seen: Seen, layer: int) -> FrozenLayer:
+    def scale(norm: Norm | None) -> Tensor | None:
+        return None if norm is None else norm.scale(seen.norm_input[norm.module])
+
+    return FrozenLayer(
+        pattern=seen.pattern[layer],
+        attention_scale=block.attention_norm.scale(seen.norm_input[block.attention_norm.module]),
+        mlp_scale=block.mlp_norm.scale(seen.norm_input[block.mlp_norm.module]),
+        attention_post_scale=scale(block.attention_post_norm),
+        mlp_post_scale=scale(block.mlp_post_norm),
+    )

@@ -1,0 +1,269 @@
+"""The replacement model: a language model and the transcoders that stand in for its MLPs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replacement_models.errors import ModelError
+from replacement_models.folding import FoldedLayer, fold_all
+from replacement_models.formats import content_hash, load_transcoder
+from replacement_models.host import Host
+from replacement_models.hosts import check_family, host_of
+from replacement_models.hub import folder_of
+from replacement_models.recording import Recording, record
+from replacement_models.sae import SparseAutoencoder
+from replacement_models.transcoder import Transcoder
+
+EMBEDDED = Path(__file__).parent / "tiny"
+"""The model that ships with the project."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacementModel:
+    """A host, a transcoder that fits it, and where both came from."""
+
+    host: Host
+    transcoder: Transcoder
+    tokenizer: Any = None
+    """A Hugging Face tokenizer; None when only token ids are used."""
+    name: str = ""
+    revision: str = ""
+    transcoder_name: str = ""
+    transcoder_hash: str = ""
+
+    def __post_init__(self) -> None:
+        _check_fit(self.host, self.transcoder)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path | None = None,
+        transcoders: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        lazy: bool | None = None,
+    ) -> "ReplacementModel":
+        """Load a model and its transcoders.
+
+        Args:
+            name: Hugging Face folder or hub id `owner/name[@revision]`; None is the model that
+                ships with the project.
+            transcoders: folder or hub id, in a format `formats/` knows; None only with `name` None.
+            device: a torch device.
+            dtype: "float32", "float64" or "bfloat16".
+            lazy: leave decoder rows on disk; None decides by size.
+
+        Raises:
+            ModelError: anything is missing, torn, unsupported, or does not fit the rest.
+        """
+        if name is None:
+            name, transcoders = EMBEDDED / "model", transcoders or EMBEDDED / "clt"
+        elif transcoders is None:
+            raise ModelError(f"{name}: transcoders is missing; name the folder or hub id of a set")
+        where, kind = _device(device), _dtype(dtype)
+        folder, revision = folder_of(str(name), MODEL_FILES)
+        transcoder = load_transcoder(transcoders, lazy).to(where, kind)
+        model = _load_model(folder, kind).to(where)
+        return cls(
+            host=host_of(model),
+            transcoder=transcoder,
+            tokenizer=_load_tokenizer(folder),
+            name=_public_name(name),
+            revision=revision,
+            transcoder_name=_public_name(transcoders),
+            transcoder_hash=content_hash(transcoders),
+        )
+
+    @classmethod
+    def from_huggingface(
+        cls, model: Any, tokenizer: Any, transcoder: Transcoder, name: str = ""
+    ) -> "ReplacementModel":
+        """Wrap a Hugging Face model that is already in memory; it stays as it is.
+
+        Args:
+            model: a causal language model of a supported family.
+            tokenizer: its tokenizer, or None.
+            transcoder: moved to the model's device and dtype.
+            name: what graphs call the model; its configuration's name if empty.
+
+        Raises:
+            ModelError: the family is not supported, or the transcoder does not fit.
+        """
+        host = host_of(model.eval())
+        weight = host.unembedding
+        fitted = transcoder.to(weight.device, weight.dtype)
+        return cls(host, fitted, tokenizer, name or str(model.config.name_or_path), "", "", "")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of weights, recording and sweep."""
+        return self.host.unembedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.host.unembedding.device
+
+    @cached_property
+    def folded(self) -> tuple[FoldedLayer, ...]:
+        """Weights folded for the sweep; made at first use, kept with the model."""
+        return fold_all(list(self.host.blocks), self.transcoder)
+
+    @cached_property
+    def mean_unembedding(self) -> Tensor:
+        """(D,) mean unembedding row, taken off every token target."""
+        return self.host.unembedding.mean(0)
+
+    def tokenize(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        """Token ids of a prompt: text gets the model's BOS in front; ids are taken as they stand.
+
+        Raises:
+            ModelError: empty, too long, an id out of range, or text without a tokenizer.
+        """
+        ids = self._ids_of_text(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        if not ids:
+            raise ModelError("prompt is empty; give some text or at least one token id")
+        vocabulary, context = self.host.vocabulary, self.host.context
+        wrong = [i for i in ids if not 0 <= i < vocabulary]
+        if wrong:
+            raise ModelError(f"prompt: token id {wrong[0]} is not in 0..{vocabulary - 1}")
+        if context is not None and len(ids) > context:
+            raise ModelError(
+                f"prompt: {len(ids)} tokens, but {self.name or 'the model'} reads at most {context}"
+            )
+        return tuple(ids)
+
+    def token_string(self, token: int) -> str:
+        """One vocabulary entry as text."""
+        if self.tokenizer is None:
+            return str(token)
+        text: str = self.tokenizer.decode([token])
+        if not text or "\N{REPLACEMENT CHARACTER}" in text:
+            text = str(self.tokenizer.convert_ids_to_tokens(token) or f"[{token}]")
+        return text
+
+    def record(self, prompt: str | Sequence[int]) -> Recording:
+        """Run the unmodified model once on a prompt, under hooks that are always removed.
+
+        Raises:
+            ModelError: the prompt cannot be tokenized or does not fit the model.
+        """
+        return record(self.host, self.transcoder, self.tokenize(prompt))
+
+    def _ids_of_text(self, prompt: str) -> list[int]:
+        if self.tokenizer is None:
+            raise ModelError("prompt is text, but this model has no tokenizer; give token ids")
+        if not prompt.strip():
+            raise ModelError("prompt is empty; give some text or at least one token id")
+        try:
+            ids: list[int] = list(self.tokenizer(prompt).input_ids)
+        except UnicodeEncodeError as error:
+            raise ModelError(f"prompt is not valid Unicode ({error.reason})") from error
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+
+def _check_fit(host: Host, transcoder: Transcoder) -> None:
+    if isinstance(transcoder, SparseAutoencoder):
+        raise ModelError(
+            "transcoders: a sparse autoencoder reads the MLP's output and cannot stand in for the "
+            "MLP; give per-layer or cross-layer transcoders"
+        )
+    trained_on = f" (trained on {transcoder.model})" if transcoder.model else ""
+    for what, got, expected in (
+        ("layers", len(transcoder.layers), len(host.blocks)),
+        ("d_model", transcoder.d_model, host.d_model),
+    ):
+        if got != expected:
+            raise ModelError(
+                f"transcoders{trained_on} have {what} {got}, but the {host.family} model has "
+                f"{expected}; they belong to another model"
+            )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"device {name!r} cannot be used here ({reason})") from error
+    return device
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ModelError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json)")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_family(config.model_type)
+        with _no_progress_bar():
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+            ).eval()
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{folder}: the model cannot be loaded ({reason})") from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Silence the bar transformers draws while it copies weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer; None where it has none, so that token ids still work."""
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+
+
+def _public_name(name: str | Path) -> str:
+    """Hub ids as they are; of folders the last two parts, so that graphs hold no home folders."""
+    path = Path(name)
+    if not path.is_dir():
+        return str(name)
+    if path.resolve().is_relative_to(EMBEDDED.resolve()):
+        return f"embedded/{path.name}"
+    return "/".join(path.resolve().parts[-2:])

@@ -1,0 +1,20 @@
+"""Sparse autoencoders (SAE): dictionaries whose target is their input."""
+
+from typing import final
+
+from replacement_models.transcoder import Transcoder
+
+
+@final
+class SparseAutoencoder(Transcoder):
+    """Reconstructs what it reads (Bricken et al. 2023, "Towards Monosemanticity").
+
+    It reads an MLP's output, so nothing linear leads from the residual stream to its features: it
+    can be trained, saved and evaluated here, but a replacement model refuses it.
+    """
+
+    kind = "sae"
+
+    def targets(self, layer: int) -> range:
+        """The layer itself."""
+        return range(layer, layer + 1)

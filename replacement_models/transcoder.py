@@ -1,0 +1,218 @@
+"""Transcoders: sparse dictionaries that stand in for MLPs.
+
+At layer l a transcoder reads the MLP's input x^l, `a^l = act(W_enc^l x^l + b_enc^l)`, and writes to
+the outputs of its target layers, `ŷ^m = Σ_l W_dec^{l→m} a^l + b_dec^m [+ x^m W_skip^m]` (Ameisen
+et al. 2025, "Circuit Tracing", section "Building an interpretable replacement model"). One weight
+layout serves every kind, in memory and on disk: `W_enc[l] (F, D)`, `W_dec[l] (F, targets, D)`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement_models.activation import Activation
+from replacement_models.errors import ModelError
+
+
+class ReadPoint(StrEnum):
+    """Where a transcoder takes its input."""
+
+    RESIDUAL = "residual"
+    """The residual stream before the MLP's norm."""
+    NORMED_UNWEIGHTED = "normed_unweighted"
+    """After the norm's division, before its weight and bias."""
+    NORMED = "normed"
+    """What the MLP itself reads."""
+
+
+class WritePoint(StrEnum):
+    """Which vector a transcoder reconstructs. They differ only where a norm follows the MLP."""
+
+    MLP_OUTPUT = "mlp_output"
+    """What the MLP returns, before a post-norm."""
+    POST_NORM = "post_norm"
+    """What the block adds to the residual stream."""
+
+
+class Decoder(Protocol):
+    """Decoder rows of one layer, in memory or on disk."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(features, targets, d_model)."""
+
+    def rows(self, features: Int[Tensor, " rows"]) -> Float[Tensor, "rows targets d_model"]:
+        """The rows of `features`, in that order."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Decoder":
+        """The same rows, delivered on `device` in `dtype`."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseDecoder:
+    """Decoder rows held in memory."""
+
+    weight: Float[Tensor, "features targets d_model"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(features, targets, d_model)."""
+        features, targets, d_model = self.weight.shape
+        return features, targets, d_model
+
+    def rows(self, features: Int[Tensor, " rows"]) -> Float[Tensor, "rows targets d_model"]:
+        """The rows of `features`, in that order."""
+        return self.weight[features.to(self.weight.device)]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "DenseDecoder":
+        """The same rows on `device` in `dtype`."""
+        return DenseDecoder(self.weight.to(device, dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class TranscoderLayer:
+    """Weights of one layer."""
+
+    W_enc: Float[Tensor, "features d_model"]
+    b_enc: Float[Tensor, " features"]
+    decoder: Decoder
+    b_dec: Float[Tensor, " d_model"]
+    activation: Activation
+    W_skip: Float[Tensor, "d_model d_model"] | None = None
+    """Linear skip, applied as `x @ W_skip`."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "TranscoderLayer":
+        """The same layer on `device` in `dtype`."""
+        return replace(
+            self,
+            W_enc=self.W_enc.to(device, dtype),
+            b_enc=self.b_enc.to(device, dtype),
+            decoder=self.decoder.to(device, dtype),
+            b_dec=self.b_dec.to(device, dtype),
+            activation=self.activation.to(device, dtype),
+            W_skip=None if self.W_skip is None else self.W_skip.to(device, dtype),
+        )
+
+
+class Transcoder(ABC):
+    """Dictionaries for all layers of one model. The engine asks only what stands here."""
+
+    kind: str
+
+    def __init__(
+        self,
+        layers: Sequence[TranscoderLayer],
+        *,
+        read: ReadPoint = ReadPoint.NORMED,
+        write: WritePoint = WritePoint.MLP_OUTPUT,
+        model: str = "",
+    ) -> None:
+        """Take finished weights.
+
+        Args:
+            layers: one entry a layer, all of one width.
+            read: where the input is taken.
+            write: what is reconstructed.
+            model: name of the model the dictionary was trained on, for messages.
+
+        Raises:
+            ModelError: a weight's shape does not fit the others.
+        """
+        if not layers:
+            raise ModelError("a transcoder needs at least one layer, got none")
+        self.layers = tuple(layers)
+        self.read = ReadPoint(read)
+        self.write = WritePoint(write)
+        self.model = model
+        for index in range(len(self.layers)):
+            self._check(index)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream it was trained on."""
+        return self.layers[0].W_enc.shape[1]
+
+    @property
+    def features(self) -> int:
+        """Features a layer, of the widest layer."""
+        return max(layer.W_enc.shape[0] for layer in self.layers)
+
+    @abstractmethod
+    def targets(self, layer: int) -> range:
+        """Layers whose MLP output the features of `layer` write to."""
+
+    def encode(
+        self, layer: int, inputs: Float[Tensor, "*batch d_model"]
+    ) -> tuple[Float[Tensor, "*batch features"], Float[Tensor, "*batch features"]]:
+        """Pre-activations and activations of one layer, from its input at the read point."""
+        weights = self.layers[layer]
+        hidden = torch.nn.functional.linear(inputs, weights.W_enc, weights.b_enc)
+        return hidden, weights.activation(hidden)
+
+    def encoder_rows(
+        self, layer: int, features: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows d_model"]:
+        """Encoder rows of `features`."""
+        return self.layers[layer].W_enc[features]
+
+    def decoder_rows(
+        self, layer: int, features: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows targets d_model"]:
+        """What one unit of each of `features` writes to every target layer."""
+        return self.layers[layer].decoder.rows(features)
+
+    def skip(self, layer: int) -> Float[Tensor, "d_model d_model"] | None:
+        """The linear skip of one layer, applied as `x @ W_skip`, or None."""
+        return self.layers[layer].W_skip
+
+    def decode(
+        self,
+        activations: Sequence[Float[Tensor, "*batch features"]],
+        inputs: Sequence[Float[Tensor, "*batch d_model"]],
+    ) -> list[Float[Tensor, "*batch d_model"]]:
+        """Reconstructed MLP outputs of every layer.
+
+        Args:
+            activations: for every layer.
+            inputs: read by the linear skip; for every layer.
+        """
+        outputs = []
+        for layer, x in zip(self.layers, inputs, strict=True):
+            skipped = 0 if layer.W_skip is None else x @ layer.W_skip
+            outputs.append(layer.b_dec.expand_as(x) + skipped)
+        for source, active in enumerate(activations):
+            used = active.reshape(-1, active.shape[-1]).any(0).nonzero()[:, 0]
+            rows = self.decoder_rows(source, used)
+            for slot, target in enumerate(self.targets(source)):
+                outputs[target] = outputs[target] + active[..., used] @ rows[:, slot]
+        return outputs
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Transcoder":
+        """The same dictionary on `device` in `dtype`."""
+        layers = [layer.to(torch.device(device), dtype) for layer in self.layers]
+        return type(self)(layers, read=self.read, write=self.write, model=self.model)
+
+    def _check(self, index: int) -> None:
+        layer = self.layers[index]
+        features = len(layer.W_enc)
+        targets = self.targets(index)
+        expected = {
+            "b_enc": (layer.b_enc.shape, (features,)),
+            "W_dec": (layer.decoder.shape, (features, len(targets), self.d_model)),
+            "b_dec": (layer.b_dec.shape, (self.d_model,)),
+            "W_enc": (layer.W_enc.shape, (features, self.d_model)),
+        }
+        if layer.W_skip is not None:
+            expected["W_skip"] = (layer.W_skip.shape, (self.d_model, self.d_model))
+        for name, (got, want) in expected.items():
+            if tuple(got) != want:
+                raise ModelError(
+                    f"{self.kind} transcoder, layer {index}: {name} has shape {tuple(got)}, "
+                    f"expected {want} (features, targets, d_model as in W_enc and the layer count)"
+                )

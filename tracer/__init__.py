@@ -1,0 +1,7 @@
+"""The engine: trace a prompt to an attribution graph, and intervene to prove it."""
+
+from tracer.attribute import trace
+from tracer.errors import TraceError
+from tracer.targets import Difference, Direction
+
+__all__ = ["Difference", "Direction", "TraceError", "trace"]

@@ -1,0 +1,253 @@
+"""The local replacement model of one prompt: affine once patterns and norm scales are frozen.
+
+Every MLP output is rewritten as features + error, and what no source wrote becomes a constant
+(Ameisen et al. 2025, "Circuit Tracing", section "Local replacement model"). What is left
+of the model is linear in the sources. This module gathers, once per prompt, the vectors that
+sources write and the frozen patterns; `sweep.py` pulls target rows back through them.
+
+Places where something reads or writes are numbered as *sites*, bottom up: 2l is the residual stream
+entering layer l, 2l + 1 the one between its attention and its MLP, 2L the one entering the final
+norm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement_models import ActiveFeatures, Recording, ReplacementModel, Transcoder
+from replacement_models.folding import mlp_post_norm, written
+from replacement_models.host import Block
+from replacement_models.transcoder import ReadPoint
+
+
+@dataclass(frozen=True, eq=False)
+class Writers:
+    """What is written to one layer's MLP output, position by position.
+
+    Position p owns rows `start[p]:start[p + 1]` of `vectors`: first the features that write to
+    columns `first[p]`, `first[p] + 1`, ..., then the error (unless p is skipped), then the
+    constant.
+    """
+
+    vectors: Float[Tensor, "rows d_model"]
+    start: Sequence[int]
+    first: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """One layer of the local replacement model, for pulling gradients down."""
+
+    pattern: Float[Tensor, "kv_heads keys group queries"]
+    """Frozen attention pattern, transposed, norm denominators folded in."""
+    output: Float[Tensor, "d_model heads_d_head"]
+    value: Float[Tensor, "kv_heads_d_head d_model"]
+    attention_constant: Float[Tensor, "positions d_model"]
+    skip: Float[Tensor, "d_model d_model"] | None
+    skip_scale: Float[Tensor, "positions 1"]
+    """One over the norm denominators that the linear skip passes."""
+    writers: Writers
+    parallel: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LocalModel:
+    """The model, affine for one prompt of P positions."""
+
+    tokens: Sequence[int]
+    layers: Sequence[LinearLayer]
+    token_vectors: Float[Tensor, "positions d_model"]
+    position_vectors: Float[Tensor, "positions d_model"] | None
+    features: ActiveFeatures
+    """Features that are nodes, in column order: (position, layer, feature)."""
+    errors: Sequence[Float[Tensor, "positions d_model"]]
+    """What the transcoders miss, a layer each; zero at skipped positions."""
+    skip_positions: int
+
+    @property
+    def positions(self) -> int:
+        """P."""
+        return len(self.token_vectors)
+
+    @property
+    def columns(self) -> int:
+        """Sources: features, then errors (layer-major), then tokens."""
+        return len(self.features) + (len(self.layers) + 1) * self.positions
+
+    def error_column(self, layer: int, position: int) -> int:
+        """Column of one error node."""
+        return len(self.features) + layer * self.positions + position
+
+    def token_column(self, position: int) -> int:
+        """Column of one token node."""
+        return len(self.features) + len(self.layers) * self.positions + position
+
+
+def linearise(model: ReplacementModel, recording: Recording, skip_positions: int) -> LocalModel:
+    """Freeze a recording into a local replacement model.
+
+    Args:
+        model: what was recorded.
+        recording: its one forward pass.
+        skip_positions: features and errors at the first so many positions are no nodes; the MLP
+            outputs there count as constants.
+    """
+    features = _columns(recording.features, skip_positions)
+    rows = _scaled_decoder_rows(model.transcoder, features)
+    layers, errors = [], []
+    for layer, block in enumerate(model.host.blocks):
+        columns, vectors = _writes(model.transcoder, rows, layer)
+        at = features.position[columns]
+        error, constant = _rest(model, recording, layer, skip_positions, (at, vectors))
+        everywhere = torch.arange(len(error), device=error.device)
+        writers = _stack(
+            columns,
+            at,
+            _onto_residual(model, recording, layer, vectors, at),
+            _onto_residual(model, recording, layer, error, everywhere)[skip_positions:],
+            _onto_residual(model, recording, layer, constant, everywhere, bias=True),
+        )
+        layers.append(_layer(model, recording, layer, block, writers))
+        errors.append(error)
+    return LocalModel(
+        tokens=recording.tokens,
+        layers=layers,
+        token_vectors=recording.token_vectors,
+        position_vectors=recording.position_vectors,
+        features=features,
+        errors=errors,
+        skip_positions=skip_positions,
+    )
+
+
+def _columns(active: ActiveFeatures, skip_positions: int) -> ActiveFeatures:
+    """Features at counted positions, by position (within one, by layer and feature)."""
+    kept = (active.position >= skip_positions).nonzero()[:, 0]
+    return active[kept[active.position[kept].argsort(stable=True)]]
+
+
+def _scaled_decoder_rows(
+    transcoder: Transcoder, features: ActiveFeatures
+) -> list[tuple[Int[Tensor, " at"], Float[Tensor, "at targets d_model"]]]:
+    """Per layer: columns of its features, and what they write, activation times decoder rows."""
+    found = []
+    for layer in range(len(transcoder.layers)):
+        at = (features.layer == layer).nonzero()[:, 0]
+        used, where = features.feature[at].unique(return_inverse=True)
+        rows = transcoder.decoder_rows(layer, used)[where]
+        found.append((at, rows * features.activation[at, None, None]))
+    return found
+
+
+def _writes(
+    transcoder: Transcoder, rows: Sequence[tuple[Tensor, Tensor]], layer: int
+) -> tuple[Int[Tensor, " writers"], Float[Tensor, "writers d_model"]]:
+    """Columns that write to one layer's MLP output, ascending, and what they write there."""
+    sources = [s for s in range(layer + 1) if layer in transcoder.targets(s)]
+    columns = torch.cat([rows[source][0] for source in sources])
+    vectors = [rows[source][1][:, layer - transcoder.targets(source)[0]] for source in sources]
+    columns, order = columns.sort()
+    return columns, torch.cat(vectors)[order]
+
+
+def _rest(
+    model: ReplacementModel,
+    recording: Recording,
+    layer: int,
+    skip_positions: int,
+    writes: tuple[Int[Tensor, " writers"], Float[Tensor, "writers d_model"]],
+) -> tuple[Float[Tensor, "positions d_model"], Float[Tensor, "positions d_model"]]:
+    """What else makes up one layer's MLP output: its error vectors and its constants.
+
+    The linear skip belongs to neither, but for what it makes of the read norm's bias.
+    """
+    weights, norm = model.transcoder.layers[layer], model.host.blocks[layer].mlp_norm
+    output, b_dec = recording.outputs[layer], weights.b_dec
+    if weights.W_skip is not None:
+        output = output - recording.inputs[layer] @ weights.W_skip
+    at, vectors = writes
+    error = (output - b_dec).index_add(0, at, vectors, alpha=-1)
+    error[:skip_positions] = 0
+    constant = b_dec.repeat(len(output), 1)
+    constant[:skip_positions] = output[:skip_positions]
+    normed = model.transcoder.read is ReadPoint.NORMED
+    if weights.W_skip is not None and norm.bias is not None and normed:
+        constant += norm.bias @ weights.W_skip
+    return error, constant
+
+
+def _onto_residual(
+    model: ReplacementModel,
+    recording: Recording,
+    layer: int,
+    vectors: Float[Tensor, "rows d_model"],
+    at: Int[Tensor, " rows"],
+    bias: bool = False,
+) -> Float[Tensor, "rows d_model"]:
+    """Writes to an MLP output as the residual stream receives them: through a frozen post-norm."""
+    norm = mlp_post_norm(model.host.blocks[layer], model.transcoder)
+    scale = recording.layers[layer].mlp_post_scale
+    if norm is None or scale is None:
+        return vectors
+    pushed = written(vectors, norm) / scale[at]
+    return pushed + norm.bias if bias and norm.bias is not None else pushed
+
+
+def _stack(
+    columns: Int[Tensor, " writers"],
+    at: Int[Tensor, " writers"],
+    vectors: Float[Tensor, "writers d_model"],
+    errors: Float[Tensor, "counted d_model"],
+    constants: Float[Tensor, "positions d_model"],
+) -> Writers:
+    """Bring the writers of every position together, so that one product scores them all."""
+    positions = len(constants)
+    skipped = positions - len(errors)
+    counts = torch.bincount(at, minlength=positions).tolist()
+    parts, start, first, done = [], [0], [], 0
+    columns_in_order = columns.tolist()
+    for position, count in enumerate(counts):
+        parts.append(vectors[done : done + count])
+        if position >= skipped:
+            parts.append(errors[position - skipped, None])
+        parts.append(constants[position, None])
+        first.append(columns_in_order[done] if count else 0)
+        start.append(start[-1] + count + 1 + (position >= skipped))
+        done += count
+    return Writers(torch.cat(parts), start, first)
+
+
+def _layer(
+    model: ReplacementModel, recording: Recording, layer: int, block: Block, writers: Writers
+) -> LinearLayer:
+    folded, frozen = model.folded[layer], recording.layers[layer]
+    kv_heads = len(block.value)
+    pattern = frozen.pattern
+    heads, positions, _ = pattern.shape
+    values = folded.value_constant.repeat_interleave(heads // kv_heads, dim=0)
+    constant = (pattern.sum(-1).T[..., None] * values).flatten(1) @ block.output.flatten(0, 1)
+    if block.output_bias is not None:
+        constant = constant + block.output_bias
+    scaled = pattern / frozen.attention_scale[:, 0]
+    if block.attention_post_norm is not None and frozen.attention_post_scale is not None:
+        constant = block.attention_post_norm.frozen(constant, frozen.attention_post_scale)
+        scaled = scaled / frozen.attention_post_scale
+    skip_scale = torch.ones_like(frozen.mlp_scale)
+    if model.transcoder.read is not ReadPoint.RESIDUAL:
+        skip_scale = skip_scale / frozen.mlp_scale
+    if mlp_post_norm(block, model.transcoder) is not None and frozen.mlp_post_scale is not None:
+        skip_scale = skip_scale / frozen.mlp_post_scale
+    grouped = scaled.reshape(kv_heads, heads // kv_heads, positions, positions)
+    return LinearLayer(
+        pattern=grouped.permute(0, 3, 1, 2).contiguous(),
+        output=folded.output,
+        value=folded.value,
+        attention_constant=constant,
+        skip=folded.skip,
+        skip_scale=skip_scale,
+        writers=writers,
+        parallel=block.parallel,
+    )
