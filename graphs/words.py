@@ -61,7 +61,7 @@ def node(row: dict[str, Any], tokens: list[str]) -> str:
     place = row["position"]
     at = f"“{token(tokens[place])}”" if place < len(tokens) else f"position {place}"
     if row["kind"] == NodeKind.EMBEDDING:
-        return f"“{token(row['text'])}”" if row["text"] else at
+        return word(row)
     if row["kind"] == NodeKind.ERROR:
         return f"error (L{row['layer']}, at {at})"
     if row["kind"] == NodeKind.FEATURE:
@@ -69,8 +69,13 @@ def node(row: dict[str, Any], tokens: list[str]) -> str:
     return logit(row)
 
 
+def word(row: dict[str, Any]) -> str:
+    """The token of an embedding or a logit in quotes; its number where the text is unknown."""
+    return f"token {row['token']}" if row["text"] is None else f"“{token(row['text'])}”"
+
+
 def logit(row: dict[str, Any]) -> str:
     """A target: its token and probability, or the label and weight of the user's own."""
     if row["token"] is None:
         return f"{visible(row['label'] or row['id'])} (weight {row['probability'] or 0:g})"
-    return f"“{token(row['text'] or '')}” {percent(row['probability'] or 0)}"
+    return f"{word(row)} {percent(row['probability'] or 0)}"
