@@ -2,6 +2,15 @@
 
 from tracer.attribute import trace
 from tracer.errors import TraceError
+from tracer.intervene import Change, Intervention, intervene
 from tracer.targets import Difference, Direction
 
-__all__ = ["Difference", "Direction", "TraceError", "trace"]
+__all__ = [
+    "Change",
+    "Difference",
+    "Direction",
+    "Intervention",
+    "TraceError",
+    "intervene",
+    "trace",
+]

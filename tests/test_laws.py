@@ -1,0 +1,251 @@
+"""The laws of DESIGN: conservation, edge = intervention, reproduction, roots; and that they bite."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tracer
+from replacement_models import ReadPoint, ReplacementModel
+from tests.local_forward import LocalForward
+from tests.random_models import PROMPT, replacement_model
+from tracer import Intervention
+from tracer.linear import LocalModel, linearise
+from tracer.sweep import sweep
+from tracer.targets import feature_rows, logit_targets
+
+CASES = [
+    {"family": family, "kind": kind, "skip": skip, "read": read, "activation": activation}
+    for family in ("gpt2", "llama")
+    for kind, skip, read, activation in (
+        ("per_layer", False, ReadPoint.NORMED, "jump_relu"),
+        ("per_layer", True, ReadPoint.NORMED, "topk"),
+        ("per_layer", True, ReadPoint.RESIDUAL, "relu"),
+        ("cross_layer", False, ReadPoint.RESIDUAL, "relu"),
+        ("cross_layer", True, ReadPoint.NORMED, "jump_relu"),
+        ("cross_layer", True, ReadPoint.NORMED_UNWEIGHTED, "relu"),
+    )
+]
+case = pytest.mark.parametrize("options", CASES, ids=lambda o: "-".join(map(str, o.values())))
+
+
+def row_sums(model: ReplacementModel, change: Callable[[LocalModel], LocalModel] | None = None):
+    """Sum and local-forward value of every row, in units of the largest value."""
+    with torch.no_grad():
+        recording = model.record(PROMPT)
+        local = linearise(model, recording, skip_positions=1)
+        pre_activations, logits = LocalForward(model, recording)()
+        found = local.features
+        rows = feature_rows(model, recording, local, torch.arange(len(found)))
+        targets = logit_targets(model, recording, None, 10, 0.95)
+        local = local if change is None else change(local)
+        sums = [
+            effects.sources.sum(1) + effects.constant
+            for effects in (sweep(local, rows), sweep(local, targets.rows))
+        ]
+    features = [
+        pre_activations[layer][position, feature]
+        for layer, position, feature in zip(
+            found.layer.tolist(), found.position.tolist(), found.feature.tolist(), strict=True
+        )
+    ]
+    last = logits[-1]
+    values = torch.stack([*features, *(last[token] - last.mean() for token in targets.token)])
+    return torch.cat(sums) / values.abs().max(), values / values.abs().max()
+
+
+@case
+def test_every_row_sums_to_what_a_separate_forward_pass_reads(options: dict[str, Any]):
+    got, expected = row_sums(replacement_model(**options))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+@case
+def test_the_local_replacement_model_reproduces_the_logits(options: dict[str, Any]):
+    model = replacement_model(**options)
+    with torch.no_grad():
+        recording = model.record(PROMPT)
+        _, logits = LocalForward(model, recording)()
+    size = recording.logits.abs().max()
+    exact = options["family"] == "gpt2"  # Llama's RMSNorm runs in float32 inside transformers
+    error = float((logits - recording.logits).abs().max() / size)
+    assert error < (1e-9 if exact else 2e-5)
+
+
+@case
+def test_an_edge_is_what_a_direct_intervention_changes(options: dict[str, Any]):
+    model = replacement_model(**options)
+    graph = tracer.trace(model, PROMPT)
+    nodes = graph.nodes.to_pylist()
+    effect = graph.effect.toarray()
+    features = [index for index, node in enumerate(nodes) if node["kind"] == "feature"]
+    for source in features[:: max(1, len(features) // 12)]:
+        node = nodes[source]
+        doubled = Intervention(
+            layer=node["layer"], position=node["position"], feature=node["feature"], scale=2.0
+        )
+        change = tracer.intervene(model, PROMPT, [doubled], mode="direct")
+        moved = (change.pre_activations - change.base.pre_activations).numpy()
+        logits = (change.logits_before_cap - change.base.logits_before_cap)[-1].numpy()
+        for target in range(len(nodes)):
+            at = nodes[target]
+            if at["kind"] == "feature":
+                expected = moved[at["layer"], at["position"], at["feature"]]
+            elif at["kind"] == "logit":
+                expected = logits[at["token"]] - logits.mean()
+            else:
+                continue
+            assert effect[target, source] == pytest.approx(expected, abs=1e-9)
+
+
+@case
+def test_edges_from_tokens_and_errors_are_what_removing_them_changes(options: dict[str, Any]):
+    model = replacement_model(**options)
+    graph = tracer.trace(model, PROMPT)
+    nodes, effect = graph.nodes.to_pylist(), graph.effect.toarray()
+    with torch.no_grad():
+        forward = LocalForward(model, model.record(PROMPT))
+        before, _ = forward()
+        for source, node in enumerate(nodes):
+            if node["kind"] not in ("embedding", "error"):
+                continue
+            scale = forward.token if node["kind"] == "embedding" else forward.error[node["layer"]]
+            scale[node["position"]] = 0
+            after, _ = forward()
+            scale[node["position"]] = 1
+            for target, at in enumerate(nodes):
+                if at["kind"] == "feature":
+                    place = at["position"], at["feature"]
+                    change = before[at["layer"]][place] - after[at["layer"]][place]
+                    assert effect[target, source] == pytest.approx(float(change), abs=1e-9)
+
+
+@case
+def test_influence_of_the_roots_adds_up_to_the_weights(options: dict[str, Any]):
+    graph = tracer.trace(replacement_model(**options), PROMPT)
+    nodes = graph.nodes.to_pydict()
+    kind = np.array(nodes["kind"])
+    roots = np.isin(kind, ["embedding", "error"])
+    influence = np.array(nodes["influence"])
+    weights = [p for p in nodes["probability"] if p is not None]
+    assert influence[roots].sum() == pytest.approx(sum(weights), rel=1e-9)
+
+
+def _without_constants(layer: int) -> Callable[[LocalModel], LocalModel]:
+    def change(local: LocalModel) -> LocalModel:
+        writers = local.layers[layer].writers
+        vectors = writers.vectors.clone()
+        vectors[[end - 1 for end in writers.start[1:]]] = 0
+        return _with_layer(local, layer, writers=replace(writers, vectors=vectors))
+
+    return change
+
+
+def _with_layer(local: LocalModel, layer: int, **changes: Any) -> LocalModel:
+    layers = list(local.layers)
+    layers[layer] = replace(layers[layer], **changes)
+    return replace(local, layers=layers)
+
+
+def _without_head(local: LocalModel) -> LocalModel:
+    pattern = local.layers[1].pattern.clone()
+    pattern[0, :, 0] = 0
+    return _with_layer(local, 1, pattern=pattern)
+
+
+MUTATIONS: dict[str, Callable[[LocalModel], LocalModel]] = {
+    "decoder bias": _without_constants(0),
+    "attention bias": lambda local: _with_layer(
+        local, 1, attention_constant=torch.zeros_like(local.layers[1].attention_constant)
+    ),
+    "linear skip": lambda local: _with_layer(local, 1, skip=None),
+    "one head": _without_head,
+    "one layer's errors": lambda local: _with_layer(
+        local,
+        0,
+        writers=replace(
+            local.layers[0].writers,
+            vectors=local.layers[0].writers.vectors.index_fill(
+                0, torch.tensor([end - 2 for end in local.layers[0].writers.start[2:]]), 0.0
+            ),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@pytest.mark.parametrize("dropped", MUTATIONS)
+def test_conservation_fails_when_something_is_dropped(dropped: str, kind: str, family: str):
+    model = replacement_model(family, kind=kind, skip=True)
+    got, expected = row_sums(model, MUTATIONS[dropped])
+    assert float((got - expected).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("dropped", ["value_bias", "output_bias", "position_embedding"])
+def test_conservation_fails_when_a_host_forgets_a_bias(dropped: str):
+    model = replacement_model("gpt2")
+    if dropped == "position_embedding":
+        host = replace(model.host, position_embedding=None)
+    else:
+        blocks = [replace(block, **{dropped: None}) for block in model.host.blocks]
+        host = replace(model.host, blocks=blocks)
+    honest = tracer.trace(model, PROMPT).metadata["conservation"]
+    broken = tracer.trace(replace(model, host=host), PROMPT).metadata["conservation"]
+    assert honest["relative"] < 1e-9
+    assert broken["relative"] > 1e-3
+
+
+def test_edges_differ_from_interventions_when_a_head_is_dropped():
+    model = replacement_model("gpt2")
+    graph = tracer.trace(model, PROMPT)
+    broken = replace(model)
+    output = broken.folded[1].output.clone()
+    output[:, :4] = 0
+    broken.__dict__["folded"] = (
+        broken.folded[0],
+        replace(broken.folded[1], output=output),
+        broken.folded[2],
+    )
+    wrong = tracer.trace(broken, PROMPT)
+    assert abs(graph.effect - wrong.effect).max() > 1e-3
+
+
+@pytest.mark.parametrize("skip_positions", [0, 2, len(PROMPT)])
+def test_conservation_holds_whatever_is_skipped(skip_positions: int):
+    for family in ("gpt2", "llama"):
+        model = replacement_model(family, kind="cross_layer", skip=True)
+        graph = tracer.trace(model, PROMPT, skip_positions=skip_positions)
+        limit = 1e-9 if family == "gpt2" else 2e-5
+        assert graph.metadata["conservation"]["relative"] < limit
+        positions = {n["position"] for n in graph.nodes.to_pylist() if n["kind"] == "error"}
+        assert positions == set(range(skip_positions, len(PROMPT)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_stays_close(dtype: torch.dtype):
+    model = replacement_model("gpt2", dtype, kind="cross_layer")
+    relative = tracer.trace(model, PROMPT).metadata["conservation"]["relative"]
+    assert relative < {torch.float32: 2e-6, torch.bfloat16: 0.1}[dtype]
+
+
+def test_a_cap_leaves_out_what_it_does_not_explain():
+    model = replacement_model("gpt2", kind="cross_layer")
+    whole = tracer.trace(model, PROMPT)
+    capped = tracer.trace(model, PROMPT, max_features=5, rank_every=2)
+    assert capped.metadata["active_features"] == whole.metadata["active_features"]
+    assert sum(kind == "feature" for kind in capped.nodes["kind"].to_pylist()) == 5
+    assert capped.metadata["conservation"]["relative"] < 1e-9
+    by_id = {node["id"]: node for node in whole.nodes.to_pylist()}
+    row = {name: index for index, name in enumerate(whole.nodes["id"].to_pylist())}
+    kept = set(capped.nodes["id"].to_pylist())
+    dropped = [i for name, i in row.items() if name not in kept]
+    for node in capped.nodes.to_pylist():
+        if node["kind"] in ("feature", "logit"):
+            lost = whole.effect[[row[node["id"]]]].toarray()[0, dropped]
+            assert node["left_out"] == pytest.approx(lost.sum(), abs=1e-9)
+            assert node["left_out_absolute"] == pytest.approx(np.abs(lost).sum(), abs=1e-9)
+            assert node["constant"] == pytest.approx(by_id[node["id"]]["constant"], abs=1e-9)
