@@ -1,0 +1,36 @@
+# `make demo` shows what tracer does, `make test` checks it. Both set up .venv first, once.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test install clean
+
+demo: $(INSTALLED)
+	@mkdir -p demo
+	$(BIN)/tracer trace "The capital of the state containing Dallas is" -o demo/dallas.graph > demo/trace.txt
+	$(BIN)/tracer show demo/dallas.graph
+	@if command -v neato > /dev/null; then for kind in svg png; do \
+		$(BIN)/tracer render demo/dallas.graph -o demo/dallas.$$kind || exit; done; \
+	else sh install_graphviz.sh; $(BIN)/tracer render demo/dallas.graph -o demo/dallas.dot; fi
+	@echo "The files are in $(CURDIR)/demo:" && ls demo
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+install: $(INSTALLED)
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt install_graphviz.sh
+	@test -n "$(PYTHON)" || { echo "tracer needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	sh install_graphviz.sh
+	@touch $@
+
+clean:
+	rm -rf .venv demo

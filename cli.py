@@ -1,0 +1,567 @@
+"""Command line: parse, call one function, print. No mathematics here."""
+
+import json
+import math
+import re
+import shlex
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # torch takes seconds to import, --help must not wait: imports stand inside
+    from graphs import AttributionGraph
+    from replacement_models import ReplacementModel
+    from tracer import Change, Difference
+
+Command = Callable[..., Any]
+
+OURS = {"graphs", "replacement_models", "tracer"}
+GRAPH_FILES = {"nodes.arrow", "edges.arrow"}
+MADE_BY = {
+    **dict.fromkeys((".svg", ".png", ".pdf", ".dot"), "render"),
+    **dict.fromkeys((".json", ".graphml", ".csv"), "export"),
+}
+"""Suffix of a file -> the command that writes it from a graph."""
+FEATURE_VALUE = re.compile(r"(\d{1,9})/(-?\d{1,9}|(-?\d{1,9})?:(-?\d{1,9})?)/(\d{1,9})=(.+)")
+
+
+class Failure(click.ClickException):
+    """Bad input: one line for the terminal and exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
+
+class Interrupted(Failure):
+    """Ctrl-C, with the exit code that shells expect."""
+
+    exit_code = 130
+
+
+def explain(error: Exception) -> str | None:
+    """Say in one line what the user can mend; None for a bug, which keeps its traceback."""
+    if isinstance(error, click.UsageError):
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        return error.format_message() + hint
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    ours = type(error).__module__.partition(".")[0] in OURS
+    return str(error) if ours else None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what the user can mend into a `Failure`; let everything else through."""
+    try:
+        yield
+    except (click.exceptions.NoArgsIsHelpError, BrokenPipeError):
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted") from error
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        raise Failure(message) from error
+
+
+class Group(click.Group):
+    """Shows bad input as one line with exit code 2; any other exception is a bug."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options of the group itself."""
+        with one_line_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse and run the command."""
+        with one_line_errors():
+            return super().invoke(ctx)
+
+
+def token_ids(value: str) -> list[int]:
+    """Read `1,7,12` as [1, 7, 12]."""
+    if not re.fullmatch(r" *\d{1,9} *(, *\d{1,9} *)*", value):
+        raise click.BadParameter(f"{value!r} is not a list of token ids such as 1,7,12")
+    return [int(number) for number in value.split(",")]
+
+
+def feature_value(value: str) -> tuple[int, int | slice, int, float]:
+    """Read `2/-1/311=0` or `2/3:6/311=0` as (layer, position or slice, feature, number)."""
+    parts = FEATURE_VALUE.fullmatch(value)
+    number = float_or_nan(parts[6]) if parts else math.nan
+    if parts is None or not math.isfinite(number):
+        raise click.BadParameter(f"{value!r} is not L/P/F=X, as in 2/-1/311=0 or 2/3:6/311=0")
+    if ":" in parts[2]:
+        first, end = (int(part) if part else None for part in (parts[3], parts[4]))
+        return int(parts[1]), slice(first, end), int(parts[5]), number
+    return int(parts[1]), int(parts[2]), int(parts[5]), number
+
+
+def float_or_nan(text: str) -> float:
+    """Read a number; not a number where there is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def together(*options: Command) -> Command:
+    """Join options that several commands share; the first stands first in the help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
+SHARE = click.FloatRange(0, 1, min_open=True)
+EXISTING = click.Path(path_type=Path)
+
+folder = click.argument("folder", type=EXISTING)
+prompt_options = together(
+    click.argument("prompt", required=False),
+    click.option("--tokens", type=token_ids, metavar="IDS", help="Token ids instead: 1,7,12."),
+)
+model_options = together(
+    click.option("--model", "name", metavar="M", help="Folder or hub id.", show_default="embedded"),
+    click.option("--transcoders", metavar="T", help="Folder or hub id.", show_default="embedded"),
+    click.option(
+        "--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32"
+    ),
+    click.option("--device", default="cpu", help="cpu, cuda, cuda:1, ..."),
+)
+trace_options = together(
+    click.option(
+        "--max-features",
+        type=COUNT,
+        help="Explain at most so many features, the most influential.",
+        show_default="all",
+    ),
+    click.option(
+        "--rank-every",
+        type=POSITIVE,
+        help="With --max-features: rank again after so many.",
+        show_default="a schedule",
+    ),
+    click.option(
+        "--max-logits", type=POSITIVE, default=10, help="Explain at most so many next tokens."
+    ),
+    click.option(
+        "--logit-mass",
+        type=SHARE,
+        default=0.95,
+        help="Explain the likeliest next tokens up to this probability.",
+    ),
+    click.option(
+        "--target",
+        metavar="TOKEN",
+        multiple=True,
+        help="Explain this token instead (mind the space: ' Austin'); may be repeated.",
+    ),
+    click.option("--minus", metavar="TOKEN", help="Explain each --target minus this token."),
+    click.option(
+        "--position", type=int, default=-1, help="Explain what comes after this position."
+    ),
+    click.option(
+        "--skip-positions",
+        type=COUNT,
+        default=1,
+        help="No features and errors at the first so many positions.",
+    ),
+)
+prune_options = together(
+    click.option("--nodes", type=SHARE, default=0.8, help="Share of the node influence to keep."),
+    click.option("--edges", type=SHARE, default=0.98, help="Share of the edge influence to keep."),
+)
+
+
+def output(help: str, **settings: Any) -> Command:
+    """Make the -o option of a command."""
+    path = click.Path(path_type=Path)
+    return click.option("-o", "--output", type=path, help=help, **settings)
+
+
+def examples(*lines: str) -> str:
+    """Commands to show at the end of a help text."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(
+    cls=Group,
+    context_settings={"show_default": True, "max_content_width": 100},
+    epilog=examples(
+        'tracer trace "The capital of the state containing Dallas is" -o dallas.graph',
+        "tracer render dallas.graph -o dallas.svg",
+    ),
+)
+@click.version_option(package_name="tracer")
+def main() -> None:
+    """Trace circuits in language models."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # the terminal's encoding may lack a token's letters
+            stream.reconfigure(errors="backslashreplace")
+
+
+@main.command(
+    epilog=examples(
+        'tracer trace "The capital of the state containing Dallas is" -o dallas.graph',
+        'tracer trace "The opposite of hot is" --target " cold" --minus " hot"',
+    )
+)
+@prompt_options
+@model_options
+@trace_options
+@output("Folder or .zip to write.", show_default="named after the prompt")
+def trace(
+    prompt: str | None, tokens: list[int] | None, output: Path | None, **options: Any
+) -> None:
+    """Explain the next token after PROMPT; write the whole graph."""
+    text = only_one(prompt, tokens)
+    output = output or Path(f"{slug(text)}.graph")
+    refuse_unwritable_graph(output)
+    options["targets"] = targets(options.pop("target"), options.pop("minus"))
+    model = load_model(options)
+    import tracer
+
+    with progress("Tracing"):
+        graph = tracer.trace(model, text, **options)
+    graph.save(output)
+    print_summary(graph)
+    place, picture = (shlex.quote(str(path)) for path in (output, output.with_suffix(".svg")))
+    click.echo(f"Saved {output}. To draw it: tracer render {place} -o {picture}")
+
+
+@main.command(epilog=examples("tracer show dallas.graph", "tracer show dallas.graph --paths 30"))
+@folder
+@click.option("--features", type=COUNT, default=10, help="How many of the strongest features.")
+@click.option("--paths", type=COUNT, default=10, help="How many of the strongest paths.")
+def show(folder: Path, features: int, paths: int) -> None:
+    """Print a graph's scores, strongest features and paths."""
+    from graphs import AttributionGraph
+
+    graph = AttributionGraph.load(folder)
+    print_origin(graph)
+    print_summary(graph)
+    print_features(graph, features)
+    print_paths(graph, paths)
+
+
+@main.command(epilog=examples("tracer prune dallas.graph -o small.graph --nodes 0.8 --edges 0.98"))
+@folder
+@prune_options
+@output("Folder or .zip to write.", required=True)
+def prune(folder: Path, nodes: float, edges: float, output: Path) -> None:
+    """Write what matters most of a graph as a graph."""
+    refuse_unwritable_graph(output)
+    pruned(folder, nodes, edges).save(output)
+    click.echo(f"Saved {output}")
+
+
+@main.command(epilog=examples("tracer render dallas.graph -o dallas.svg"))
+@folder
+@prune_options
+@output("Picture to write: .svg, .png, .pdf or .dot.", required=True)
+def render(folder: Path, nodes: float, edges: float, output: Path) -> None:
+    """Draw what matters most of a graph."""
+    pruned(folder, nodes, edges).render(output)
+    click.echo(f"Saved {output}")
+
+
+@main.command(
+    epilog=examples(
+        "tracer export dallas.graph -o dallas.graphml",
+        "tracer export dallas.graph -o all.json --nodes 1 --edges 1",
+    )
+)
+@folder
+@prune_options
+@output("File to write: .json, .graphml or .csv.", required=True)
+def export(folder: Path, nodes: float, edges: float, output: Path) -> None:
+    """Write what matters most of a graph for other tools."""
+    pruned(folder, nodes, edges).export(output)
+    click.echo(f"Saved {output}")
+
+
+def change(flag: str, field: str, help: str) -> Command:
+    """Make an option of `intervene` that fills a field of `tracer.Intervention`."""
+    return click.option(
+        flag, field, type=feature_value, metavar="L/P/F=X", multiple=True, help=help
+    )
+
+
+@main.command(
+    epilog=examples(
+        'tracer intervene "The opposite of hot is" --set 1/-1/42=0 --mode free',
+        'tracer intervene "The opposite of hot is" --scale 1/2:5/42=-1 --add 0/3/7=2.5',
+    )
+)
+@prompt_options
+@model_options
+@change("--set", "value", "Set feature F of layer L at position P to X.")
+@change("--scale", "scale", "Multiply it by X.")
+@change("--add", "add", "Add X to it.")
+@click.option(
+    "--mode",
+    type=click.Choice(["direct", "free"]),
+    default="direct",
+    help="Freeze all else, or recompute everything downstream.",
+)
+def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options: Any) -> None:
+    """Change features and print what becomes of the answer.
+
+    P may count from the end (-1) or be a slice (2:5). Options may be repeated.
+    """
+    text = only_one(prompt, tokens)
+    changes = {field: options.pop(field) for field in ("value", "scale", "add")}
+    if not any(changes.values()):
+        raise click.UsageError("expected --set, --scale or --add", click.get_current_context())
+    model = load_model(options)
+    import tracer
+
+    interventions = [
+        tracer.Intervention(layer=layer, position=position, feature=feature, **{field: number})
+        for field, places in changes.items()
+        for layer, position, feature, number in places
+    ]
+    with progress("Running the model"):
+        result = tracer.intervene(model, text, interventions, mode)
+    print_answers(model, result)
+    print_responses(result, [model.token_string(token) for token in model.tokenize(text)])
+
+
+def only_one(prompt: str | None, tokens: list[int] | None) -> str | list[int]:
+    """Take the text or the token ids, whichever was given."""
+    if prompt is not None and tokens is None:
+        return prompt
+    if tokens is not None and prompt is None:
+        return tokens
+    got = "neither" if prompt is None else "both"
+    raise click.UsageError(f"expected PROMPT or --tokens, got {got}", click.get_current_context())
+
+
+def slug(text: str | list[int]) -> str:
+    """Make a file name of a prompt, at most 60 characters and 200 bytes."""
+    words = text if isinstance(text, str) else "tokens " + " ".join(map(str, text))
+    name = re.sub(r"[\W_]+", "-", words.lower())[:60].encode(errors="ignore")[:200]
+    return name.decode(errors="ignore").strip("-") or "prompt"
+
+
+def targets(plus: Sequence[str], minus: str | None) -> "list[str] | list[Difference] | None":
+    """Read --target and --minus as `tracer.trace` takes them."""
+    if minus is None:
+        return list(plus) or None
+    if not plus:
+        raise click.UsageError("--minus needs a --target", click.get_current_context())
+    from tracer import Difference
+
+    return [Difference(token, minus) for token in plus]
+
+
+def load_model(options: dict[str, Any]) -> "ReplacementModel":
+    """Take the options of `model_options` out of `options` and load what they name."""
+    names = ("name", "transcoders", "device", "dtype")
+    with progress("Loading the model"):
+        from replacement_models import ReplacementModel
+
+        return ReplacementModel.load(**{name: options.pop(name) for name in names})
+
+
+def pruned(folder: Path, nodes: float, edges: float) -> "AttributionGraph":
+    """Load and prune a graph, and say on stderr what was dropped."""
+    from graphs import AttributionGraph
+
+    graph = AttributionGraph.load(folder)
+    small = graph.prune(nodes=nodes, edges=edges)
+    rows, links = graph.nodes.num_rows, graph.effect.nnz
+    click.echo(
+        f"Kept {small.nodes.num_rows} of {rows} nodes and {small.effect.nnz} of {links} edges "
+        f"(--nodes {nodes:g} --edges {edges:g}; 1 and 1 keep all)",
+        err=True,
+    )
+    return small
+
+
+def refuse_unwritable_graph(path: Path) -> None:
+    """Refuse, before long work, a place where a graph cannot or should not be written.
+
+    Raises:
+        Failure: something that is no graph stands there, or nothing can be written there.
+    """
+    if path.suffix in MADE_BY:
+        what = f"a graph is a folder or .zip; tracer {MADE_BY[path.suffix]} makes {path.suffix}"
+        raise Failure(f"cannot write {path}: {what} files of it")
+    if path.exists() and not replaceable(path):
+        raise Failure(f"cannot write {path}: it exists and is no graph; name another with -o")
+    parent = path if path.is_dir() else path.absolute().parent
+    if not parent.is_dir():
+        raise Failure(f"cannot write {path}: there is no folder {parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {parent}: {error.strerror}") from error
+
+
+def replaceable(path: Path) -> bool:
+    """Whether an earlier graph or an empty folder stands at a path that exists."""
+    if path.suffix != ".zip":
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
+        return not names or names >= GRAPH_FILES
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist()) == GRAPH_FILES
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Show on a terminal what takes time."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table and an empty line: aligned on a terminal, with tabs elsewhere."""
+    lines = [[cell(value) for value in row] for row in rows]
+    if not sys.stdout.isatty():
+        for line in [columns, *lines] if columns else lines:
+            click.echo("\t".join(line))
+        click.echo()
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, pad_edge=False, show_header=bool(columns))
+    for line in lines:  # as Text, because a token may look like markup
+        table.add_row(*(Text(value, overflow="fold") for value in line))
+    Console().print(table, "")
+
+
+def cell(value: object) -> str:
+    """Show floats with four digits and everything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def quoted(token: str) -> str:
+    """Show a token with its spaces, on one line."""
+    return json.dumps(token, ensure_ascii=False)
+
+
+def nodes_of(graph: "AttributionGraph", kind: str) -> list[dict[str, Any]]:
+    """Rows of the node table of one kind."""
+    return [node for node in graph.nodes.to_pylist() if node["kind"] == kind]
+
+
+def print_origin(graph: "AttributionGraph") -> None:
+    """Print what was traced and how."""
+    about = graph.metadata
+    names = ("prompt", "model", "model_revision", "transcoders", "transcoders_hash")
+    rows = [(name.replace("_", " "), about[name]) for name in names if about.get(name)]
+    settings = about.get("settings", {}).items()
+    shown = " ".join(f"{name}={value}" for name, value in settings if value is not None)
+    print_table((), [*rows, ("settings", shown)])
+
+
+def print_summary(graph: "AttributionGraph") -> None:
+    """Print what comes next, and how much of it the graph explains."""
+    features, errors = len(nodes_of(graph, "feature")), len(nodes_of(graph, "error"))
+    rows = [
+        ("tokens", " ".join(map(quoted, graph.metadata.get("tokens", [])))),
+        ("graph", f"{features} features, {errors} errors, {graph.effect.nnz} edges"),
+        ("replacement score", f"{graph.scores.replacement:.4f}"),
+        ("completeness score", f"{graph.scores.completeness:.4f}"),
+    ]
+    if worst := graph.metadata.get("conservation"):
+        where = f"of the largest pre-activation, in row {worst['node']}"
+        rows.append(("conservation error", f"at worst {worst['relative']:.1e} {where}"))
+    print_table((), rows)
+    logits = nodes_of(graph, "logit")
+    chosen = any(node["token"] is None for node in logits)
+    print_table(
+        ("target", "weight") if chosen else ("next token", "probability"),
+        [(quoted(node["text"] or node["label"]), node["probability"]) for node in logits],
+    )
+
+
+def print_features(graph: "AttributionGraph", count: int) -> None:
+    """Print the features with the largest influence."""
+    tokens = {node["position"]: node["text"] for node in nodes_of(graph, "embedding")}
+    features = sorted(nodes_of(graph, "feature"), key=lambda node: -node["influence"])
+    rows = [
+        (
+            f"{node['layer']}/{node['position']}/{node['feature']}",
+            quoted(tokens.get(node["position"]) or ""),
+            *(node[column] for column in ("activation", "influence", "label")),
+        )
+        for node in features[:count]
+    ]
+    print_table(("feature", "at", "activation", "influence", "label"), rows)
+
+
+def print_paths(graph: "AttributionGraph", count: int) -> None:
+    """Print the strongest paths from a token or an error to a logit, in words."""
+    print_table(
+        ("strongest paths, and what part of the answer each carries",),
+        [(graph.describe(path),) for path in (graph.paths(count) if count else [])],
+    )
+
+
+def print_answers(model: "ReplacementModel", result: "Change", count: int = 5) -> None:
+    """Print the likeliest next tokens before and after, side by side."""
+    columns = []
+    for logits in (result.base.logits, result.logits):
+        top = logits[-1].softmax(-1).topk(min(count, logits.shape[-1]))
+        columns.append([quoted(model.token_string(token)) for token in top.indices.tolist()])
+        columns.append(top.values.tolist())
+    print_table(("before", "probability", "after", "probability"), zip(*columns, strict=True))
+
+
+def print_responses(result: "Change", tokens: Sequence[str], count: int = 10) -> None:
+    """Print the features that respond most; the changed ones themselves do not show."""
+    before, after = result.base.activations, result.activations
+    response = (after - before).abs()
+    noise = 1e-6 * before.abs().max()
+    places = sorted(
+        zip(
+            response[response > noise].tolist(), (response > noise).nonzero().tolist(), strict=True
+        ),
+        key=lambda pair: -pair[0],
+    )
+    rows = [
+        (
+            f"{layer}/{at}/{feature}",
+            quoted(tokens[at]),
+            before[layer, at, feature].item(),
+            after[layer, at, feature].item(),
+        )
+        for _, (layer, at, feature) in places[:count]
+    ]
+    click.echo(
+        f"{len(places)} other features respond, most of all:"
+        if rows
+        else "no other feature responds"
+    )
+    print_table(("feature", "at", "before", "after"), rows)
+
+
+if __name__ == "__main__":
+    main()

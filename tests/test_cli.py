@@ -1,0 +1,466 @@
+"""The command line as a user meets it."""
+
+import inspect
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import cli
+from cli import Group, main
+from graphs import AttributionGraph, GraphError
+from tests.graph_samples import random_graph
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "data" / "golden" / "llama_gqa_clt"
+SMALL = ["--model", str(GOLDEN / "model"), "--transcoders", str(GOLDEN / "transcoders")]
+IDS = ["--tokens", "1,7,12,30,5", *SMALL]
+
+
+def run(*arguments: str) -> Result:
+    """What a command answers; an exception that would be a traceback is raised here."""
+    result = CliRunner().invoke(main, arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def succeed(*arguments: str) -> str:
+    """Run a command that works and return what it prints to stdout."""
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: str) -> str:
+    """Run a command that must be refused in one line and return that line."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.removeprefix("Error: ").rstrip("\n")
+
+
+def present() -> list[str]:
+    """Names in the current folder."""
+    return sorted(path.name for path in Path().iterdir())
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in an empty folder and must reach no network."""
+
+    def no_network(*_: Any) -> None:
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A graph on disk."""
+    path = tmp_path_factory.mktemp("graphs") / "random.graph"
+    random_graph(0).save(path)
+    return str(path)
+
+
+def defaults(command: str) -> dict[str, Any]:
+    """Option -> its value where the user gives none."""
+    needed = {"trace": [], "intervene": [], "show": ["x"]}.get(command, ["x", "-o", "x"])
+    return main.commands[command].make_context(command, needed).params
+
+
+def python_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    empty = inspect.Parameter.empty
+    parameters = inspect.signature(function).parameters.values()
+    return {item.name: item.default for item in parameters if item.default is not empty}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (GraphError("edge 1 -> 0\nruns backward"), 2, "Error: edge 1 -> 0 runs backward\n"),
+        (
+            OSError(28, "No space left on device", "a.graph"),
+            2,
+            "Error: a.graph: No space left on device\n",
+        ),
+        (KeyboardInterrupt(), 130, "Error: interrupted\n"),
+        (KeyError("x"), 1, ""),
+        (OSError("not from the system"), 1, ""),
+    ],
+)
+def test_only_what_a_user_can_mend_becomes_one_line(error: BaseException, code: int, shown: str):
+    def fail() -> None:
+        raise error
+
+    group = Group("main", commands={"fail": click.Command("fail", callback=fail)})
+    result = CliRunner().invoke(group, ["fail"])
+    assert (result.exit_code, result.output) == (code, shown)
+
+
+def test_trace_has_the_defaults_of_the_python_functions():
+    import tracer
+    from replacement_models import ReplacementModel
+
+    shown = defaults("trace")
+    expected = python_defaults(tracer.trace)
+    assert shown.pop("target") == ()
+    assert shown.pop("minus") is None
+    assert expected.pop("targets") is None
+    loaded = python_defaults(ReplacementModel.load)
+    expected |= {name: loaded[name] for name in ("name", "transcoders", "device", "dtype")}
+    assert {name: shown[name] for name in expected} == expected
+    assert set(shown) - set(expected) == {"prompt", "tokens", "output"}
+
+
+def test_intervene_has_the_default_mode_of_the_python_function():
+    import tracer
+
+    shown = defaults("intervene")
+    assert shown["mode"] == python_defaults(tracer.intervene)["mode"]
+
+
+@pytest.mark.parametrize("command", ["prune", "render", "export"])
+def test_pruning_commands_have_the_defaults_of_prune(command: str):
+    shown = defaults(command)
+    expected = python_defaults(AttributionGraph.prune)
+    assert {name: shown[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("command", main.commands)
+def test_help_shows_an_example_and_every_default(command: str):
+    text = succeed(command, "--help")
+    assert f"Example:\n    tracer {command} " in text
+    flat = " ".join(text.split())
+    for name, value in defaults(command).items():
+        if isinstance(value, int | float | str) and value != "x":
+            assert f"[default: {value}" in flat, name
+
+
+def test_trace_writes_the_whole_graph_and_says_where():
+    text = succeed("trace", *IDS, "-o", "small.graph")
+    graph = AttributionGraph.load("small.graph")
+    assert "pruned" not in graph.metadata
+    assert f"{graph.effect.nnz} edges" in text
+    assert f"replacement score\t{graph.scores.replacement:.4f}" in text
+    assert f"completeness score\t{graph.scores.completeness:.4f}" in text
+    assert "conservation error\tat worst" in text
+    logit = next(node for node in graph.nodes.to_pylist() if node["kind"] == "logit")
+    assert f'"{logit["text"]}"\t{logit["probability"]:.4g}' in text
+    assert text.endswith("Saved small.graph. To draw it: tracer render small.graph -o small.svg\n")
+
+
+def test_options_reach_the_engine():
+    options = "--max-features 9 --rank-every 2 --max-logits 3 --logit-mass 0.5 --position 3"
+    succeed(
+        "trace",
+        *IDS,
+        "-o",
+        "a.zip",
+        *options.split(),
+        "--skip-positions",
+        "2",
+        "--dtype",
+        "float64",
+    )
+    graph = AttributionGraph.load("a.zip")
+    assert graph.metadata["settings"] == {
+        "max_features": 9, "rank_every": 2, "max_logits": 3, "logit_mass": 0.5, "targets": None,
+        "position": 3, "skip_positions": 2, "dtype": "float64", "device": "cpu",
+    }  # fmt: skip
+    assert str(graph.effect.dtype) == "float64"
+
+
+def test_targets_may_be_tokens_or_differences():
+    succeed("trace", *IDS, "-o", "a.graph", "--target", "w5", "--target", "w6")
+    kinds = AttributionGraph.load("a.graph").nodes.to_pylist()
+    assert [node["text"] for node in kinds if node["kind"] == "logit"] == ["w5", "w6"]
+    text = succeed("trace", *IDS, "-o", "a.graph", "--target", "w5", "--minus", "w6")
+    assert "target\tweight\n" in text
+
+
+def test_the_output_is_named_after_the_prompt():
+    assert "Saved w7-w12.graph." in succeed("trace", "w7 w12", *SMALL)
+    assert "Saved tokens-1-7.graph." in succeed("trace", "--tokens", "1,7", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("The capital of Texas, is", "the-capital-of-texas-is"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("Straße in 東京", "straße-in-東京"),
+        ("🙂 !?", "prompt"),
+        ("x" * 300, "x" * 60),
+        ("東" * 300, "東" * 60),
+        ("\udcff", "prompt"),
+    ],
+)
+def test_a_slug_is_a_plain_short_file_name(prompt: str, name: str):
+    assert cli.slug(prompt) == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ([], "expected PROMPT or --tokens, got neither"),
+        (["hi", "--tokens", "1"], "expected PROMPT or --tokens, got both"),
+        (["--tokens", ""], "'' is not a list of token ids such as 1,7,12"),
+        (["--tokens", "1,,2"], "'1,,2' is not a list of token ids"),
+        (["--tokens", "1,-2"], "'1,-2' is not a list of token ids"),
+        (["", *SMALL], "empty"),
+        (["  ", *SMALL], "empty"),
+        (["w7 \udcff", *SMALL], "Unicode"),
+        (["--tokens", "1,40", *SMALL], "token id 40"),
+        (["--tokens", ",".join(["1"] * 500), *SMALL], "500 tokens"),
+        ([*IDS, "--max-logits", "0"], "'--max-logits': 0 is not in the range x>=1"),
+        ([*IDS, "--max-logits", "41"], "max_logits is 41"),
+        ([*IDS, "--max-features", "-1"], "'--max-features': -1 is not in the range x>=0"),
+        ([*IDS, "--rank-every", "0"], "'--rank-every': 0 is not in the range x>=1"),
+        ([*IDS, "--logit-mass", "0"], "'--logit-mass'"),
+        ([*IDS, "--logit-mass", "1.5"], "'--logit-mass'"),
+        ([*IDS, "--logit-mass", "nan"], "nan"),
+        ([*IDS, "--skip-positions", "-1"], "'--skip-positions'"),
+        ([*IDS, "--position", "5"], "position is 5"),
+        ([*IDS, "--position", "-6"], "position is -6"),
+        ([*IDS, "--position", "x"], "'x' is not a valid integer"),
+        ([*IDS, "--target", "no such token"], "no such token"),
+        ([*IDS, "--target", "w5w6"], "w5w6"),
+        ([*IDS, "--target", ""], "target"),
+        ([*IDS, "--minus", "w5"], "--minus needs a --target"),
+        ([*IDS, "--target", "w5", "--minus", "no such token"], "no such token"),
+        ([*IDS, "--dtype", "float16"], "'float16' is not one of"),
+        ([*IDS, "--device", "toaster"], "toaster"),
+        ([*IDS, "--device", "cuda:99"], "cuda:99"),
+        ([*IDS, "--colour"], "No such option"),
+        ([*IDS, "-o", "a.svg"], "tracer render makes .svg files"),
+        ([*IDS, "-o", "a.json"], "tracer export makes .json files"),
+        ([*IDS, "-o", "none/a.graph"], "there is no folder"),
+        ([*IDS, "-o", "/dev/null"], "it exists and is no graph"),
+        ([*IDS, "-o", "/proc/a.graph"], "cannot write /proc/a.graph"),
+        (["hi", "--model", "none"], "none"),
+        (["hi", "--transcoders", "none"], "none"),
+        (["hi", "--model", str(GOLDEN / "model")], "transcoders"),
+        (["hi", "--transcoders", str(GOLDEN / "transcoders")], "model"),
+        (["hi", "--model", str(GOLDEN / "transcoders"), *SMALL[2:]], "config.json"),
+        (["hi", *SMALL[:2], "--transcoders", str(GOLDEN / "model")], "no transcoder"),
+    ],
+)  # fmt: skip
+def test_trace_refuses_in_one_line_and_writes_nothing(arguments: list[str], shown: str):
+    assert shown in refused("trace", *arguments)
+    assert not present()
+
+
+@pytest.mark.parametrize("name", ["a.graph", "a.zip", "folder", "folder.zip"])
+def test_trace_overwrites_no_more_than_a_graph(name: str):
+    place = Path(name)
+    if name.startswith("folder"):
+        place.mkdir()
+        (place / "thesis.txt").write_text("years of work")
+    else:
+        place.write_text("years of work")
+    assert "it exists and is no graph" in refused("trace", *IDS, "-o", name)
+    assert "it exists and is no graph" in refused("prune", "nothing", "-o", name)
+    left = place / "thesis.txt" if place.is_dir() else place
+    assert left.read_text() == "years of work"
+    assert present() == [name]
+
+
+@pytest.mark.parametrize("name", ["a.graph", "a.zip"])
+def test_an_earlier_graph_is_replaced(name: str):
+    random_graph(1).save(name)
+    succeed("trace", *IDS, "-o", name)
+    assert AttributionGraph.load(name).metadata["tokens"][1] == "w7"
+    assert present() == [name]
+
+
+def test_an_interrupted_trace_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    import tracer
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracer, "trace", interrupt)
+    result = run("trace", *IDS)
+    assert (result.exit_code, result.stderr) == (130, "Error: interrupted\n")
+    assert not present()
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    import tracer
+
+    monkeypatch.setattr(tracer, "trace", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("trace", *IDS)
+
+
+def test_show_prints_scores_features_and_paths(saved: str):
+    graph = AttributionGraph.load(saved)
+    text = succeed("show", saved, "--features", "3", "--paths", "4")
+    for score in (graph.scores.replacement, graph.scores.completeness):
+        assert f"\t{score:.4f}\n" in text
+    head, paths = text.split("strongest paths")
+    assert paths.splitlines()[1:5] == [graph.describe(path) for path in graph.paths(4)]
+    features = [node for node in graph.nodes.to_pylist() if node["kind"] == "feature"]
+    best = max(features, key=lambda node: node["influence"])
+    assert f"{best['layer']}/{best['position']}/{best['feature']}\t" in head
+    assert best["label"] in head
+
+
+def test_show_needs_no_torch(saved: str):
+    code = (
+        f"import sys, cli; cli.main(['show', {saved!r}], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_pruned_graph_is_written_and_the_rest_counted(saved: str):
+    result = run("prune", saved, "-o", "small.graph", "--nodes", "0.5", "--edges", "0.9")
+    graph, small = AttributionGraph.load(saved), AttributionGraph.load("small.graph")
+    assert result.exit_code == 0
+    assert small.nodes.equals(graph.prune(0.5, 0.9).nodes)
+    kept = f"{small.nodes.num_rows} of {graph.nodes.num_rows} nodes"
+    assert result.stderr.startswith(
+        f"Kept {kept} and {small.effect.nnz} of {graph.effect.nnz} edges"
+    )
+    assert "pruned" in AttributionGraph.load("small.graph").metadata
+
+
+@pytest.mark.parametrize("suffix", ["json", "graphml", "csv"])
+def test_exports_are_pruned_unless_asked(saved: str, suffix: str):
+    succeed("export", saved, "-o", f"part.{suffix}")
+    succeed("export", saved, "-o", f"all.{suffix}", "--nodes", "1", "--edges", "1")
+    assert 0 < Path(f"part.{suffix}").stat().st_size < Path(f"all.{suffix}").stat().st_size
+
+
+def test_a_picture_is_drawn_pruned(saved: str):
+    result = run("render", saved, "-o", "a.dot")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("Kept ")
+    assert result.stdout == "Saved a.dot\n"
+    assert Path("a.dot").read_text(encoding="utf-8").startswith("digraph")
+
+
+def test_a_picture_without_graphviz_is_refused(saved: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    assert "raphviz" in refused_after_pruning("render", saved, "-o", "a.svg")
+    assert not present()
+
+
+def refused_after_pruning(*arguments: str) -> str:
+    """Like `refused`, where a line that counts what is kept comes first."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    kept, error = result.stderr.splitlines()
+    assert kept.startswith("Kept ")
+    assert error.startswith("Error: ")
+    return error
+
+
+@pytest.mark.parametrize("command", ["render", "export"])
+@pytest.mark.parametrize(("name", "shown"), [("a.gif", ".gif"), ("a", "a"), ("none/a.dot", "none")])
+def test_a_bad_file_name_is_refused(saved: str, command: str, name: str, shown: str):
+    name = name.replace(".dot", ".json") if command == "export" else name
+    assert shown in refused_after_pruning(command, saved, "-o", name)
+    assert not present()
+
+
+@pytest.mark.parametrize("command", ["show", "prune", "render", "export"])
+def test_what_is_no_graph_is_refused(command: str):
+    Path("empty").mkdir()
+    Path("text").write_text("no graph")
+    Path("torn").mkdir()
+    random_graph(0).save("torn")
+    Path("torn/nodes.arrow").write_bytes(Path("torn/nodes.arrow").read_bytes()[:999])
+    output = {"show": [], "render": ["-o", "a.dot"], "export": ["-o", "a.json"]}
+    before = present()
+    for name in ("missing", "empty", "text", "torn"):
+        assert name in refused(command, name, *output.get(command, ["-o", "a.graph"]))
+    assert present() == before
+
+
+@pytest.mark.parametrize("flag", ["--nodes", "--edges"])
+@pytest.mark.parametrize("share", ["0", "-1", "1.1", "nan", "x"])
+def test_a_share_outside_0_to_1_is_refused(saved: str, flag: str, share: str):
+    assert flag[2:] in refused("prune", saved, "-o", "a.graph", flag, share)
+    assert not present()
+
+
+@pytest.mark.parametrize("mode", ["direct", "free"])
+def test_intervening_prints_the_answers_and_responses_of_the_python_function(mode: str):
+    import tracer
+    from replacement_models import ReplacementModel
+
+    model = ReplacementModel.load(SMALL[1], SMALL[3])
+    ids = [1, 7, 12, 30, 5]
+    found = model.record(ids).features
+    layer, feature = 0, int(found.feature[found.layer == 0][-1])
+    text = succeed("intervene", *IDS, "--set", f"{layer}/1:/{feature}=3", "--mode", mode)
+    wanted = tracer.Intervention(layer=layer, position=slice(1, None), feature=feature, value=3.0)
+    change = tracer.intervene(model, ids, [wanted], mode)
+    likeliest = [state.logits[-1].softmax(-1).max(-1) for state in (change.base, change)]
+    line = "\t".join(f'"w{top.indices}"\t{top.values:.4g}' for top in likeliest)
+    assert text.startswith(f"before\tprobability\tafter\tprobability\n{line}\n")
+    response = (change.activations - change.base.activations).abs()
+    strongest = "/".join(map(str, (response == response.max()).nonzero()[0].tolist()))
+    assert text.split("feature\tat\tbefore\tafter\n")[1].startswith(f"{strongest}\t")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("2/7/311=0", (2, 7, 311, 0.0)),
+        ("0/-1/5=-1.5e3", (0, -1, 5, -1500.0)),
+        ("1/2:5/3=1", (1, slice(2, 5), 3, 1.0)),
+        ("1/:/3=1", (1, slice(None, None), 3, 1.0)),
+        ("1/-2:/3=1", (1, slice(-2, None), 3, 1.0)),
+    ],
+)
+def test_a_change_names_layer_position_feature_and_number(text: str, place: tuple[Any, ...]):
+    assert cli.feature_value(text) == place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ([], "expected --set, --scale or --add"),
+        (["--set", "1/2=3"], "'1/2=3' is not L/P/F=X"),
+        (["--set", "1/2/3"], "is not L/P/F=X"),
+        (["--set", "-1/2/3=0"], "is not L/P/F=X"),
+        (["--set", "1/2/3=x"], "is not L/P/F=X"),
+        (["--add", "1/2/3=nan"], "is not L/P/F=X"),
+        (["--add", "1/2/3=1e999"], "is not L/P/F=X"),
+        (["--set", "9/2/3=0"], "layer"),
+        (["--set", "1/99/3=0"], "position"),
+        (["--scale", "1/2/9999=2"], "feature"),
+        (["--set", "1/2/3=0", "--mode", "wild"], "'wild' is not one of"),
+    ],
+)
+def test_a_bad_change_is_refused(arguments: list[str], shown: str):
+    assert shown in refused("intervene", *IDS, *arguments)
+
+
+def test_a_terminal_gets_an_aligned_table_that_shows_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    cli.print_table(("token", "p"), [("[bold]", 0.123456), (":smile:", 1.0)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["token", "p"],
+        ["[bold]", "0.1235"],
+        [":smile:", "1"],
+        [],
+    ]

@@ -1,0 +1,72 @@
+"""What is promised of the project as a whole."""
+
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SHIPPED = ("graphs", "replacement_models", "tracer")
+
+
+def required() -> list[Requirement]:
+    """What an installation with every extra asks for."""
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"].values()
+    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
+
+
+def constraints() -> dict[str, Requirement]:
+    """Normalised name -> what constraints.txt says of it."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {re.sub(r"[-_.]+", "-", pin.name).lower(): pin for pin in pins}
+
+
+def test_every_package_on_disk_is_listed_and_no_other():
+    found = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for package in SHIPPED
+        for file in (ROOT / package).rglob("*.py")
+    }
+    assert sorted(found) == PROJECT["tool"]["setuptools"]["packages"]
+    for name in found:
+        assert (ROOT / name.replace(".", "/") / "__init__.py").is_file(), name
+
+
+@pytest.mark.parametrize("requirement", required(), ids=lambda requirement: requirement.name)
+def test_every_requirement_is_pinned_to_a_version_it_allows(requirement: Requirement):
+    pin = constraints()[re.sub(r"[-_.]+", "-", requirement.name).lower()]
+    [version] = pin.specifier
+    assert version.operator == "=="
+    assert requirement.specifier.contains(version.version)
+
+
+def test_torch_is_pinned_exactly():
+    assert str(constraints()["torch"].specifier) == "==2.13.0"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["trace", "--help"], ["--version"]])
+def test_help_answers_at_once(arguments: list[str]):
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "cli", *arguments], cwd=ROOT, check=True, capture_output=True
+    )
+    assert time.perf_counter() - begin < 3  # it takes 0.1 s; loading torch takes 3 s and more
+
+
+def test_ci_runs_what_make_test_runs():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert "exec make test" in script.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", [".ci/run", "install_graphviz.sh"])
+def test_a_script_is_valid_posix_shell(script: str):
+    subprocess.run(["sh", "-n", script], cwd=ROOT, check=True)

@@ -1,0 +1,57 @@
+"""The README says nothing that does not hold."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Code blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every `tracer ...` line, split as a shell would."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("tracer ")]
+
+
+def test_the_python_blocks_run_as_they_stand(tmp_path: Path):
+    code = "\n".join(blocks("python"))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 4
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_has_only_options_that_exist(words: list[str]):
+    main.commands[words[1]].make_context(words[1], words[2:])
+
+
+def test_every_command_is_shown():
+    assert {words[1] for words in commands()} == {*main.commands}
+
+
+def test_every_link_within_the_repository_leads_somewhere():
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_nothing_is_left_to_fill_in():
+    assert "TODO" not in README
