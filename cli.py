@@ -23,6 +23,7 @@ Command = Callable[..., Any]
 
 OURS = {"graphs", "replacement_models", "tracer"}
 GRAPH_FILES = {"nodes.arrow", "edges.arrow"}
+EDGES_DRAWN = 300
 MADE_BY = {
     **dict.fromkeys((".svg", ".png", ".pdf", ".dot"), "render"),
     **dict.fromkeys((".json", ".graphml", ".csv"), "export"),
@@ -273,10 +274,20 @@ def prune(folder: Path, nodes: float, edges: float, output: Path) -> None:
 @main.command(epilog=examples("tracer render dallas.graph -o dallas.svg"))
 @folder
 @prune_options
+@click.option(
+    "--max-edges",
+    type=POSITIVE,
+    help="Draw at most so many edges, the most influential.",
+    show_default="300, or all with --nodes 1 --edges 1",
+)
 @output("Picture to write: .svg, .png, .pdf or .dot.", required=True)
-def render(folder: Path, nodes: float, edges: float, output: Path) -> None:
+def render(folder: Path, nodes: float, edges: float, max_edges: int | None, output: Path) -> None:
     """Draw what matters most of a graph."""
-    pruned(folder, nodes, edges).render(output)
+    graph = pruned(folder, nodes, edges)
+    most = max_edges or (None if nodes == edges == 1 else EDGES_DRAWN)
+    if most is not None and most < graph.effect.nnz:
+        click.echo(f"Drawing the {most} most influential edges (--max-edges)", err=True)
+    graph.render(output, edges=most)
     click.echo(f"Saved {output}")
 
 
@@ -468,7 +479,9 @@ def quoted(token: str) -> str:
 
 def nodes_of(graph: "AttributionGraph", kind: str) -> list[dict[str, Any]]:
     """Rows of the node table of one kind."""
-    return [node for node in graph.nodes.to_pylist() if node["kind"] == kind]
+    from pyarrow import compute
+
+    return graph.nodes.filter(compute.equal(graph.nodes["kind"], kind)).to_pylist()
 
 
 def print_origin(graph: "AttributionGraph") -> None:

@@ -17,7 +17,7 @@ if command -v apt-get > /dev/null 2>&1; then
         apt="env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq $quick"
         # An old package list often still serves, so a failed update is no reason to stop.
         as_root $apt update < /dev/null > /dev/null 2>&1
-        as_root $apt install --no-install-recommends --yes graphviz < /dev/null > /dev/null 2>&1
+        as_root $apt install --no-install-recommends --yes graphviz fonts-liberation < /dev/null > /dev/null 2>&1
     fi
 elif command -v brew > /dev/null 2>&1; then
     advice="brew install graphviz"

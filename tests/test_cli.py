@@ -351,6 +351,17 @@ def test_a_picture_is_drawn_pruned(saved: str):
     assert Path("a.dot").read_text(encoding="utf-8").startswith("digraph")
 
 
+def test_a_picture_draws_the_strongest_edges_and_says_so(saved: str):
+    assert python_defaults(AttributionGraph.render)["edges"] == cli.EDGES_DRAWN
+    graph = AttributionGraph.load(saved)
+    few = run("render", saved, "-o", "few.dot", "--max-edges", "7")
+    assert "Drawing the 7 most influential edges" in few.stderr
+    assert Path("few.dot").read_text(encoding="utf-8") == graph.prune().to_dot(edges=7)
+    whole = run("render", saved, "-o", "all.dot", "--nodes", "1", "--edges", "1")
+    assert "Drawing" not in whole.stderr
+    assert Path("all.dot").read_text(encoding="utf-8") == graph.to_dot(edges=None)
+
+
 def test_a_picture_without_graphviz_is_refused(saved: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     assert "raphviz" in refused_after_pruning("render", saved, "-o", "a.svg")

@@ -70,3 +70,39 @@ def test_ci_runs_what_make_test_runs():
 @pytest.mark.parametrize("script", [".ci/run", "install_graphviz.sh"])
 def test_a_script_is_valid_posix_shell(script: str):
     subprocess.run(["sh", "-n", script], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("fakes", "tried", "said"),
+    [
+        ({"id": "echo 0", "apt-get": "false"}, True, "sudo apt-get install graphviz"),
+        ({"id": "echo 0", "apt-get": "true"}, True, "sudo apt-get install graphviz"),
+        ({"id": "echo 7", "apt-get": "true"}, False, "sudo apt-get install graphviz"),
+        (
+            {"id": "echo 7", "apt-get": "true", "sudo": "false"},
+            False,
+            "sudo apt-get install graphviz",
+        ),
+        ({"brew": "false"}, True, "brew install graphviz"),
+        ({"dnf": "true"}, False, "sudo dnf install graphviz"),
+        ({}, False, "https://graphviz.org/download"),
+    ],
+)
+def test_setting_up_graphviz_never_fails_and_says_what_to_type(
+    fakes: dict[str, str], tried: bool, said: str, tmp_path: Path
+):
+    for name in ("env", "timeout"):
+        (tmp_path / name).write_text(
+            '#!/bin/sh\nwhile [ "${1#*-get}" = "$1" ]; do shift; done; "$@"\n'
+        )
+    for name, does in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+    for file in tmp_path.iterdir():
+        file.chmod(0o755)
+    command = ["/bin/sh", str(ROOT / "install_graphviz.sh")]
+    done = subprocess.run(
+        command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert said in done.stdout
+    assert done.stdout.startswith("Installing") == tried
+    assert done.stderr == ""
