@@ -14,11 +14,12 @@ import pyarrow as pa
 from jaxtyping import Bool, Float
 from scipy import sparse
 
-from graphs import arrow, exports, networks, words
+from graphs import arrow, captions, exports, files, networks, picture, render, words
 from graphs.edges import edge_table, effect_matrix
 from graphs.influence import cumulative, influence, input_absolute, row_sums, shares
 from graphs.paths import Path, strongest
 from graphs.prune import Ends, Kept, prune
+from graphs.scene import Style
 from graphs.schema import (
     COLUMNS,
     DERIVED,
@@ -267,6 +268,56 @@ class AttributionGraph:
             GraphError: an unknown suffix, or the place cannot be written.
         """
         exports.export(pathlib.Path(path), self.nodes, self.edges, self.metadata)
+
+    def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
+        """The picture as DOT text with every position given: `neato -n2` draws it.
+
+        Args:
+            edges: at most so many edges, the most influential ones; None for all.
+            labels: so many features as boxes with their label, the others as circles.
+            curved: curves, or straight lines.
+        """
+        return picture.dot_source(self, Style(edges, labels, curved))
+
+    def render(
+        self,
+        path: str | pathlib.Path,
+        edges: int | None = 300,
+        labels: int = 18,
+        curved: bool = True,
+    ) -> pathlib.Path:
+        """Draw the graph as it stands, pruned or not, to .svg, .png, .pdf or .dot.
+
+        Arguments as for `to_dot`.
+
+        Returns:
+            The path written.
+
+        Raises:
+            GraphError: an unknown suffix, Graphviz is missing (not for .dot), or the place cannot
+                be written.
+        """
+        path = pathlib.Path(path)
+        form = path.suffix.removeprefix(".")
+        if form not in ("dot", *render.FORMATS):
+            raise GraphError(f"cannot draw {path}: expected a suffix of .svg, .png, .pdf, .dot")
+        style = Style(edges, labels, curved, bitmap=form == "png")
+        source = picture.dot_source(self, style)
+        content = source.encode() if form == "dot" else render.render(source, form)
+        with files.writing(path) as partial:
+            partial.write_bytes(content)
+        return path
+
+    def _repr_svg_(self) -> str | None:
+        """The picture, in a notebook; pruned unless it has been already."""
+        if not render.available():
+            return None
+        small = self if "pruned" in self.metadata else self.prune()
+        return render.render(small.to_dot(), "svg").decode()
+
+    def _repr_html_(self) -> str | None:
+        """Where the picture needs Graphviz and it is missing: the graph in a few lines."""
+        return None if render.available() else captions.summary_html(self)
 
     def __repr__(self) -> str:
         """Size and prompt on one line."""

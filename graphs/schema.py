@@ -58,7 +58,8 @@ COLUMNS = GIVEN | DERIVED
 REQUIRED = ("id", "kind", "layer", "position", *DERIVED)
 """Columns without nulls."""
 
-_ID = re.compile(r"[A-Za-z0-9_.+-]+")
+_ID = re.compile(r"(?!.*__)[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9])?")
+"""Safe in every format, and so that `a__b` names the edge from a to b without doubt."""
 
 
 def node_table(columns: Mapping[str, Any], expected: Mapping[str, pa.DataType]) -> pa.Table:
@@ -133,8 +134,9 @@ def check_nodes(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
     Raises:
         GraphError: a column is missing or of another type, a null or a number that is not
             finite where there may be none, an unknown kind, an id that stands twice or holds
-            other than letters, digits and `_ . + -`, a position outside the prompt, a
-            negative weight, or a weight on something that is no logit.
+            other than letters and digits with single `_ . + -` between them, a layer outside
+            the model or a position outside the prompt, a negative weight, or a weight on
+            something that is no logit.
     """
     _check_columns(nodes)
     _check_numbers(nodes)
@@ -143,7 +145,7 @@ def check_nodes(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
     if kinds:
         raise GraphError(f"unknown node kind {sorted(kinds)[0]!r}: expected one of "
                          f"{[str(kind) for kind in NodeKind]}")  # fmt: skip
-    _check_positions(nodes, metadata.get("tokens"))
+    _check_places(nodes, metadata)
     weight = number(nodes, "probability")
     wrong = (weight < 0) | ((weight != 0) & ~is_kind(nodes, NodeKind.LOGIT))
     if wrong.any():
@@ -178,22 +180,32 @@ def _check_ids(ids: list[str]) -> None:
     seen: set[str] = set()
     for row, name in enumerate(ids):
         if not _ID.fullmatch(name):
-            raise GraphError(f"node {row} has id {name!r}: expected letters, digits and _ . + -")
+            raise GraphError(
+                f"node {row} has id {name!r}: expected letters and digits, with single _ . + - "
+                "between them"
+            )
         if name in seen:
             raise GraphError(f"node id {name!r} stands twice, at rows {ids.index(name)} and {row}")
         seen.add(name)
 
 
-def _check_positions(nodes: pa.Table, tokens: object) -> None:
+def _check_places(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
+    tokens, layers = metadata.get("tokens"), metadata.get("layers")
     if tokens is not None and not _is_strings(tokens):
         raise GraphError(f"metadata['tokens'] must be a list of strings, got {tokens!r:.80}")
-    position = nodes["position"].to_numpy()
-    count = len(tokens) if isinstance(tokens, list) else np.iinfo(np.int32).max
-    outside = (position < 0) | (position >= count)
-    if outside.any():
-        row = int(outside.argmax())
-        raise GraphError(f"{_where(nodes, row)} stands at position {position[row]}, "
-                         f"expected 0 to {count - 1}")  # fmt: skip
+    last = np.iinfo(np.int32).max
+    inner = is_kind(nodes, NodeKind.FEATURE, NodeKind.ERROR)
+    for name, end, some in (
+        ("position", len(tokens) if isinstance(tokens, list) else last, np.ones_like(inner)),
+        ("layer", layers if isinstance(layers, int) else last, inner),
+    ):
+        value = nodes[name].to_numpy()
+        outside = some & ((value < 0) | (value >= end))
+        if outside.any():
+            row = int(outside.argmax())
+            raise GraphError(
+                f"{_where(nodes, row)} stands at {name} {value[row]}, expected 0 to {end - 1}"
+            )
 
 
 def _is_strings(value: object) -> bool:

@@ -1,5 +1,6 @@
 """Tokens, labels and numbers as text for people."""
 
+import textwrap
 import unicodedata
 from typing import Any
 
@@ -42,6 +43,11 @@ def clipped(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip(" ,·") + "…"
 
 
+def clipped_front(text: str, length: int) -> str:
+    """The last `length` characters, with an ellipsis where there were more."""
+    return text if len(text) <= length else "…" + text[1 - length :].lstrip()
+
+
 def percent(share: float) -> str:
     """`0.9234` as `92%`, below ten with one decimal, below a tenth as `<0.1%`."""
     value = 100 * share
@@ -79,3 +85,11 @@ def logit(row: dict[str, Any]) -> str:
     if row["token"] is None:
         return f"{visible(row['label'] or row['id'])} (weight {row['probability'] or 0:g})"
     return f"{word(row)} {percent(row['probability'] or 0)}"
+
+
+def wrapped(text: str, width: int, lines: int) -> list[str]:
+    """`text` in at most `lines` lines of at most `width` characters, the last one clipped."""
+    found = textwrap.wrap(text, width, break_long_words=True) or [""]
+    if len(found) > lines:
+        found = [*found[: lines - 1], clipped(" ".join(found[lines - 1 :]), width)]
+    return found

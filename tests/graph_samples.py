@@ -15,14 +15,33 @@ LABELS = {
     (0, 7): [
         "Texas, TX, Lone · Dallas",
         "Dallas, Fort, Plano · Dallas",
-        "city, town, metro · Dallas",
+        "city, town, metro · Paris",
     ],
     (0, 2): ["capital, city, seat · capital"],
     (0, 5): ["state, states, governor · state"],
-    (1, 8): ["say a capital", "is, was, are · is"],
-    (2, 8): ["Austin, Houston, Dallas · is", "Texas, TX, Lone · is"],
+    (1, 8): ["say a capital"],
+    (2, 8): ["Texas, TX, Lone · is", "city, seat, Springfield · is"],
     (3, 8): ["Austin, austin, Aust · is"],
 }
+STRONG = [
+    ("E_37_7", "Texas, TX, Lone · Dallas", 9.0),
+    ("E_37_7", "Dallas, Fort, Plano · Dallas", 5.0),
+    ("E_32_2", "capital, city, seat · capital", 7.0),
+    ("E_35_5", "state, states, governor · state", 6.0),
+    ("capital, city, seat · capital", "say a capital", 8.0),
+    ("state, states, governor · state", "say a capital", 3.0),
+    ("Texas, TX, Lone · Dallas", "Texas, TX, Lone · is", 9.0),
+    ("Dallas, Fort, Plano · Dallas", "Texas, TX, Lone · is", 3.0),
+    ("say a capital", "Austin, austin, Aust · is", 6.0),
+    ("Texas, TX, Lone · is", "Austin, austin, Aust · is", 8.0),
+    ("Dallas, Fort, Plano · Dallas", "Austin, austin, Aust · is", -2.0),
+    ("Austin, austin, Aust · is", " Austin", 16.0),
+    ("say a capital", " Austin", 5.0),
+    ("Texas, TX, Lone · is", " Austin", 6.0),
+    ("say a capital", " Houston", 4.0),
+    ("Austin, austin, Aust · is", " Houston", -5.0),
+]
+"""What the prompt about Dallas should show: (source, target, effect) by id, label or text."""
 
 
 def columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -103,3 +122,18 @@ def random_graph(
         "prompt": "".join(tokens[1:]), "tokens": list(tokens), "layers": layers, "model": "tiny",
     }  # fmt: skip
     return AttributionGraph.build(columns(rows), sparse.csr_array(size.astype(dtype)), meta)
+
+
+def dallas(seed: int = 0, features: int = 60) -> AttributionGraph:
+    """The graph everyone knows: Dallas, Texas, say a capital, Austin, over random weak edges."""
+    noise = random_graph(seed, features=features)
+    rows = noise.nodes.to_pylist()
+    place = {
+        name: at for at, row in enumerate(rows) for name in (row["label"], row["text"], row["id"])
+    }
+    effect = (0.35 * noise.effect).tolil()
+    effect[np.abs(effect.toarray()) > 2] = 0
+    for source, target, size in STRONG:
+        effect[place[target], place[source]] = size
+    given = {name: noise.nodes[name].to_pylist() for name in noise.nodes.column_names}
+    return AttributionGraph.build(given, sparse.csr_array(effect), noise.metadata)

@@ -1,0 +1,38 @@
+"""From DOT to SVG, PNG and PDF, by Graphviz."""
+
+import shutil
+
+import graphviz
+
+from graphs.schema import GraphError
+
+FORMATS = ("svg", "png", "pdf")
+INSTALL = (
+    "pictures need Graphviz, whose program `neato` was not found: install it with "
+    "`apt install graphviz`, `brew install graphviz` or `conda install graphviz`; "
+    "DOT text and tables work without it"
+)
+
+
+def available() -> bool:
+    """Whether Graphviz can be run."""
+    return shutil.which("neato") is not None
+
+
+def render(source: str, form: str) -> bytes:
+    """A picture of DOT text in which every node and edge has its position.
+
+    Args:
+        source: DOT text.
+        form: one of `FORMATS`.
+
+    Raises:
+        GraphError: Graphviz is not installed, or cannot draw the text.
+    """
+    try:
+        return graphviz.pipe("neato", form, source.encode(), neato_no_op=2, quiet=True)
+    except graphviz.ExecutableNotFound as error:
+        raise GraphError(INSTALL) from error
+    except graphviz.CalledProcessError as error:
+        reason = " ".join((error.stderr or b"").decode(errors="replace").split())
+        raise GraphError(f"Graphviz cannot draw the graph: {reason:.200}") from error
