@@ -13,7 +13,7 @@ from scipy import sparse
 
 from graphs import AttributionGraph, NodeKind
 from replacement_models import ReplacementModel
-from tracer.labels import feature_labels
+from tracer.labels import labelled
 from tracer.linear import LocalModel
 from tracer.targets import LogitTargets
 
@@ -76,7 +76,8 @@ def assemble(
         "active_features": len(local.features),
         "conservation": _conservation(traced, exact, places, nodes["id"]),
     }
-    return AttributionGraph.build(nodes, _effect(traced, places), metadata | found)
+    graph = AttributionGraph.build(nodes, _effect(traced, places), metadata | found)
+    return graph.relabel(labelled(graph, model, local))
 
 
 def metadata(
@@ -172,13 +173,11 @@ def _nodes(
     texts: list[str],
 ) -> dict[str, list[Any]]:
     """Columns that say what each node is."""
-    tokens = _tokens(model, local, texts)
-    last = [_logits(model, local, logits)]
-    middle = []
+    parts = [_tokens(local, texts)]
     for layer in range(len(local.layers)):
-        middle += [_features(model, local, places, layer, texts), _errors(local, layer, texts)]
-    parts = [tokens, *middle, *last]
-    return {name: [value for part in parts for value in part[name]] for name in tokens}
+        parts += [_features(local, places, layer, texts), _errors(local, layer, texts)]
+    parts.append(_logits(model, local, logits))
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 
 def _part(count: int, kind: NodeKind, **columns: Any) -> dict[str, list[Any]]:
@@ -191,7 +190,7 @@ def _part(count: int, kind: NodeKind, **columns: Any) -> dict[str, list[Any]]:
     }
 
 
-def _tokens(model: ReplacementModel, local: LocalModel, texts: list[str]) -> dict[str, list[Any]]:
+def _tokens(local: LocalModel, texts: list[str]) -> dict[str, list[Any]]:
     texts = texts[: local.positions]
     return _part(
         local.positions,
@@ -206,7 +205,7 @@ def _tokens(model: ReplacementModel, local: LocalModel, texts: list[str]) -> dic
 
 
 def _features(
-    model: ReplacementModel, local: LocalModel, places: Places, layer: int, texts: list[str]
+    local: LocalModel, places: Places, layer: int, texts: list[str]
 ) -> dict[str, list[Any]]:
     features = places.column[(places.row >= 0) & (places.column >= 0)]
     at = torch.as_tensor(features, device=local.features.layer.device)
@@ -221,7 +220,7 @@ def _features(
         position=position,
         feature=feature,
         text=[texts[p] for p in position],
-        label=feature_labels(model, local, at, texts),
+        label=[f"· {texts[p].strip()}" for p in position],
         activation=chosen.activation.tolist(),
     )
 

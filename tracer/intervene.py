@@ -1,8 +1,8 @@
 """Interventions on features of the original model, as hooks on its own forward pass.
 
-The proof of a picture: set, scale or add to features and see what changes. Nothing here is shared with
-the sweep; the modules of the Hugging Face model do the arithmetic (Ameisen et al. 2025, "Circuit
-Tracing", section "Interventions" and appendix "Validating the replacement model").
+The proof of a picture: set, scale or add to features and see what changes. Nothing here is shared
+with the sweep; the modules of the Hugging Face model do the arithmetic (Ameisen et al. 2025,
+"Circuit Tracing", section "Interventions" and appendix "Validating the replacement model").
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from replacement_models import Recording, ReplacementModel
 from replacement_models.hooks import first_tensor, forward_hooks, replaced_first
 from replacement_models.host import Norm
 from replacement_models.recording import norms, read_input, write_module
+from replacement_models.transcoder import ReadPoint
 from tracer.errors import TraceError
 
 MODES = ("direct", "free")
@@ -108,9 +109,9 @@ def intervene(
         prompt: text, or token ids taken as they stand.
         interventions: all applied in one forward pass.
         mode: "direct": attention patterns, norm denominators and MLP outputs stay frozen (linear
-            skips still pass); changes count from the recorded activations, and the difference to `base`
-            is the sum of a graph's edges. "free": everything downstream is recomputed, and changes
-            count from the activations as they then are.
+            skips still pass); changes count from the recorded activations, and the difference to
+            `base` is the sum of a graph's edges. "free": everything downstream is recomputed, and
+            changes count from the activations as they then are.
 
     Raises:
         TraceError: an unknown mode, or a layer, position or feature that does not exist.
@@ -163,9 +164,8 @@ def _run(
     hooks = _write_hooks(model, wanted, frozen, going)
     if frozen is not None:
         hooks = [*_frozen_hooks(model, frozen), *hooks]
-    ids = torch.tensor([list(tokens)], device=model.device)
     with forward_hooks(hooks):
-        logits = model.host.model(input_ids=ids, use_cache=False).logits[0]
+        logits = model.host.run(tokens)
     assert going.before_cap is not None
     return State(
         logits=logits,
@@ -178,9 +178,7 @@ def _run(
 def _stacked(layers: list[Tensor]) -> Tensor:
     """(L, P, F) of layers that may differ in width; narrower ones end in zeros."""
     width = max(layer.shape[1] for layer in layers)
-    return torch.stack(
-        [nn.functional.pad(layer, (0, width - layer.shape[1])) for layer in layers]
-    )
+    return torch.stack([nn.functional.pad(layer, (0, width - layer.shape[1])) for layer in layers])
 
 
 def _write_hooks(
@@ -190,8 +188,9 @@ def _write_hooks(
     hooks: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.host.blocks):
         mine = [(one, at) for one, at in wanted if one.layer == layer]
+        if block.mlp_norm is not None:
+            hooks.append((block.mlp_norm.module, _keep_residual(going, layer)))
         hooks += [
-            (block.mlp_norm.module, _keep_residual(going, layer)),
             (block.mlp, _encode(model, layer, mine, frozen, going)),
             (write_module(block, model.transcoder.write), _write(model, layer, frozen, going)),
         ]
@@ -220,9 +219,11 @@ def _encode(
 
     def encode(inputs: Any, output: Any) -> None:
         normed = first_tensor(inputs)[0]
-        x = read_input(block, transcoder.read, going.residual[layer], normed)
-        if frozen is not None and transcoder.read.value == "normed_unweighted":
-            x = block.mlp_norm.centre(going.residual[layer]) / frozen.layers[layer].mlp_scale
+        residual = going.residual.get(layer, normed)
+        x = read_input(block, transcoder.read, residual, normed)
+        unweighted = transcoder.read is ReadPoint.NORMED_UNWEIGHTED
+        if frozen is not None and unweighted and block.mlp_norm is not None:
+            x = block.mlp_norm.centre(residual) / frozen.layers[layer].mlp_scale
         hidden, active = transcoder.encode(layer, x)
         going.inputs[layer] = x
         going.pre_activations.append(hidden)

@@ -1,14 +1,38 @@
 """Names that need no one to look: the tokens a feature most promotes, and the token it fires on."""
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from graphs import AttributionGraph, NodeKind
 from replacement_models import ReplacementModel
 from replacement_models.folding import mlp_post_norm, written
 from tracer.linear import LocalModel
 
 PROMOTED = 3
+BUDGET, LEAST = 10e9, 64
+"""Floating-point operations spent on a graph's labels, and the features labelled whatever it costs:
+one label costs as much as unembedding one vector."""
+
+
+def labelled(graph: AttributionGraph, model: ReplacementModel, local: LocalModel) -> dict[str, str]:
+    """Labels, by node id, of the most influential features: as many as the budget allows.
+
+    Features beyond it keep the token they fire on as their label.
+    """
+    cost = 2 * model.host.d_model * model.host.vocabulary
+    count = max(LEAST, int(BUDGET / cost))
+    nodes = graph.nodes.select(["id", "kind", "influence"]).to_pydict()
+    features = np.flatnonzero(np.array(nodes["kind"]) == NodeKind.FEATURE.value)
+    order = np.argsort(-np.array(nodes["influence"])[features], kind="stable")
+    ids = [nodes["id"][row] for row in features[order[:count]]]
+    found = local.features
+    keys = zip(found.layer.tolist(), found.feature.tolist(), found.position.tolist(), strict=True)
+    column = {f"{layer}_{feature}_{at}": index for index, (layer, feature, at) in enumerate(keys)}
+    chosen = torch.tensor([column[name] for name in ids], dtype=torch.long, device=model.device)
+    texts = graph.metadata["tokens"]
+    return dict(zip(ids, feature_labels(model, local, chosen, texts), strict=True))
 
 
 def feature_labels(

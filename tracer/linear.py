@@ -173,9 +173,10 @@ def _rest(
     error[:skip_positions] = 0
     constant = b_dec.repeat(len(output), 1)
     constant[:skip_positions] = output[:skip_positions]
+    bias = None if norm is None else norm.bias
     normed = model.transcoder.read is ReadPoint.NORMED
-    if weights.W_skip is not None and norm.bias is not None and normed:
-        constant += norm.bias @ weights.W_skip
+    if weights.W_skip is not None and bias is not None and normed:
+        constant += bias @ weights.W_skip
     return error, constant
 
 

@@ -90,7 +90,7 @@ def feature_rows(
         norm = model.host.blocks[layer].mlp_norm
         encoder = model.transcoder.encoder_rows(layer, chosen.feature[here])
         own = model.transcoder.layers[layer].b_enc[chosen.feature[here]]
-        if read is ReadPoint.NORMED and norm.bias is not None:
+        if read is ReadPoint.NORMED and norm is not None and norm.bias is not None:
             own = own + encoder @ norm.bias
         pulled = read_back(encoder, norm, read)
         if read is not ReadPoint.RESIDUAL:

@@ -1,0 +1,181 @@
+"""circuit-tracer's side of a comparison, run in an environment of its own that has circuit-tracer.
+
+    PEER_PYTHON benchmarks/peer.py CASE_FOLDER OUT_FOLDER --batch 8 --batch 16 --cap 256
+
+Loads the case's files into the peer's TransformerLens backend, times its `attribute`, and writes
+the graph (graph.safetensors) and the timings (timings.json).
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from circuit_tracer.attribution.attribute_transformerlens import attribute
+from circuit_tracer.attribution.context_transformerlens import AttributionContext
+from circuit_tracer.replacement_model.replacement_model_transformerlens import (
+    TransformerLensReplacementModel,
+)
+from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
+from safetensors.torch import save_file
+from transformer_lens import HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions import (
+    convert_gpt2_weights,
+    convert_llama_weights,
+)
+from transformers import AutoModelForCausalLM
+
+
+class Ids:
+    """A stand-in for a tokenizer: token ids only."""
+
+    bos_token_id = pad_token_id = eos_token_id = 0
+    all_special_ids = (0,)
+    vocab_size = 0
+    padding_side = "right"
+
+    def decode(self, ids: Any, *args: Any, **kwargs: Any) -> str:
+        """The ids themselves."""
+        return str(ids.tolist() if hasattr(ids, "tolist") else ids)
+
+
+def load(folder: Path, case: dict[str, Any]) -> TransformerLensReplacementModel:
+    """The case as the peer's replacement model."""
+    original = AutoModelForCausalLM.from_pretrained(folder / "model", use_safetensors=True).eval()
+    settings = _settings(original.config)
+    points = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
+    paths, device = folder / "transcoders", torch.device("cpu")
+    if case["kind"] == "cross_layer":
+        transcoders: Any = load_clt(
+            str(paths),
+            scan="random",
+            device=device,
+            lazy_decoder=False,
+            lazy_encoder=False,
+            **points,
+        )
+    else:
+        files = {i: str(paths / f"layer_{i}.safetensors") for i in range(settings.n_layers)}
+        transcoders = load_transcoder_set(
+            files, scan="random", device=device, lazy_decoder=False, lazy_encoder=False, **points
+        )
+    model = TransformerLensReplacementModel.from_config(settings, transcoders)
+    convert = convert_gpt2_weights if case["shape"] == "gpt2" else convert_llama_weights
+    weights = convert(original, settings)
+    state = {_renamed(key): value for key, value in weights.items()}
+    missing = model.load_state_dict(state, strict=False).missing_keys
+    unexpected = [key for key in missing if "W_" in key and "transcoder" not in key]
+    assert not unexpected, unexpected
+    model.tokenizer = Ids()
+    return model
+
+
+def _renamed(key: str) -> str:
+    """The peer wraps MLPs and the unembedding."""
+    return key.replace(".mlp.", ".mlp.old_mlp.").replace("unembed.", "unembed.old_unembed.")
+
+
+def _settings(config: Any) -> HookedTransformerConfig:
+    gpt2 = config.model_type == "gpt2"
+    heads = config.num_attention_heads
+    return HookedTransformerConfig(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_ctx=config.max_position_embeddings,
+        d_head=config.hidden_size // heads,
+        n_heads=heads,
+        d_mlp=4 * config.hidden_size if gpt2 else config.intermediate_size,
+        d_vocab=config.vocab_size,
+        act_fn="gelu_new" if gpt2 else "silu",
+        normalization_type="LN" if gpt2 else "RMS",
+        eps=config.layer_norm_epsilon if gpt2 else config.rms_norm_eps,
+        final_rms=not gpt2,
+        gated_mlp=not gpt2,
+        positional_embedding_type="standard" if gpt2 else "rotary",
+        rotary_dim=None if gpt2 else config.hidden_size // heads,
+        rotary_adjacent_pairs=False,
+        n_key_value_heads=None if gpt2 else config.num_key_value_heads,
+        original_architecture="GPT2LMHeadModel" if gpt2 else "LlamaForCausalLM",
+        device="cpu",
+        dtype=torch.float32,
+    )
+
+
+def repair() -> None:
+    """Contract with one matrix product a position instead of a gradient copy a decoder row."""
+    score = AttributionContext._compute_score_hook
+
+    def by_position(
+        self: Any,
+        hook_name: str,
+        output_vecs: torch.Tensor,
+        write_index: Any,
+        read_index: Any = None,
+    ) -> Any:
+        if read_index is None:
+            return score(self, hook_name, output_vecs, write_index)
+        positions = read_index[1]
+        groups = [(int(p), (positions == p).nonzero()[:, 0]) for p in positions.unique()]
+        groups = [(p, write_index[at], output_vecs[at]) for p, at in groups]
+
+        def hook(grads: torch.Tensor, hook: Any) -> None:
+            for position, rows, vectors in groups:
+                self._batch_buffer[rows] += vectors @ grads[:, position].T
+
+        return hook_name, hook
+
+    AttributionContext._compute_score_hook = by_position
+
+
+def main() -> None:
+    """Time one case and write the graph."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--batch", type=int, action="append", required=True)
+    parser.add_argument("--cap", type=int)
+    parser.add_argument("--rank-every", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repaired", action="store_true")
+    args = parser.parse_args()
+    case = json.loads((args.folder / "case.json").read_text())
+    model = load(args.folder, case)
+    if args.repaired:
+        repair()
+    tokens = torch.tensor(case["tokens"])
+    timings = []
+    for batch in args.batch:
+        for _ in range(args.repeats):
+            wall, cpu = time.perf_counter(), time.process_time()
+            graph = attribute(
+                tokens,
+                model,
+                batch_size=batch,
+                max_feature_nodes=args.cap,
+                update_interval=max(1, args.rank_every // batch),
+            )
+            timings.append(
+                {
+                    "batch": batch,
+                    "wall": time.perf_counter() - wall,
+                    "cpu": time.process_time() - cpu,
+                }
+            )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (args.out / "timings.json").write_text(json.dumps({"runs": timings, "peak_bytes": peak}))
+    save_file(
+        {
+            "adjacency": graph.adjacency_matrix.contiguous(),
+            "features": graph.active_features[graph.selected_features].contiguous(),
+            "logits": torch.tensor([target.vocab_idx for target in graph.logit_targets]),
+        },
+        args.out / "graph.safetensors",
+    )
+
+
+if __name__ == "__main__":
+    main()

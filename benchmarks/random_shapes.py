@@ -1,0 +1,99 @@
+"""Models of real shapes with random weights, dictionaries of which a set number of features fire.
+
+Both sides of a comparison load the same files: a Hugging Face folder and a transcoder folder in
+circuit-tracer's layout. The cost of attribution does not depend on what the weights mean.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from replacement_models import (
+    CrossLayerTranscoder,
+    DenseDecoder,
+    JumpReLU,
+    PerLayerTranscoder,
+    ReadPoint,
+    ReLU,
+    ReplacementModel,
+    TranscoderLayer,
+    save_transcoder,
+)
+
+VOCABULARY = 8192
+
+
+def config(shape: str) -> Any:
+    """Hugging Face configuration of a named shape."""
+    common = {"bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
+    if shape == "gpt2":
+        return GPT2Config(vocab_size=VOCABULARY, n_positions=1024, **common)
+    if shape == "llama":  # Llama-3.2-1B's width and heads, half its depth
+        return LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=8,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=2048,
+            **common,
+        )
+    raise ValueError(f"shape is {shape!r}, expected gpt2 or llama")
+
+
+def write_case(
+    folder: Path, shape: str, kind: str, tokens: list[int], active: int, features: int
+) -> None:
+    """Write `model/`, `transcoders/` and `case.json` into an empty folder.
+
+    Args:
+        folder: where.
+        shape: as `config`.
+        kind: "per_layer" or "cross_layer".
+        tokens: the prompt for which thresholds are set.
+        active: features a token and layer that fire on it, on average.
+        features: dictionary size a layer.
+    """
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(shape)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(folder / "model")
+    of_kind = {"per_layer": PerLayerTranscoder, "cross_layer": CrossLayerTranscoder}[kind]
+    layers = _layers(model.config, kind, features)
+    open_wide = of_kind(layers, read=ReadPoint.NORMED)
+    inputs = ReplacementModel.from_huggingface(model, None, open_wide).record(tokens).inputs
+    for index, layer in enumerate(layers):
+        hidden = inputs[index] @ layer.W_enc.T + layer.b_enc
+        ranked = hidden[1:].flatten().sort(descending=True).values
+        count = active * (len(tokens) - 1)
+        threshold = (ranked[count - 1 : count + 1].mean()).expand(features).clone()
+        layers[index] = TranscoderLayer(
+            layer.W_enc, layer.b_enc, layer.decoder, layer.b_dec, JumpReLU(threshold)
+        )
+    save_transcoder(
+        of_kind(layers, read=ReadPoint.NORMED), folder / "transcoders", "circuit-tracer"
+    )
+    case = {"shape": shape, "kind": kind, "tokens": tokens, "active": active, "features": features}
+    (folder / "case.json").write_text(json.dumps(case))
+
+
+def _layers(settings: Any, kind: str, features: int) -> list[TranscoderLayer]:
+    count, width = settings.num_hidden_layers, settings.hidden_size
+    return [
+        TranscoderLayer(
+            W_enc=torch.randn(features, width) / width**0.5,
+            b_enc=torch.zeros(features),
+            decoder=DenseDecoder(
+                torch.randn(features, count - layer if kind == "cross_layer" else 1, width) / width
+            ),
+            b_dec=torch.randn(width) / width,
+            activation=ReLU(),
+        )
+        for layer in range(count)
+    ]

@@ -1,0 +1,198 @@
+"""The engine's own promises: chunks, caps, edge cases, and no trace left on the model."""
+
+import numpy as np
+import pytest
+import torch
+
+import tracer
+from replacement_models import JumpReLU, ReplacementModel
+from tests.random_models import PROMPT, replacement_model, transcoder
+from tracer import Intervention, TraceError, attribute, sweep
+from tracer.frontier import Frontier
+
+
+@pytest.mark.parametrize("budget", [1, 7, 50, 10**6])
+def test_the_chunk_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, budget: int):
+    model = replacement_model("llama", kind="cross_layer", skip=True)
+    whole = tracer.trace(model, PROMPT)
+    monkeypatch.setattr(sweep, "CHUNK", budget)
+    monkeypatch.setattr(attribute, "BLOCK", max(1, budget // 3))
+    again = tracer.trace(model, PROMPT)
+    assert again.nodes["id"].to_pylist() == whole.nodes["id"].to_pylist()
+    assert abs(again.effect - whole.effect).max() < 1e-12
+
+
+def test_no_gradient_is_larger_than_the_chunk(monkeypatch: pytest.MonkeyPatch):
+    model = replacement_model("gpt2", kind="per_layer")
+    seen = []
+    attention = sweep._attention
+
+    def watched(maps, gradient, effects):
+        seen.append(gradient.shape[0] * gradient.shape[1])
+        return attention(maps, gradient, effects)
+
+    monkeypatch.setattr(sweep, "_attention", watched)
+    monkeypatch.setattr(sweep, "CHUNK", 24)
+    tracer.trace(model, PROMPT)
+    assert max(seen) <= 24
+
+
+def test_a_cap_without_need_changes_nothing():
+    model = replacement_model("gpt2")
+    whole = tracer.trace(model, PROMPT)
+    capped = tracer.trace(model, PROMPT, max_features=10**6, rank_every=1)
+    assert abs(whole.effect - capped.effect).max() == 0
+
+
+def test_no_features_at_all_is_a_graph_too():
+    graph = tracer.trace(replacement_model("gpt2"), PROMPT, max_features=0)
+    assert "feature" not in graph.nodes["kind"].to_pylist()
+    assert graph.metadata["conservation"]["relative"] < 1e-9
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_prompt_of_one_token(family: str):
+    model = replacement_model(family, kind="cross_layer")
+    graph = tracer.trace(model, [5])
+    assert set(graph.nodes["kind"].to_pylist()) == {"embedding", "logit"}
+    assert graph.metadata["conservation"]["relative"] < 2e-5
+    assert graph.prune().nodes.num_rows == graph.nodes.num_rows
+    more = tracer.trace(model, [5], skip_positions=0)
+    assert {"feature", "error"} <= set(more.nodes["kind"].to_pylist())
+    assert more.metadata["conservation"]["relative"] < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+def test_a_dictionary_in_which_nothing_fires(kind: str):
+    model = silenced(replacement_model("gpt2", kind=kind, activation="jump_relu"), None)
+    graph = tracer.trace(model, PROMPT)
+    assert "feature" not in graph.nodes["kind"].to_pylist()
+    assert graph.metadata["conservation"]["relative"] < 1e-9
+    assert graph.scores.replacement > 0
+
+
+def test_a_feature_silent_everywhere_but_at_one_position():
+    loud = replacement_model("gpt2", activation="jump_relu")
+    hidden = loud.record(PROMPT).inputs[1] @ loud.transcoder.layers[1].W_enc[3]
+    only = int(hidden[1:].argmax()) + 1
+    rest = hidden + loud.transcoder.layers[1].b_enc[3]
+    level = float(rest.sort().values[-2:].mean())
+    model = silenced(loud, level)
+    graph = tracer.trace(model, PROMPT)
+    features = [node for node in graph.nodes.to_pylist() if node["kind"] == "feature"]
+    assert [(f["layer"], f["feature"]) for f in features] in ([(1, 3)], [])
+    assert all(f["position"] == only for f in features)
+    assert graph.metadata["conservation"]["relative"] < 1e-9
+
+
+def silenced(model: ReplacementModel, level: float | None) -> ReplacementModel:
+    """The model with thresholds nothing reaches, but `level` for feature 3 of layer 1."""
+    layers = list(model.transcoder.layers)
+    for index, layer in enumerate(layers):
+        threshold = torch.full_like(layer.b_enc, 1e9)
+        if level is not None and index == 1:
+            threshold[3] = level
+        layers[index] = type(layer)(
+            layer.W_enc, layer.b_enc, layer.decoder, layer.b_dec, JumpReLU(threshold), layer.W_skip
+        )
+    quiet = type(model.transcoder)(layers, read=model.transcoder.read)
+    return ReplacementModel.from_huggingface(model.host.model, None, quiet)
+
+
+def test_the_frontier_takes_the_most_influential_first_and_breaks_ties_by_index():
+    from scipy import sparse
+
+    frontier = Frontier.over(np.array([2, 0, 1]))
+    rows = sparse.csr_array(np.array([[1.0, 1.0, 1.0, 5.0]]))
+    frontier.add(rows, np.array([6]), np.array([-1]), np.array([1.0]))
+    assert frontier.next(3).tolist() == [2, 0, 1]
+    below = sparse.csr_array(np.array([[3.0, 0.0, 0.0, 1.0]]))
+    frontier.add(below, np.array([3]), np.array([1]), np.array([0.0]))
+    assert frontier.next(3).tolist() == [0, 2]
+
+
+def test_the_same_trace_twice_is_the_same_bytes(tmp_path):
+    model = replacement_model("gpt2", kind="cross_layer")
+    for name in ("a.zip", "b.zip"):
+        tracer.trace(model, PROMPT).save(tmp_path / name)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"layer": 3, "position": 0, "feature": 0, "value": 1.0}, "layer 3 is not in 0..2"),
+        ({"layer": 0, "position": 9, "feature": 0, "value": 1.0}, "position 9 is not in -6..5"),
+        ({"layer": 0, "position": 0, "feature": 24, "value": 1.0}, "feature 24 is not in 0..23"),
+        ({"layer": 0, "position": slice(9, 12), "feature": 0, "add": 1.0}, "holds none of 6"),
+        ({"layer": 0, "position": 0, "feature": 0}, "give exactly one of value, scale, add"),
+        ({"layer": 0, "position": 0, "feature": 0, "add": float("nan")}, "is no finite number"),
+    ],
+)
+def test_interventions_that_name_nothing_are_refused(wanted, said: str):
+    model = replacement_model("gpt2")
+    with pytest.raises(TraceError, match=said.replace("(", r"\(")):
+        tracer.intervene(model, PROMPT, [Intervention(**wanted)])
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(TraceError, match="mode is 'gentle', expected one of direct, free"):
+        tracer.intervene(replacement_model("gpt2"), PROMPT, [], mode="gentle")
+
+
+def test_set_scale_and_add_say_the_same_thing():
+    model = replacement_model("llama", kind="cross_layer", skip=True)
+    found = model.record(PROMPT).features
+    at = int((found.position == 4).nonzero()[0])
+    layer, feature = int(found.layer[at]), int(found.feature[at])
+    value = float(found.activation[at])
+    place = {"layer": layer, "position": 4, "feature": feature}
+    for mode in ("direct", "free"):
+        changes = [
+            tracer.intervene(model, PROMPT, [Intervention(**place, **how)], mode=mode)
+            for how in ({"value": 3 * value}, {"scale": 3.0}, {"add": 2 * value})
+        ]
+        for change in changes[1:]:
+            torch.testing.assert_close(change.logits, changes[0].logits, atol=1e-9, rtol=0)
+        assert (changes[0].logits - changes[0].base.logits).abs().max() > 1e-3
+
+
+def test_nothing_changed_is_the_original_model():
+    model = replacement_model("gpt2", kind="cross_layer", skip=True)
+    logits = model.record(PROMPT).logits
+    for mode in ("direct", "free"):
+        change = tracer.intervene(model, PROMPT, [], mode=mode)
+        torch.testing.assert_close(change.logits, logits, atol=1e-9, rtol=0)
+
+
+def test_a_slice_reaches_every_position_in_it():
+    model = replacement_model("gpt2", kind="per_layer")
+    ones = [Intervention(layer=1, position=p, feature=2, add=0.5) for p in (3, 4, 5)]
+    together = Intervention(layer=1, position=slice(-3, None), feature=2, add=0.5)
+    apart = tracer.intervene(model, PROMPT, ones, mode="free")
+    once = tracer.intervene(model, PROMPT, [together], mode="free")
+    torch.testing.assert_close(apart.logits, once.logits, atol=1e-9, rtol=0)
+
+
+def test_the_dictionary_is_gathered_once_and_the_model_runs_once(monkeypatch: pytest.MonkeyPatch):
+    model = replacement_model("gpt2", kind="cross_layer")
+    passes = []
+    handle = model.host.model.register_forward_hook(lambda *_: passes.append(1))
+    encoded = []
+    encode = type(model.transcoder).encode
+    monkeypatch.setattr(
+        type(model.transcoder),
+        "encode",
+        lambda self, layer, x: encoded.append(layer) or encode(self, layer, x),
+    )
+    try:
+        tracer.trace(model, PROMPT, max_features=9, rank_every=2)
+    finally:
+        handle.remove()
+    assert len(passes) == 1
+    assert encoded == [0, 1, 2]
+
+
+def test_transcoder_options_do_not_leak_between_models():
+    assert transcoder(seed=1).layers[0].W_enc.equal(transcoder(seed=1).layers[0].W_enc)
+    assert not transcoder(seed=1).layers[0].W_enc.equal(transcoder(seed=2).layers[0].W_enc)
