@@ -274,7 +274,8 @@ class AttributionGraph:
 
         Args:
             edges: at most so many edges, the most influential ones; None for all.
-            labels: so many features as boxes with their label, the others as circles.
+            labels: so many features as boxes with their label, besides those on the strongest
+                path; the others as circles.
             curved: curves, or straight lines.
         """
         return picture.dot_source(self, Style(edges, labels, curved))

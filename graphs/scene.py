@@ -25,7 +25,7 @@ class Style:
     edges: int | None = 300
     """At most so many edges, by influence; None for all."""
     labels: int = 18
-    """So many features as boxes with their label, by influence."""
+    """So many features as boxes with their label, by influence; those of the main path besides."""
     curved: bool = True
     """Curves, or straight lines."""
     bitmap: bool = False
@@ -54,7 +54,8 @@ def compose(graph: AttributionGraph, style: Style) -> Scene:
     """Choose edges and boxes, size every glyph, and place it."""
     rows = graph.nodes.to_pylist()
     drawn = _strongest_edges(graph, style.edges)
-    boxed = _most_influential(graph, style.labels)
+    marked = _main_path(graph)
+    boxed = _most_influential(graph, style.labels) | marked
     tokens = _tokens(graph, rows)
     peak = max((row["influence"] for row in rows if row["kind"] == NodeKind.FEATURE), default=0.0)
     ends = (graph.edges[name].to_numpy()[drawn] for name in ("source", "target", "influence"))
@@ -72,7 +73,7 @@ def compose(graph: AttributionGraph, style: Style) -> Scene:
         rows,
         drawn,
         _answer(rows),
-        _main_path(graph),
+        marked,
         tokens,
         grid,
         layout.place(grid),
