@@ -21,6 +21,13 @@ class Activation(Protocol):
     def to(self, device: torch.device, dtype: torch.dtype) -> "Activation":
         """The same function with its parameters on `device` and in `dtype`."""
 
+    def check(self, features: int) -> None:
+        """Refuse parameters that do not fit a layer of `features` features.
+
+        Raises:
+            ModelError: they do not fit.
+        """
+
 
 @dataclass(frozen=True)
 class ReLU:
@@ -35,6 +42,9 @@ class ReLU:
     def to(self, device: torch.device, dtype: torch.dtype) -> "ReLU":
         """Has no parameters."""
         return self
+
+    def check(self, features: int) -> None:
+        """Fits any layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +61,10 @@ class JumpReLU:
     def to(self, device: torch.device, dtype: torch.dtype) -> "JumpReLU":
         """Thresholds on `device`, in `dtype`."""
         return JumpReLU(self.threshold.to(device, dtype))
+
+    def check(self, features: int) -> None:
+        """One threshold a feature."""
+        _check_threshold(self, (features,))
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,11 @@ class TopK:
         """Has no parameters."""
         return self
 
+    def check(self, features: int) -> None:
+        """No more winners than features."""
+        if self.k > features:
+            raise ModelError(f"topk: k is {self.k}, but there are only {features} features")
+
 
 @dataclass(frozen=True, eq=False)
 class BatchTopK:
@@ -93,3 +112,15 @@ class BatchTopK:
     def to(self, device: torch.device, dtype: torch.dtype) -> "BatchTopK":
         """Threshold on `device`, in `dtype`."""
         return BatchTopK(self.threshold.to(device, dtype))
+
+    def check(self, features: int) -> None:
+        """One threshold for all features."""
+        _check_threshold(self, (1,))
+
+
+def _check_threshold(activation: JumpReLU | BatchTopK, expected: tuple[int, ...]) -> None:
+    if tuple(activation.threshold.shape) != expected:
+        raise ModelError(
+            f"{activation.name}: threshold has shape {tuple(activation.threshold.shape)}, "
+            f"expected {expected}"
+        )

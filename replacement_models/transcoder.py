@@ -199,20 +199,27 @@ class Transcoder(ABC):
         return type(self)(layers, read=self.read, write=self.write, model=self.model)
 
     def _check(self, index: int) -> None:
-        layer = self.layers[index]
-        features = len(layer.W_enc)
-        targets = self.targets(index)
+        layer, at = self.layers[index], f"{self.kind} transcoder, layer {index}"
+        read = tuple(layer.W_enc.shape)
+        if len(read) != 2 or (index > 0 and read[1] != self.d_model):
+            width = "d_model" if index == 0 else str(self.d_model)
+            raise ModelError(f"{at}: W_enc has shape {read}, expected (features, {width})")
+        features, d_model = read
+        targets = len(self.targets(index))
         expected = {
             "b_enc": (layer.b_enc.shape, (features,)),
-            "W_dec": (layer.decoder.shape, (features, len(targets), self.d_model)),
-            "b_dec": (layer.b_dec.shape, (self.d_model,)),
-            "W_enc": (layer.W_enc.shape, (features, self.d_model)),
+            "W_dec": (layer.decoder.shape, (features, targets, d_model)),
+            "b_dec": (layer.b_dec.shape, (d_model,)),
         }
         if layer.W_skip is not None:
-            expected["W_skip"] = (layer.W_skip.shape, (self.d_model, self.d_model))
+            expected["W_skip"] = (layer.W_skip.shape, (d_model, d_model))
         for name, (got, want) in expected.items():
             if tuple(got) != want:
                 raise ModelError(
-                    f"{self.kind} transcoder, layer {index}: {name} has shape {tuple(got)}, "
-                    f"expected {want} (features, targets, d_model as in W_enc and the layer count)"
+                    f"{at}: {name} has shape {tuple(got)}, expected {want} "
+                    f"to go with W_enc {read} and {len(self.layers)} layers"
                 )
+        try:
+            layer.activation.check(features)
+        except ModelError as error:
+            raise ModelError(f"{at}: {error}") from error

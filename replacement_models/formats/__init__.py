@@ -4,11 +4,12 @@ A foreign format is converted here, at the edge, into the one layout of `transco
 """
 
 import json
-import shutil
 import tempfile
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from types import ModuleType
+
+from safetensors import SafetensorError
 
 from replacement_models.errors import ModelError
 from replacement_models.formats import circuit_tracer, native
@@ -16,6 +17,10 @@ from replacement_models.hub import folder_of
 from replacement_models.transcoder import Transcoder
 
 FORMATS: dict[str, ModuleType] = {"tracer": native, "circuit-tracer": circuit_tracer}
+WANTED = ("*.safetensors", "*.npz", "*.json", "*.yaml")
+"""What a hub id is asked for."""
+UNWANTED = ("features/*",)
+"""Published sets carry gigabytes of example texts for a viewer there."""
 LAZY_ABOVE = 2 << 30
 """Bytes of weight files from which decoder rows stay on disk unless the caller says otherwise."""
 
@@ -24,24 +29,32 @@ def load_transcoder(name: str | Path, lazy: bool | None = None) -> Transcoder:
     """Read a transcoder in any known format.
 
     Args:
-        name: a folder, or a hub id `owner/name[//subfolder][@revision]`.
+        name: a folder, or a hub id `owner/name[/subfolder][@revision]`.
         lazy: leave decoder rows on disk and read the active ones; None decides by size.
 
     Raises:
         ModelError: nothing there, an unknown format, a missing or torn file, an unsupported field.
     """
-    folder, _ = folder_of(str(name))
+    folder = _folder(name)
     for module in FORMATS.values():
         if module.recognise(folder):
             if lazy is None:
-                size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-                lazy = size > LAZY_ABOVE
-            transcoder: Transcoder = module.load(folder, lazy)
-            return transcoder
+                lazy = sum(path.stat().st_size for path in _files(folder)) > LAZY_ABOVE
+            return _load(module, folder, lazy)
     raise ModelError(
         f"{name}: holds no transcoder in a known format (looked for {native.CONFIG} and "
         f"{circuit_tracer.CONFIG})"
     )
+
+
+def _load(module: ModuleType, folder: Path, lazy: bool) -> Transcoder:
+    try:
+        transcoder: Transcoder = module.load(folder, lazy)
+    except ModelError as error:
+        if str(folder) in str(error):
+            raise
+        raise ModelError(f"{folder}: {error}") from error
+    return transcoder
 
 
 def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "tracer") -> Path:
@@ -53,33 +66,54 @@ def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "t
         format: "tracer" or "circuit-tracer".
 
     Raises:
-        ModelError: unknown format, the format cannot hold it, or the folder is in use.
+        ModelError: unknown format, the format cannot hold it, or the folder is in use or cannot
+            be written.
     """
     if format not in FORMATS:
         raise ModelError(f"format is {format!r}, expected one of {sorted(FORMATS)}")
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ModelError(f"{path}: exists and is not an empty folder; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        FORMATS[format].save(transcoder, beside)
-        beside.chmod(0o755)
-        beside.replace(path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
+            whole = Path(beside) / path.name
+            whole.mkdir()
+            FORMATS[format].save(transcoder, whole)
+            whole.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be written ({error}); nothing was left there") from error
     return path
 
 
 def content_hash(name: str | Path) -> str:
     """SHA-256 over the names and bytes of a transcoder's files, for a graph's metadata."""
-    folder, _ = folder_of(str(name))
-    digest = sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".yaml", ".npz"):
-            digest.update(json.dumps([path.name, path.stat().st_size]).encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
+    folder = _folder(name)
+    listing = [[path.relative_to(folder).as_posix(), _file_hash(path)] for path in _files(folder)]
+    return sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _folder(name: str | Path) -> Path:
+    folder, _ = folder_of(str(name), WANTED, UNWANTED)
+    return folder
+
+
+def _files(folder: Path) -> list[Path]:
+    """Weight and configuration files at any depth, hidden ones left out, in a fixed order."""
+    suffixes = {Path(pattern).suffix for pattern in WANTED}
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of one file; the hub's cache names large files by it, which saves reading them."""
+    name = path.resolve().name
+    if path.is_symlink() and len(name) == 64 and set(name) <= set("0123456789abcdef"):
+        return name
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

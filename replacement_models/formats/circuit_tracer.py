@@ -5,8 +5,9 @@ b_enc, b_dec, optional `activation_function.threshold` and W_skip, applied as `x
 Cross-layer (`cross_layer_transcoder`): `W_enc_{l}.safetensors` with W_enc_l, b_enc_l, b_dec_l,
 optional threshold_l, and `W_dec_{l}.safetensors` with W_dec_l (F, L - l, D); a skip, which
 circuit-tracer applies as `x @ W_skip[l]` but neither saves nor loads, stands beside them as
-`W_skip.safetensors`, key W_skip (L, D, D). TopK's k stands in config.yaml only. Layouts as of
-circuit-tracer 0.5.0.
+`W_skip.safetensors`, key W_skip (L, D, D). TopK's k stands in config.yaml only.
+BatchTopK is written as the JumpReLU it is, one threshold for all. Layouts as of circuit-tracer's
+commit 4bb8c0e (version 0.5.0).
 """
 
 from pathlib import Path
@@ -21,8 +22,8 @@ from torch import Tensor
 from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
-from replacement_models.formats.tensors import TensorFile
-from replacement_models.hub import download
+from replacement_models.formats.tensors import TensorFile, all_rows
+from replacement_models.hub import HubId, download
 from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.transcoder import (
     ReadPoint,
@@ -76,16 +77,12 @@ def save(transcoder: Transcoder, folder: Path) -> None:
     Raises:
         ModelError: the format has no place for what the transcoder holds.
     """
-    activation = transcoder.layers[0].activation
+    activation = _one_activation(transcoder)
     config: dict[str, Any] = {
         "model_name": transcoder.model,
         "feature_input_hook": {point: hook for hook, point in READ.items()}[transcoder.read],
         "feature_output_hook": {point: hook for hook, point in WRITE.items()}[transcoder.write],
     }
-    if isinstance(activation, BatchTopK):
-        raise ModelError(
-            "circuit-tracer's format has no BatchTopK; convert to JumpReLU (same threshold for all)"
-        )
     if isinstance(transcoder, CrossLayerTranscoder):
         if isinstance(activation, TopK):
             raise ModelError("circuit-tracer's format has TopK for per-layer transcoders only")
@@ -93,9 +90,8 @@ def save(transcoder: Transcoder, folder: Path) -> None:
         _save_cross_layers(transcoder, folder)
     elif isinstance(transcoder, PerLayerTranscoder):
         config["model_kind"] = PER_LAYER
-        config["activation"] = activation.name
         if isinstance(activation, TopK):
-            config["k"] = activation.k
+            config |= {"activation": activation.name, "k": activation.k}
         _save_per_layers(transcoder, folder)
     else:
         raise ModelError(f"circuit-tracer's format holds transcoders, not {transcoder.kind}")
@@ -141,16 +137,19 @@ def _listed_file(entry: str, folder: Path) -> Path:
     """A local path inside `folder`, or `hf://owner/repo/path/in/repo[?revision=r]`."""
     if entry.startswith("hf://"):
         address = urlparse(entry)
-        owner, (repo, _, inside) = address.netloc, address.path.lstrip("/").partition("/")
+        try:
+            file = HubId.parse(f"{address.netloc}{address.path}")
+        except ModelError as error:
+            raise ModelError(f"{folder / CONFIG}: transcoder {entry!r}: {error}") from error
         revision = parse_qs(address.query).get("revision", [None])[0]
-        return download(f"{owner}/{repo}", revision, [inside]) / inside
-    path = (folder / entry).resolve()
-    if not path.is_relative_to(folder.resolve()):
+        return download(file.repo, revision, [file.subfolder]) / file.subfolder
+    if Path(entry).is_absolute() or ".." in Path(entry).parts:
         raise ModelError(f"{folder / CONFIG}: transcoder {entry!r} lies outside the folder")
-    return path
+    return folder / entry
 
 
 def _per_layer(file: TensorFile, config: dict[str, Any], lazy: bool) -> TranscoderLayer:
+    file.only(("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "activation_function.threshold"))
     skip = file.optional("W_skip")
     threshold = file.optional("activation_function.threshold")
     return TranscoderLayer(
@@ -166,8 +165,10 @@ def _per_layer(file: TensorFile, config: dict[str, Any], lazy: bool) -> Transcod
 def _activation(config: dict[str, Any], threshold: Tensor | None, file: TensorFile) -> Activation:
     """TopK and ReLU when config.yaml says so; otherwise JumpReLU where there is a threshold."""
     name, k = config.get("activation"), config.get("k")
+    if threshold is not None and name in ("relu", "topk"):
+        raise ModelError(f"{file.path}: has a threshold, but {CONFIG} says activation {name}")
     if name == "topk":
-        if not isinstance(k, int):
+        if type(k) is not int:
             raise ModelError(f"{file.path.parent / CONFIG}: activation topk needs k, got {k!r}")
         return TopK(k)
     if name == "relu" or (name in (None, "auto") and threshold is None):
@@ -199,6 +200,8 @@ def _cross_layers(folder: Path, config: dict[str, Any], lazy: bool) -> list[Tran
         encoder = TensorFile.open(folder / f"W_enc_{index}.safetensors")
         decoder = TensorFile.open(folder / f"W_dec_{index}.safetensors")
         threshold = encoder.optional(f"threshold_{index}")
+        encoder.only(f"{key}_{index}" for key in ("W_enc", "b_enc", "b_dec", "threshold"))
+        decoder.only([f"W_dec_{index}"])
         layers.append(
             TranscoderLayer(
                 W_enc=encoder.tensor(f"W_enc_{index}"),
@@ -217,11 +220,10 @@ def _save_per_layers(transcoder: Transcoder, folder: Path) -> None:
         found = {
             "W_enc": layer.W_enc,
             "b_enc": layer.b_enc,
-            "W_dec": _all_rows(layer)[:, 0],
+            "W_dec": all_rows(layer.decoder)[:, 0],
             "b_dec": layer.b_dec,
         }
-        if isinstance(layer.activation, JumpReLU):
-            found["activation_function.threshold"] = layer.activation.threshold
+        found |= _threshold(layer, "activation_function.threshold")
         if layer.W_skip is not None:
             found["W_skip"] = layer.W_skip.T
         _write(found, folder / f"layer_{index}.safetensors")
@@ -234,17 +236,38 @@ def _save_cross_layers(transcoder: Transcoder, folder: Path) -> None:
             f"b_enc_{index}": layer.b_enc,
             f"b_dec_{index}": layer.b_dec,
         }
-        if isinstance(layer.activation, JumpReLU):
-            encoder[f"threshold_{index}"] = layer.activation.threshold
+        encoder |= _threshold(layer, f"threshold_{index}")
         _write(encoder, folder / f"W_enc_{index}.safetensors")
-        _write({f"W_dec_{index}": _all_rows(layer)}, folder / f"W_dec_{index}.safetensors")
+        decoder = {f"W_dec_{index}": all_rows(layer.decoder)}
+        _write(decoder, folder / f"W_dec_{index}.safetensors")
     skips = [layer.W_skip for layer in transcoder.layers if layer.W_skip is not None]
     if skips:
         _write({"W_skip": torch.stack(skips)}, folder / "W_skip.safetensors")
 
 
-def _all_rows(layer: TranscoderLayer) -> Tensor:
-    return layer.decoder.rows(torch.arange(layer.W_enc.shape[0]))
+def _one_activation(transcoder: Transcoder) -> Activation:
+    """The activation of every layer, which config.yaml has room for once."""
+    first, *others = (layer.activation for layer in transcoder.layers)
+    for index, other in enumerate(others, start=1):
+        if _named(other) != _named(first):
+            raise ModelError(
+                "circuit-tracer's format has one activation for all layers, but layer 0 has "
+                f"{_named(first)}, layer {index} {_named(other)}"
+            )
+    return first
+
+
+def _named(activation: Activation) -> str:
+    return f"topk of {activation.k}" if isinstance(activation, TopK) else activation.name
+
+
+def _threshold(layer: TranscoderLayer, key: str) -> dict[str, Tensor]:
+    """Thresholds under `key`, where there are any. BatchTopK is a JumpReLU with one for all."""
+    if isinstance(layer.activation, JumpReLU):
+        return {key: layer.activation.threshold}
+    if isinstance(layer.activation, BatchTopK):
+        return {key: layer.activation.threshold.clamp(min=0).expand(len(layer.W_enc))}
+    return {}
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:

@@ -1,23 +1,22 @@
 """tracer's own transcoder format: `transcoder.json` and one `layer_{l}.safetensors` a layer.
 
-`transcoder.json` holds format, version, kind, layers, features, d_model, activation {name, k},
-read, write, model. `layer_{l}.safetensors` holds W_enc (F, D), b_enc (F), W_dec (F, targets, D),
-b_dec (D) and, where they exist, threshold (F) or (1) and W_skip (D, D), applied as `x @ W_skip`.
-Any normalisation is folded into the weights.
+`transcoder.json` holds format, version, kind, layers, features, d_model, activation {name, k} (a
+list of them where layers differ), read, write, model. `layer_{l}.safetensors` holds W_enc (F, D),
+b_enc (F), W_dec (F, targets, D), b_dec (D) and, where they exist, threshold (F) or (1) and W_skip
+(D, D), applied as `x @ W_skip`. Any normalisation is folded into the weights.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
-from replacement_models.formats.tensors import TensorFile
+from replacement_models.formats.tensors import TensorFile, all_rows
 from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.sae import SparseAutoencoder
 from replacement_models.transcoder import (
@@ -31,6 +30,13 @@ CONFIG = "transcoder.json"
 KINDS: dict[str, type[Transcoder]] = {
     kind.kind: kind for kind in (CrossLayerTranscoder, PerLayerTranscoder, SparseAutoencoder)
 }
+
+
+FIELDS = {
+    *("format", "version", "kind", "layers", "features", "d_model"),
+    *("activation", "read", "write", "model"),
+}
+TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
 
 
 def recognise(folder: Path) -> bool:
@@ -49,33 +55,44 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         ModelError: a file is missing or torn, or a field is unknown.
     """
     config = _config(folder / CONFIG)
+    activations = config.get("activation")
+    if not isinstance(activations, list):
+        activations = [activations] * config["layers"]
     layers = []
-    for index in range(config["layers"]):
+    for index, activation in enumerate(activations):
         file = TensorFile.open(folder / f"layer_{index}.safetensors")
+        file.only(TENSORS)
         layers.append(
             TranscoderLayer(
                 W_enc=file.tensor("W_enc"),
                 b_enc=file.tensor("b_enc"),
                 decoder=file.decoder("W_dec", lazy),
                 b_dec=file.tensor("b_dec"),
-                activation=_activation(config["activation"], file.optional("threshold"), file.path),
+                activation=_activation(activation, file.optional("threshold"), file.path),
                 W_skip=file.optional("W_skip"),
             )
         )
-    return KINDS[config["kind"]](
+    transcoder = KINDS[config["kind"]](
         layers,
         read=ReadPoint(config["read"]),
         write=WritePoint(config["write"]),
-        model=config.get("model", ""),
+        model=config["model"],
     )
+    for field, got in (("features", transcoder.features), ("d_model", transcoder.d_model)):
+        if config[field] != got:
+            raise ModelError(
+                f"{folder / CONFIG}: {field} is {config[field]!r}, but the weights have {got}; "
+                "the files are not of one transcoder"
+            )
+    return transcoder
 
 
 def save(transcoder: Transcoder, folder: Path) -> None:
     """Write a transcoder into `folder`, which must exist."""
     for index in range(len(transcoder.layers)):
         save_file(tensors(transcoder, index), folder / f"layer_{index}.safetensors")
-    first = transcoder.layers[0].activation
-    activation = {"name": first.name} | ({"k": first.k} if isinstance(first, TopK) else {})
+    activations = [_described(layer.activation) for layer in transcoder.layers]
+    alike = all(activation == activations[0] for activation in activations)
     config = {
         "format": "tracer-transcoder",
         "version": 1,
@@ -83,7 +100,7 @@ def save(transcoder: Transcoder, folder: Path) -> None:
         "layers": len(transcoder.layers),
         "features": transcoder.features,
         "d_model": transcoder.d_model,
-        "activation": activation,
+        "activation": activations[0] if alike else activations,
         "read": transcoder.read.value,
         "write": transcoder.write.value,
         "model": transcoder.model,
@@ -97,7 +114,7 @@ def tensors(transcoder: Transcoder, index: int) -> dict[str, Tensor]:
     found = {
         "W_enc": layer.W_enc,
         "b_enc": layer.b_enc,
-        "W_dec": layer.decoder.rows(torch.arange(len(layer.W_enc))),
+        "W_dec": all_rows(layer.decoder),
         "b_dec": layer.b_dec,
     }
     if isinstance(layer.activation, JumpReLU | BatchTopK):
@@ -107,38 +124,60 @@ def tensors(transcoder: Transcoder, index: int) -> dict[str, Tensor]:
     return {key: value.contiguous().cpu() for key, value in found.items()}
 
 
+def _described(activation: Activation) -> dict[str, Any]:
+    k = {"k": activation.k} if isinstance(activation, TopK) else {}
+    return {"name": activation.name} | k
+
+
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    known: dict[str, list[Any]] = {
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    _check_fields(path, config)
+    activation = config.get("activation")
+    if isinstance(activation, list) and len(activation) != config["layers"]:
+        raise ModelError(
+            f"{path}: activation lists {len(activation)} layers, expected {config['layers']}"
+        )
+    return config | {"model": str(config.get("model", ""))}
+
+
+def _check_fields(path: Path, config: dict[str, Any]) -> None:
+    choices: dict[str, list[Any]] = {
         "format": ["tracer-transcoder"],
         "version": [1],
         "kind": sorted(KINDS),
         "read": [point.value for point in ReadPoint],
         "write": [point.value for point in WritePoint],
     }
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    for field, values in known.items():
+    for field, values in choices.items():
         if config.get(field) not in values:
             raise ModelError(f"{path}: {field} is {config.get(field)!r}, expected one of {values}")
-    if not isinstance(config.get("layers"), int) or config["layers"] < 1:
-        raise ModelError(f"{path}: layers is {config.get('layers')!r}, expected a count from 1 up")
-    return config
+    for field in ("layers", "features", "d_model"):
+        if type(config.get(field)) is not int or config[field] < 1:
+            raise ModelError(
+                f"{path}: {field} is {config.get(field)!r}, expected a count from 1 up"
+            )
+    unknown = sorted(set(config) - FIELDS)
+    if unknown:
+        raise ModelError(f"{path}: field {unknown[0]!r} is not known, expected {sorted(FIELDS)}")
 
 
 def _activation(config: Any, threshold: Tensor | None, path: Path) -> Activation:
     name = config.get("name") if isinstance(config, dict) else config
+    if threshold is not None and name in ("relu", "topk"):
+        raise ModelError(f"{path}: has a threshold, but {CONFIG} says activation {name}")
     if name == "relu":
         return ReLU()
-    if name == "topk" and isinstance(config.get("k"), int):
+    if name == "topk" and type(config.get("k")) is int:
         return TopK(config["k"])
     if name in ("jump_relu", "batch_topk"):
         if threshold is None:
             raise ModelError(f"{path}: activation {name} needs a tensor 'threshold', found none")
-        return JumpReLU(threshold) if name == "jump_relu" else BatchTopK(threshold.reshape(1))
+        return JumpReLU(threshold) if name == "jump_relu" else BatchTopK(threshold.reshape(-1))
     raise ModelError(
         f"{path.parent / CONFIG}: activation is {config!r}, expected relu, jump_relu, batch_topk, "
         "or topk with a whole number k"
