@@ -33,9 +33,9 @@ def fold(block: Block, transcoder: Transcoder, layer: int) -> FoldedLayer:
     """Fold one layer's weights."""
     kv_heads, d_head, d_model = block.value.shape
     norm = block.attention_norm
-    value = norm.centre(block.value * norm.weight)
+    value = read_back(block.value, norm, ReadPoint.NORMED)
     constant = block.value.new_zeros(kv_heads, d_head)
-    if norm.bias is not None:
+    if norm is not None and norm.bias is not None:
         constant = constant + block.value @ norm.bias
     if block.value_bias is not None:
         constant = constant + block.value_bias
@@ -53,9 +53,9 @@ def written(vectors: Tensor, post_norm: Norm | None) -> Tensor:
     return vectors if post_norm is None else post_norm.centre(vectors) * post_norm.weight
 
 
-def read_back(vectors: Tensor, norm: Norm, read: ReadPoint) -> Tensor:
-    """Encoder rows pulled back to the residual stream, up to the read norm's denominator."""
-    if read is ReadPoint.RESIDUAL:
+def read_back(vectors: Tensor, norm: Norm | None, read: ReadPoint) -> Tensor:
+    """Rows that read after a norm pulled back to the residual stream, up to its denominator."""
+    if norm is None or read is ReadPoint.RESIDUAL:
         return vectors
     return norm.centre(vectors * norm.weight if read is ReadPoint.NORMED else vectors)
 

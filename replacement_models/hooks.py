@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Hook = Callable[[Any, Any], Any]
@@ -43,9 +44,17 @@ def _adapted(hook: Hook) -> Callable[..., Any]:
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Let attention layers return their patterns, then restore the implementation."""
-    before = model.config._attn_implementation
-    if before == "eager":
+    """Let attention layers return their patterns, then restore the implementation.
+
+    Parts of a multimodal model may each have their own.
+    """
+    config = model.config
+    before = {"": config._attn_implementation}
+    for name in getattr(config, "sub_configs", {}):
+        part = getattr(config, name, None)
+        if part is not None:
+            before[name] = part._attn_implementation
+    if set(before.values()) == {"eager"}:
         yield
         return
     model.set_attn_implementation("eager")
@@ -53,3 +62,17 @@ def eager_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def float64_experts(model: Any) -> Iterator[None]:
+    """Let experts run in float64, which the fused kernels of transformers 5 refuse."""
+    if model.dtype != torch.float64 or not hasattr(model, "set_experts_implementation"):
+        yield
+        return
+    before = model.config._experts_implementation
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

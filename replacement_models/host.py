@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from replacement_models.hooks import float64_experts
+
 
 @dataclass(frozen=True, eq=False)
 class Norm:
@@ -42,15 +44,17 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One transformer block: pre-norm or sandwich-norm, sequential or parallel."""
+    """One transformer block: pre-norm, post-norm or both, sequential or parallel."""
 
     module: nn.Module
     """Its first input is the residual stream."""
-    attention_norm: Norm
+    attention_norm: Norm | None
+    """Norm on the way in; None where attention reads the residual stream itself (OLMo 2)."""
     attention: nn.Module
-    """Returns (output, pattern, ...); pattern (1, heads, queries, keys)."""
-    mlp_norm: Norm
+    """Returns (output, pattern, ...); pattern (1, heads, queries, keys), row sums at most 1."""
+    mlp_norm: Norm | None
     mlp: nn.Module
+    """Returns its output, alone or first in a tuple; experts with their router are one MLP."""
     value: Float[Tensor, "kv_heads d_head d_model"]
     value_bias: Float[Tensor, "kv_heads d_head"] | None
     output: Float[Tensor, "heads d_head d_model"]
@@ -110,6 +114,13 @@ class Host:
         if self.logit_cap is None:
             return logits
         return self.logit_cap * torch.tanh(logits / self.logit_cap)
+
+    def run(self, tokens: Sequence[int]) -> Float[Tensor, "positions vocabulary"]:
+        """The model's own logits on a prompt, from one forward pass."""
+        ids = torch.tensor([list(tokens)], device=self.unembedding.device)
+        with float64_experts(self.model):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits[0]
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits before the cap, from the final norm's output."""

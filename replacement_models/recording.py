@@ -38,7 +38,10 @@ class ActiveFeatures:
 
 @dataclass(frozen=True, eq=False)
 class FrozenLayer:
-    """What one layer's linear map needs from the prompt. Scales are norm denominators, (P, 1)."""
+    """What one layer's linear map needs from the prompt. Scales are norm denominators, (P, 1).
+
+    Those of pre-norms are 1 where a block has none.
+    """
 
     pattern: Float[Tensor, "heads queries keys"]
     attention_scale: Float[Tensor, "positions 1"]
@@ -80,6 +83,11 @@ class Seen:
     mlp_input: list[Tensor] = field(default_factory=list)
     mlp_output: list[Tensor] = field(default_factory=list)
 
+    def before_mlp(self, block: Block, layer: int) -> Float[Tensor, "positions d_model"]:
+        """The residual stream that one layer's MLP reads, before its norm."""
+        norm = block.mlp_norm
+        return self.mlp_input[layer] if norm is None else self.norm_input[norm.module]
+
 
 @torch.no_grad()
 def record(host: Host, transcoder: Transcoder, tokens: Sequence[int]) -> Recording:
@@ -90,15 +98,13 @@ def record(host: Host, transcoder: Transcoder, tokens: Sequence[int]) -> Recordi
         transcoder: fits the host, on its device.
         tokens: ids within the vocabulary, at most the context long.
     """
-    device = host.unembedding.device
     seen = Seen()
-    ids = torch.tensor([list(tokens)], device=device)
     with eager_attention(host.model), forward_hooks(_taps(host, transcoder.write, seen)):
-        logits = host.model(input_ids=ids, use_cache=False).logits[0]
+        logits = host.run(tokens)
     final = seen.norm_input[host.final_norm.module]
     inputs = [
-        read_input(block, transcoder.read, seen.norm_input[block.mlp_norm.module], mlp_input)
-        for block, mlp_input in zip(host.blocks, seen.mlp_input, strict=True)
+        read_input(block, transcoder.read, seen.before_mlp(block, layer), seen.mlp_input[layer])
+        for layer, block in enumerate(host.blocks)
     ]
     final_scale = host.final_norm.scale(final)
     before_cap = logits
@@ -126,7 +132,7 @@ def read_input(
     """The transcoder's input, from the MLP norm's input and the MLP's."""
     if read is ReadPoint.RESIDUAL:
         return residual
-    if read is ReadPoint.NORMED:
+    if read is ReadPoint.NORMED or block.mlp_norm is None:
         return mlp_input
     return block.mlp_norm.centre(residual) / block.mlp_norm.scale(residual)
 
@@ -197,10 +203,12 @@ def _frozen(block: Block, seen: Seen, layer: int) -> FrozenLayer:
     def scale(norm: Norm | None) -> Tensor | None:
         return None if norm is None else norm.scale(seen.norm_input[norm.module])
 
+    one = torch.ones_like(seen.residual[layer][:, :1])
+    attention_scale, mlp_scale = scale(block.attention_norm), scale(block.mlp_norm)
     return FrozenLayer(
         pattern=seen.pattern[layer],
-        attention_scale=block.attention_norm.scale(seen.norm_input[block.attention_norm.module]),
-        mlp_scale=block.mlp_norm.scale(seen.norm_input[block.mlp_norm.module]),
+        attention_scale=one if attention_scale is None else attention_scale,
+        mlp_scale=one if mlp_scale is None else mlp_scale,
         attention_post_scale=scale(block.attention_post_norm),
         mlp_post_scale=scale(block.mlp_post_norm),
     )

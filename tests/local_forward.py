@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replacement_models import ReadPoint, Recording, ReplacementModel
+from replacement_models import ReadPoint, Recording, ReplacementModel, WritePoint
 
 
 @dataclass
@@ -35,26 +35,33 @@ class LocalForward:
             x = x + seen.position_vectors
         pre_activations = []
         for layer, block in enumerate(model.host.blocks):
-            frozen = seen.layers[layer]
-            normed = block.attention_norm.frozen(x, frozen.attention_scale)
-            x = x + block.attend(normed, frozen.pattern)
-            read = self._read(layer, x)
+            attended = self._attention(layer, x)
+            read = self._read(layer, x if block.parallel else x + attended)
             weights = model.transcoder.layers[layer]
             pre_activations.append(read @ weights.W_enc.T + weights.b_enc)
-            x = x + self._mlp(layer, read)
+            x = x + attended + self._mlp(layer, read)
         normed = model.host.final_norm.frozen(x, seen.final_scale)
         return pre_activations, model.host.unembed(normed)
 
+    def _attention(self, layer: int, x: Tensor) -> Tensor:
+        block, frozen = self.model.host.blocks[layer], self.recording.layers[layer]
+        if block.attention_norm is not None:
+            x = block.attention_norm.frozen(x, frozen.attention_scale)
+        out = block.attend(x, frozen.pattern)
+        if block.attention_post_norm is None:
+            return out
+        return block.attention_post_norm.frozen(out, frozen.attention_post_scale)
+
     def _read(self, layer: int, x: Tensor) -> Tensor:
         block, scale = self.model.host.blocks[layer], self.recording.layers[layer].mlp_scale
-        if self.model.transcoder.read is ReadPoint.RESIDUAL:
+        if self.model.transcoder.read is ReadPoint.RESIDUAL or block.mlp_norm is None:
             return x
         if self.model.transcoder.read is ReadPoint.NORMED:
             return block.mlp_norm.frozen(x, scale)
         return block.mlp_norm.centre(x) / scale
 
     def _mlp(self, layer: int, read: Tensor) -> Tensor:
-        """Features, error, bias and skip; at skipped positions the recorded output less the skip."""
+        """Features, error, bias, skip; at skipped positions the recorded output less the skip."""
         weights, seen = self.model.transcoder.layers[layer], self.recording
         whole = self._features(layer, torch.ones_like(self.feature)) + weights.b_dec
         scaled = self._features(layer, self.feature) + weights.b_dec
@@ -67,7 +74,10 @@ class LocalForward:
         out[first] = seen.outputs[layer][first]
         if weights.W_skip is not None:
             out[first] += ((read - seen.inputs[layer]) @ weights.W_skip)[first]
-        return out
+        norm = self.model.host.blocks[layer].mlp_post_norm
+        if norm is None or self.model.transcoder.write is WritePoint.POST_NORM:
+            return out
+        return norm.frozen(out, seen.layers[layer].mlp_post_scale)
 
     def _features(self, layer: int, scale: Tensor) -> Tensor:
         transcoder, active = self.model.transcoder, self.recording.features

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from replacement_models import (
     CrossLayerTranscoder,
@@ -16,47 +16,96 @@ from replacement_models import (
     TopK,
     Transcoder,
     TranscoderLayer,
+    WritePoint,
 )
 
 LAYERS, WIDTH, FEATURES, VOCABULARY = 3, 16, 24, 29
 PROMPT = (1, 7, 12, 5, 22, 9)
+WINDOW = 3
+"""Of sliding attention: it binds on PROMPT."""
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+    "tie_word_embeddings": False,
+    "attn_implementation": "eager",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+PAIRED = {**COMMON, "num_key_value_heads": 2}
+GROUPED = {**PAIRED, "head_dim": 6}
+SLIDING = {"sliding_window": WINDOW}
+MIXED = {**SLIDING, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+GEMMA = {**GROUPED, **MIXED, "attention_bias": True, "query_pre_attn_scalar": 5}
+CAPPED = {"final_logit_softcapping": 4.0}
+EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
+IMAGES = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", COMMON),
+    "gpt_neox": ("gpt_neox", {**COMMON, "rotary_pct": 0.5}),
+    "gpt_neox_sequential": ("gpt_neox", {**COMMON, "use_parallel_residual": False}),
+    "llama": ("llama", {**PAIRED, "attention_bias": True}),
+    "llama_multi_head": ("llama", {**COMMON, "mlp_bias": True}),
+    "mistral": ("mistral", {**GROUPED, **SLIDING}),
+    "qwen2": ("qwen2", {**PAIRED, **MIXED, "use_sliding_window": True}),
+    "qwen3": ("qwen3", {**GROUPED, "attention_bias": True}),
+    "gemma2": ("gemma2", {**GEMMA, **CAPPED, "attn_logit_softcapping": 2.0}),
+    "gemma3_text": ("gemma3_text", {**GEMMA, **CAPPED}),
+    "gemma3": (
+        "gemma3",
+        {
+            "text_config": GEMMA,
+            "vision_config": IMAGES,
+            "mm_tokens_per_image": 4,
+            "attn_implementation": "eager",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "phi3": ("phi3", {**PAIRED, **SLIDING}),
+    "olmo2": ("olmo2", {**PAIRED, "attention_bias": True}),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **GROUPED,
+            **MIXED,
+            **EXPERTS,
+            "attention_bias": True,
+            "max_position_embeddings": 131_072,
+        },
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            **GROUPED,
+            "num_experts_per_tok": 2,
+            "num_experts": 4,
+            "moe_intermediate_size": 8,
+            "mlp_only_layers": [1],
+            "attention_bias": True,
+        },
+    ),
+    "mixtral": ("mixtral", {**PAIRED, **SLIDING, **EXPERTS}),
+}
+"""Name of a case to its `model_type` and what its configuration takes."""
 
 
-def gpt2(dtype: torch.dtype = torch.float64) -> Any:
-    """A GPT-2 with every bias at work."""
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=16,
-        n_embd=WIDTH,
-        n_layer=LAYERS,
-        n_head=4,
-        attn_implementation="eager",
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return _randomised(GPT2LMHeadModel(config), dtype)
-
-
-def llama(dtype: torch.dtype = torch.float64) -> Any:
-    """A Llama with grouped queries and attention biases."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=16,
-        attention_bias=True,
-        attn_implementation="eager",
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return _randomised(LlamaForCausalLM(config), dtype)
-
-
-FAMILIES = {"gpt2": gpt2, "llama": llama}
+def language_model(family: str, dtype: torch.dtype = torch.float64) -> Any:
+    """A random model of one of FAMILIES, as transformers builds it."""
+    model_type, options = FAMILIES[family]
+    config = AutoConfig.for_model(model_type, **options)
+    return _randomised(AutoModelForCausalLM.from_config(config), dtype)
 
 
 def _randomised(model: Any, dtype: torch.dtype) -> Any:
@@ -75,6 +124,7 @@ def transcoder(
     skip: bool = False,
     read: ReadPoint = ReadPoint.NORMED,
     activation: str = "relu",
+    write: WritePoint = WritePoint.MLP_OUTPUT,
     seed: int = 1,
 ) -> Transcoder:
     """A random dictionary in which about a third of the features fire."""
@@ -102,7 +152,7 @@ def transcoder(
         )
         for layer in range(LAYERS)
     ]
-    return of_kind(layers, read=read)
+    return of_kind(layers, read=read, write=write)
 
 
 def replacement_model(
@@ -110,5 +160,5 @@ def replacement_model(
 ) -> ReplacementModel:
     """A random model with a random dictionary; options as `transcoder`'s."""
     return ReplacementModel.from_huggingface(
-        FAMILIES[family](dtype), None, transcoder(**options), name=f"random-{family}"
+        language_model(family, dtype), None, transcoder(**options), name=f"random-{family}"
     )

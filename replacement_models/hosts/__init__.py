@@ -1,22 +1,17 @@
 """Model families, one module each: a function from a Hugging Face model to a `Host`.
 
-To add a family, write a module with one function like those beside this file and list it here under
-the `model_type` of its configurations. The laws in tests/test_laws.py then say whether it is right.
+To add a family, write a module with one function like those beside this file and list it in
+`support.py` under the `model_type` of its configurations. The laws in tests/test_laws.py then say
+whether it is right.
 """
-
-from collections.abc import Callable
 
 from torch import nn
 
 from replacement_models.errors import ModelError
 from replacement_models.host import Host
-from replacement_models.hosts.gpt2 import gpt2
-from replacement_models.hosts.llama import llama
+from replacement_models.hosts.support import HOSTS, Support, support
 
-HOSTS: dict[str, Callable[[nn.Module], Host]] = {
-    "gpt2": gpt2,
-    "llama": llama,
-}
+__all__ = ["HOSTS", "Support", "check_family", "host_of", "support"]
 
 
 def host_of(model: nn.Module) -> Host:
@@ -36,7 +31,9 @@ def check_family(family: str) -> None:
     Raises:
         ModelError: the family is not supported.
     """
-    if family not in HOSTS:
+    found = support(family)
+    if not found.supported:
         raise ModelError(
-            f"model type {family!r} is not supported; supported are {', '.join(sorted(HOSTS))}"
+            f"model type {family!r} is not supported ({found.reason}); supported are "
+            f"{', '.join(sorted(HOSTS))}"
         )

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from torch import Tensor, nn
-
-from replacement_models.host import Block, Host, Norm
+from replacement_models.host import Block, Host
+from replacement_models.hosts.norms import layer_norm
+from replacement_models.hosts.projections import projections
+from replacement_models.hosts.weights import read
 
 
 def gpt2(model: Any) -> Host:
@@ -16,36 +17,23 @@ def gpt2(model: Any) -> Host:
         blocks=[_block(module, model.config.n_head) for module in body.h],
         embedding=body.wte,
         position_embedding=body.wpe,
-        final_norm=_norm(body.ln_f),
-        unembedding=model.lm_head.weight.detach(),
+        final_norm=layer_norm(body.ln_f),
+        unembedding=read(model.lm_head),
         context=model.config.n_positions,
     )
 
 
-def _norm(module: nn.LayerNorm) -> Norm:
-    bias = None if module.bias is None else module.bias.detach()
-    return Norm(module, module.weight.detach(), bias, module.eps, centred=True)
-
-
 def _block(module: Any, heads: int) -> Block:
     attention = module.attn
-    d_model = attention.embed_dim
-    weight, bias = attention.c_attn.weight.detach(), attention.c_attn.bias.detach()
-
-    def values(hidden: Tensor) -> Tensor:
-        out: Tensor = attention.c_attn(hidden)[..., 2 * d_model :]
-        return out
-
+    width = attention.embed_dim
+    maps = projections(
+        attention.c_attn, attention.c_proj, heads, heads, pick=lambda out: out[..., 2 * width :]
+    )
     return Block(
         module=module,
-        attention_norm=_norm(module.ln_1),
+        attention_norm=layer_norm(module.ln_1),
         attention=attention,
-        mlp_norm=_norm(module.ln_2),
+        mlp_norm=layer_norm(module.ln_2),
         mlp=module.mlp,
-        value=weight[:, 2 * d_model :].T.reshape(heads, -1, d_model),
-        value_bias=bias[2 * d_model :].reshape(heads, -1),
-        output=attention.c_proj.weight.detach().reshape(heads, -1, d_model),
-        output_bias=attention.c_proj.bias.detach(),
-        values=values,
-        project=attention.c_proj,
+        **vars(maps),
     )
