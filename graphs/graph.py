@@ -122,9 +122,10 @@ class AttributionGraph:
         """The part that holds the given shares of node and edge influence; see `graphs.prune`.
 
         Columns, shares and scores keep referring to the rows as traced; what a row loses joins
-        its `left_out` and `left_out_absolute`. With both shares at 1 nothing is dropped. Pruning
-        a pruned graph applies the rule to what is left of it, with the influence among what is
-        left, while columns, counts and scores still refer to the graph as traced.
+        its `left_out` and `left_out_absolute`. With both shares at 1 nothing is dropped. Of a
+        pruned graph nothing is dropped unless a share is below the one it was pruned at; then the
+        rule applies to what is left of it, with the influence among what is left, while columns,
+        counts and scores still refer to the graph as traced.
 
         Args:
             nodes: share of node influence, in (0, 1].
@@ -136,7 +137,8 @@ class AttributionGraph:
         for name, share in (("nodes", nodes), ("edges", edges)):
             if not 0 < share <= 1:
                 raise GraphError(f"{name} is {share}, expected a share above 0 and at most 1")
-        if nodes == edges == 1:
+        before = self.metadata.get("pruned", {"nodes": 1, "edges": 1})
+        if nodes >= before["nodes"] and edges >= before["edges"]:
             return self
         ends = Ends(
             token=self._is(NodeKind.EMBEDDING),
@@ -144,7 +146,6 @@ class AttributionGraph:
             logit=self._is(NodeKind.LOGIT),
         )
         part = self._part(prune(self.effect, self._weight, ends, (nodes, edges)))
-        before = self.metadata.get("pruned", {})
         counts = {
             "nodes": nodes,
             "edges": edges,

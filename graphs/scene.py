@@ -110,7 +110,7 @@ def _main_path(graph: AttributionGraph) -> frozenset[int]:
 def _tokens(graph: AttributionGraph, rows: list[dict[str, Any]]) -> list[str]:
     """Text over every column: the prompt's tokens, or what the nodes know of them."""
     count = 1 + max((row["position"] for row in rows), default=0)
-    tokens = [words.token(text) for text in graph.metadata.get("tokens", [])]
+    tokens = [words.token(text) for text in graph.metadata.get("tokens", [])[:count]]
     return tokens or [str(position) for position in range(count)]
 
 
@@ -144,8 +144,7 @@ def _caption(row: dict[str, Any], tokens: list[str]) -> str:
             words.token(row["text"] or "") if row["token"] is not None else words.short_label(row)
         )
         return f"{words.clipped(name, 18)} {words.percent(row['probability'] or 0)}"
-    promoted, _, on = words.visible(row["label"] or "").partition(" · ")
-    lines = words.wrapped(promoted or words.short_label(row), 18, 2)
-    if on and on.strip() != tokens[row["position"]]:
-        lines = [words.clipped(" ".join(lines), 18), f"on {words.clipped(on.strip(), 15)}"]
-    return "\n".join(lines)
+    name, (_, on) = words.short_label(row), words.label_parts(row["label"])
+    if on and on != tokens[row["position"]]:
+        return f"{words.clipped(name, 18)}\non {words.clipped(on, 15)}"
+    return "\n".join(words.wrapped(name, 18, 2))

@@ -56,10 +56,16 @@ def percent(share: float) -> str:
     return f"{value:.1f}%" if 0 < value < 9.95 else f"{value:.0f}%"
 
 
+def label_parts(label: str | None) -> tuple[str, str]:
+    """What a feature promotes, and the token it fires on, of `Texas, TX · Dallas`; or ''."""
+    text = visible(label or "").strip()
+    promoted, dot, on = f" {text}".rpartition(" · ")
+    return (promoted.strip(), on.strip()) if dot else (text, "")
+
+
 def short_label(row: dict[str, Any]) -> str:
     """What a feature stands for, without the token it fires on; its number if unlabelled."""
-    promoted = visible(row["label"] or "").split(" · ")[0].strip()
-    return promoted or f"feature {row['feature']}"
+    return label_parts(row["label"])[0] or f"feature {row['feature']}"
 
 
 def node(row: dict[str, Any], tokens: list[str]) -> str:

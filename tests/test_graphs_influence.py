@@ -188,6 +188,13 @@ def test_with_both_shares_at_one_nothing_is_dropped():
     assert graph.prune(1, 0.999).nodes.num_rows <= graph.nodes.num_rows
 
 
+def test_pruning_again_at_the_same_or_higher_shares_drops_nothing():
+    small = random_graph(2).prune(0.7, 0.9)
+    assert small.prune(0.7, 0.9) is small
+    assert small.prune() is small
+    assert small.prune(0.9, 0.8).effect.nnz < small.effect.nnz
+
+
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
 def test_a_share_outside_zero_to_one_is_refused(share: float):
     with pytest.raises(GraphError, match="expected a share above 0 and at most 1"):

@@ -185,6 +185,36 @@ def test_a_long_label_is_cut_in_the_box_and_whole_in_the_tooltip(tmp_path: Path)
     assert tooltip(box).startswith(label)
 
 
+@pytest.mark.parametrize(
+    ("label", "box"),
+    [
+        ("Texas, TX, Lone · Dallas", "Texas, TX, Lone"),
+        ("Texas, TX, Lone · Paris", r"Texas, TX, Lone\non Paris"),
+        ("·, a · · b · ·", r"·, a · · b\non ·"),
+        ("· Paris", r"feature 70\non Paris"),
+        ("· Dallas", "feature 70"),
+        ("say a capital", "say a capital"),
+        ("a city that lies in the state of Texas", r"a city that lies\nin the state of T…"),
+    ],
+)
+def test_a_box_says_what_its_column_does_not(label: str, box: str):
+    graph = dallas()
+    name = next(
+        r["id"] for r in graph.nodes.to_pylist() if r["label"] == "Texas, TX, Lone · Dallas"
+    )
+    dot = graph.relabel({name: label}).to_dot(labels=100)
+    line = next(line for line in dot.splitlines() if f'id="node_{name}"' in line)
+    assert f'label="{box}"' in line
+
+
+def test_tokens_after_the_last_node_are_not_drawn():
+    graph = two_paths()
+    nodes = {name: graph.nodes[name].to_pylist() for name in graph.nodes.column_names}
+    longer = AttributionGraph.build(nodes, graph.effect, {"tokens": [" Dallas", "x", "y"]})
+    assert "column 0" in longer.to_dot()
+    assert "column 1" not in longer.to_dot()
+
+
 def test_positions_are_ours_and_cells_do_not_overlap():
     dot = random_graph(1, features=150).to_dot(edges=10)
     boxes = []
