@@ -70,76 +70,145 @@ def _sweep_chunk(local: LocalModel, rows: Rows, effects: Effects) -> None:
     gradient = rows.vector.new_zeros(positions, 0, rows.vector.shape[1])
     for layer in range((max(sites) - 1) // 2, -1, -1):
         maps = local.layers[layer]
-        gradient = _join(gradient, rows, sites, 2 * layer + 2)
-        if gradient.shape[1]:
-            _score_writers(local, layer, gradient, effects)
+        fresh = _joining(rows, sites, gradient.shape[1], 2 * layer + 2)
+        _score_writers(local, layer, gradient, fresh, effects)
         if maps.parallel:
-            below = _attention(maps, gradient, effects)
-            gradient = _skip(maps, gradient, onto=below)
+            values = _attention(maps, gradient, fresh, effects)
+            gradient, fresh = _skip(maps, gradient, fresh)
         else:
-            gradient = _skip(maps, gradient, onto=gradient)
-            gradient = _join(gradient, rows, sites, 2 * layer + 1)
-            gradient = _attention(maps, gradient, effects)
-    gradient = _join(gradient, rows, sites, 0)
-    _score_tokens(local, gradient, effects)
+            gradient, fresh = _skip(maps, gradient, fresh)
+            joined = gradient.shape[1] + len(fresh)
+            fresh = _both(fresh, _joining(rows, sites, joined, 2 * layer + 1))
+            values = _attention(maps, gradient, fresh, effects)
+        gradient = _spread(gradient, fresh)
+        if layer > 0:
+            flat = gradient.flatten(0, 1)
+            flat.addmm_(values.reshape(len(flat), -1), maps.value)
+        else:
+            _score_tokens(local, values, maps.value, effects)
+    fresh = _joining(rows, sites, gradient.shape[1], 0)
+    _score_tokens(local, _spread(gradient, fresh), None, effects)
 
 
-def _join(gradient: Tensor, rows: Rows, sites: list[int], site: int) -> Tensor:
-    """`gradient` (P, rows so far, D) with the rows that read at `site` appended."""
-    joined = gradient.shape[1]
-    count = sites[joined:].count(site)
-    if count == 0:
+@dataclass(frozen=True, eq=False)
+class Fresh:
+    """Rows that passed no attention layer yet: their gradient stands at one position."""
+
+    vector: Float[Tensor, "rows d_model"]
+    position: Int[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+
+def _joining(rows: Rows, sites: list[int], joined: int, site: int) -> Fresh:
+    """The rows that read at `site`, which follow the `joined` ones in order."""
+    end = joined + sites[joined:].count(site)
+    return Fresh(rows.vector[joined:end], rows.position[joined:end])
+
+
+def _both(first: Fresh, second: Fresh) -> Fresh:
+    return Fresh(
+        torch.cat([first.vector, second.vector]), torch.cat([first.position, second.position])
+    )
+
+
+def _spread(gradient: Tensor, fresh: Fresh) -> Tensor:
+    """`gradient` (P, rows so far, D) with fresh rows appended, zero but at their position."""
+    if not len(fresh):
         return gradient
-    new = gradient.new_zeros(gradient.shape[0], count, gradient.shape[2])
-    at = torch.arange(joined, joined + count, device=gradient.device)
-    new[rows.position[at], at - joined] = rows.vector[at]
+    new = gradient.new_zeros(gradient.shape[0], len(fresh), gradient.shape[2])
+    new[fresh.position, torch.arange(len(fresh), device=new.device)] = fresh.vector
     return torch.cat([gradient, new], dim=1)
 
 
-def _score_writers(local: LocalModel, layer: int, gradient: Tensor, effects: Effects) -> None:
+def _score_writers(
+    local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, effects: Effects
+) -> None:
     """Add what the writers to one layer's MLP output contribute: one product a position."""
-    writers, rows = local.layers[layer].writers, gradient.shape[1]
-    sources, constant = effects.sources[:rows], effects.constant[:rows]
-    for position in range(gradient.shape[0]):
-        begin, end = writers.start[position : position + 2]
-        scores = (gradient[position] @ writers.vectors[begin:end].T).to(sources.dtype)
-        constant += scores[:, -1]
-        if position < local.skip_positions:
-            continue
-        features = end - begin - 2
-        first = writers.first[position]
-        sources[:, first : first + features] += scores[:, :features]
-        sources[:, local.error_column(layer, position)] += scores[:, -2]
+    rows = gradient.shape[1]
+    if rows:
+        for position in range(gradient.shape[0]):
+            _score_position(local, layer, position, gradient[position], effects, slice(rows))
+    for position in fresh.position.unique().tolist():
+        here = (fresh.position == position).nonzero()[:, 0]
+        _score_position(local, layer, position, fresh.vector[here], effects, rows + here)
 
 
-def _skip(maps: LinearLayer, gradient: Tensor, onto: Tensor) -> Tensor:
-    """Add the pull-back through the linear skip of `gradient` to `onto`."""
+def _score_position(
+    local: LocalModel,
+    layer: int,
+    position: int,
+    gradient: Float[Tensor, "rows d_model"],
+    effects: Effects,
+    rows: slice | Tensor,
+) -> None:
+    writers = local.layers[layer].writers
+    begin, end = writers.start[position : position + 2]
+    scores = (gradient @ writers.vectors[begin:end].T).to(effects.sources.dtype)
+    effects.constant[rows] += scores[:, -1]
+    if position < local.skip_positions:
+        return
+    features = end - begin - 2
+    first = writers.first[position]
+    effects.sources[rows, first : first + features] += scores[:, :features]
+    effects.sources[rows, local.error_column(layer, position)] += scores[:, -2]
+
+
+def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh) -> tuple[Tensor, Fresh]:
+    """Add the pull-back through the linear skip."""
     if maps.skip is None:
-        return onto
+        return gradient, fresh
     scale = maps.skip_scale[: gradient.shape[0], None]
-    return torch.addcmul(onto, gradient @ maps.skip, scale)
+    own = maps.skip_scale[fresh.position]
+    vector = torch.addcmul(fresh.vector, fresh.vector @ maps.skip, own)
+    below = torch.addcmul(gradient, gradient @ maps.skip, scale)
+    return below, Fresh(vector, fresh.position)
 
 
-def _attention(maps: LinearLayer, gradient: Tensor, effects: Effects) -> Tensor:
-    """Pull back through one attention layer, residual included; score its constant."""
-    positions, rows, d_model = gradient.shape
+def _attention(
+    maps: LinearLayer, gradient: Tensor, fresh: Fresh, effects: Effects
+) -> Float[Tensor, "positions rows kv_heads d_head"]:
+    """Pull back to one attention layer's value vectors; score its constant on the way.
+
+    A fresh row needs W_O at its own position only.
+    """
+    positions, old, _ = gradient.shape
+    rows = old + len(fresh)
     constant = maps.attention_constant[:positions]
-    effects.constant[:rows] += torch.einsum("prd,pd->r", gradient, constant)
+    effects.constant[:old] += torch.einsum("prd,pd->r", gradient, constant)
+    effects.constant[old:rows] += (fresh.vector * constant[fresh.position]).sum(1)
     kv_heads, _, group, _ = maps.pattern.shape
-    back = gradient.flatten(0, 1) @ maps.output
-    per_head = back.reshape(positions, rows, kv_heads, group, -1).permute(2, 3, 0, 1, 4)
+    d_head = maps.value.shape[0] // kv_heads
+    heads = gradient.new_empty(kv_heads, group, positions, rows, d_head)
+    back = (gradient.flatten(0, 1) @ maps.output).reshape(positions, old, kv_heads, group, d_head)
+    heads[:, :, :, :old] = back.permute(2, 3, 0, 1, 4)
+    if len(fresh):
+        at = torch.arange(old, rows, device=gradient.device)
+        own = (fresh.vector @ maps.output).reshape(-1, kv_heads, group, d_head)
+        heads[:, :, :, old:] = 0
+        heads[:, :, fresh.position, at] = own.permute(1, 2, 0, 3)
     pattern = maps.pattern[:, :positions, :, :positions].flatten(2)
-    mixed = torch.bmm(pattern, per_head.reshape(kv_heads, group * positions, -1))
-    values = mixed.reshape(kv_heads, positions, rows, -1).permute(1, 2, 0, 3)
-    below = torch.addmm(gradient.flatten(0, 1), values.reshape(positions * rows, -1), maps.value)
-    return below.reshape(positions, rows, d_model)
+    mixed = torch.bmm(pattern, heads.reshape(kv_heads, group * positions, rows * d_head))
+    return mixed.reshape(kv_heads, positions, rows, d_head).permute(1, 2, 0, 3)
 
 
-def _score_tokens(local: LocalModel, gradient: Tensor, effects: Effects) -> None:
-    positions, rows, _ = gradient.shape
-    scores = torch.einsum("prd,pd->rp", gradient, local.token_vectors[:positions])
+def _score_tokens(
+    local: LocalModel, gradient: Tensor, value: Tensor | None, effects: Effects
+) -> None:
+    """Add what tokens and learned positions contribute through `gradient` (P, rows, ...).
+
+    With `value`, the gradient is still that of the bottom layer's value vectors, and the embeddings
+    are brought to it instead of the other way round.
+    """
+    positions, rows = gradient.shape[:2]
+    gradient = gradient.flatten(2)
+    tokens, learned = local.token_vectors[:positions], local.position_vectors
+    if value is not None:
+        tokens = tokens @ value.T
     first = local.token_column(0)
-    effects.sources[:rows, first : first + positions] = scores.to(effects.sources.dtype)
-    if local.position_vectors is not None:
-        learned = local.position_vectors[:positions]
+    scores = torch.einsum("prd,pd->rp", gradient, tokens)
+    effects.sources[:rows, first : first + positions] += scores.to(effects.sources.dtype)
+    if learned is not None:
+        learned = learned[:positions] if value is None else learned[:positions] @ value.T
         effects.constant[:rows] += torch.einsum("prd,pd->r", gradient, learned)
