@@ -164,9 +164,10 @@ class ReplacementModel:
         if not prompt.strip():
             raise ModelError("prompt is empty; give some text or at least one token id")
         try:
-            ids: list[int] = list(self.tokenizer(prompt).input_ids)
+            prompt.encode()
         except UnicodeEncodeError as error:
             raise ModelError(f"prompt is not valid Unicode ({error.reason})") from error
+        ids: list[int] = list(self.tokenizer(prompt).input_ids)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
