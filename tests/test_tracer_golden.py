@@ -17,7 +17,15 @@ from replacement_models.recording import encode, read_input
 from tracer import Intervention
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
-CASES = ["llama_gqa_plt", "llama_gqa_clt", "llama_topn_clt", "llama_skip_topk_plt", "gpt2_plt"]
+CASES = [
+    "llama_gqa_plt",
+    "llama_gqa_clt",
+    "llama_topn_clt",
+    "llama_skip_topk_plt",
+    "gpt2_plt",
+    "gemma2_plt",
+    "qwen3_plt",
+]
 every_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -143,9 +151,7 @@ def test_interventions_are_the_references(name: str, mode: str):
     found[:, 0] = 0
     reference = case.tensors("interventions")
     torch.testing.assert_close(found, reference[f"{mode}.activations"], rtol=0, atol=2e-5)
-    torch.testing.assert_close(
-        change.logits_before_cap, reference[f"{mode}.logits"], rtol=0, atol=2e-5
-    )
+    torch.testing.assert_close(change.logits, reference[f"{mode}.logits"], rtol=0, atol=2e-5)
 
 
 def with_reference_weights(case: Case) -> ReplacementModel:
@@ -153,20 +159,37 @@ def with_reference_weights(case: Case) -> ReplacementModel:
     model = case.model("float64")
     weights = case.tensors("tl_model")
     parameters = dict(model.host.model.named_parameters())
-    copy = _copy_gpt2 if case.meta["family"] == "gpt2" else _copy_llama
+    family, layers = case.meta["family"], case.meta["n_layers"]
     with torch.no_grad():
-        copy(parameters, weights, case.meta["n_layers"])
+        if family == "gpt2":
+            _copy_gpt2(parameters, weights, layers)
+        else:
+            _copy_rotary(parameters, weights, layers, gemma=family == "gemma2")
     return ReplacementModel.from_huggingface(model.host.model, model.tokenizer, model.transcoder)
 
 
-def _copy_llama(parameters: dict[str, Any], weights: dict[str, Any], layers: int) -> None:
-    parameters["model.embed_tokens.weight"].copy_(weights["embed.W_E"])
+LLAMA_NORMS = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
+GEMMA_NORMS = {
+    "ln1": "input_layernorm",
+    "ln1_post": "post_attention_layernorm",
+    "ln2": "pre_feedforward_layernorm",
+    "ln2_post": "post_feedforward_layernorm",
+}
+
+
+def _copy_rotary(
+    parameters: dict[str, Any], weights: dict[str, Any], layers: int, *, gemma: bool
+) -> None:
+    """The reference scales Gemma's embeddings when it loads them, and stores 1 + w for its norms."""
+    stored_less = 1 if gemma else 0
+    embedding = parameters["model.embed_tokens.weight"]
+    embedding.copy_(weights["embed.W_E"] / (embedding.shape[1] ** 0.5 if gemma else 1))
     parameters["lm_head.weight"].copy_(weights["unembed.W_U"].T)
-    parameters["model.norm.weight"].copy_(weights["ln_final.w"])
+    parameters["model.norm.weight"].copy_(weights["ln_final.w"] - stored_less)
     for layer in range(layers):
         theirs, ours = f"blocks.{layer}.", f"model.layers.{layer}."
-        parameters[ours + "input_layernorm.weight"].copy_(weights[theirs + "ln1.w"])
-        parameters[ours + "post_attention_layernorm.weight"].copy_(weights[theirs + "ln2.w"])
+        for name, own in (GEMMA_NORMS if gemma else LLAMA_NORMS).items():
+            parameters[f"{ours}{own}.weight"].copy_(weights[f"{theirs}{name}.w"] - stored_less)
         value = weights[theirs + "attn._W_V"].transpose(1, 2).flatten(0, 1)
         parameters[ours + "self_attn.v_proj.weight"].copy_(value)
         output = weights[theirs + "attn.W_O"].flatten(0, 1).T
@@ -206,6 +229,8 @@ def from_frozen(case: Case, model: ReplacementModel) -> Recording:
                 pattern=frozen[at + "attn.hook_pattern"],
                 attention_scale=frozen[at + "ln1.hook_scale"],
                 mlp_scale=frozen[at + "ln2.hook_scale"],
+                attention_post_scale=frozen.get(at + "ln1_post.hook_scale"),
+                mlp_post_scale=frozen.get(at + "ln2_post.hook_scale"),
             )
         )
         residual_mid.append(frozen[at + "hook_resid_mid"])
@@ -216,6 +241,7 @@ def from_frozen(case: Case, model: ReplacementModel) -> Recording:
         inputs.append(read_input(block, model.transcoder.read, residual, normed))
     before = [frozen[f"blocks.{layer}.hook_resid_pre"] for layer in range(meta["n_layers"])]
     recorded = model.record(meta["tokens"])
+    logits, cap = frozen["logits"], model.host.logit_cap
     return replace(
         recorded,
         token_vectors=frozen["token_vectors"],
@@ -225,7 +251,7 @@ def from_frozen(case: Case, model: ReplacementModel) -> Recording:
         residuals=[*before, residual_mid[-1] + outputs[-1]],
         inputs=inputs,
         outputs=outputs,
-        logits_before_cap=frozen["logits"],
-        logits=frozen["logits"],
+        logits_before_cap=logits if cap is None else cap * torch.atanh(logits / cap),
+        logits=logits,
         features=encode(model.transcoder, inputs),
     )
