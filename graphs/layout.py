@@ -41,9 +41,9 @@ class Layout:
 
     x: Float[np.ndarray, " nodes"]
     y: Float[np.ndarray, " nodes"]
-    columns: Float[np.ndarray, " columns+1"]
+    columns: Float[np.ndarray, " column_borders"]
     """Borders of the token columns, from 0 to the width of the picture."""
-    rows: Float[np.ndarray, " rows+1"]
+    rows: Float[np.ndarray, " row_borders"]
     """Borders of the rows, from 0 to the height: embeddings, layers, logits."""
 
 
@@ -120,7 +120,7 @@ def _lines(nodes: list[int], grid: Grid, limit: float = LINE) -> Lines:
 
 def _across(
     grid: Grid, cells: dict[tuple[int, int], Lines]
-) -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " columns+1"]]:
+) -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " column_borders"]]:
     last = grid.shape[0] - 1
     width = np.full(grid.shape[1], 20.0)
     for (row, column), lines in cells.items():
@@ -154,7 +154,7 @@ def _width(line: list[int], grid: Grid) -> float:
 
 def _upward(
     grid: Grid, cells: dict[tuple[int, int], Lines]
-) -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " rows+1"]]:
+) -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " row_borders"]]:
     used = np.zeros(grid.shape[0])
     for (row, _), lines in cells.items():
         used[row] = max(used[row], sum(_height(line, grid) for line in lines) + GAP)

@@ -82,7 +82,9 @@ def node_table(columns: Mapping[str, Any], expected: Mapping[str, pa.DataType]) 
     return pa.table(arrays)
 
 
-def _array(name: str, values: Sequence[Any] | np.ndarray, kind: pa.DataType | None) -> pa.Array:
+def _array(
+    name: str, values: Sequence[Any] | np.ndarray | pa.ChunkedArray, kind: pa.DataType | None
+) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     try:
