@@ -180,7 +180,7 @@ GEMMA_NORMS = {
 def _copy_rotary(
     parameters: dict[str, Any], weights: dict[str, Any], layers: int, *, gemma: bool
 ) -> None:
-    """The reference scales Gemma's embeddings when it loads them, and stores 1 + w for its norms."""
+    """The reference scales Gemma's embeddings as it loads them, and stores 1 + w for its norms."""
     stored_less = 1 if gemma else 0
     embedding = parameters["model.embed_tokens.weight"]
     embedding.copy_(weights["embed.W_E"] / (embedding.shape[1] ** 0.5 if gemma else 1))
