@@ -20,6 +20,10 @@ LINE = 210.0
 """Widest line of a cell, unless one glyph alone is wider."""
 WIDE = 700.0
 """The same of the logits, which may reach over their column."""
+NARROW = 420.0
+"""Least width of all columns together."""
+STEEP = 80.0
+"""Edges whose ends are closer than this, sideways, bend around what lies between them."""
 EMPTY = 16.0
 """Height of a row without nodes."""
 TALL = 520.0
@@ -131,7 +135,7 @@ def _across(
         (_width(line, grid) for c, lines in cells.items() if c[0] == last for line in lines),
         default=0.0,
     )
-    short = logits + 2 * PADDING - width.sum()
+    short = max(logits + 2 * PADDING, NARROW) - width.sum()
     if short > 0:
         width += short / len(width)
     columns = np.concatenate([[0.0], np.cumsum(width)])
@@ -179,23 +183,41 @@ def routes(grid: Grid, layout: Layout, curved: bool) -> Float[np.ndarray, "edges
     """A cubic Bézier for every link, from the top of its source to the bottom of its target.
 
     Leaves and enters vertically, so that labels are struck through less and the point of entry
-    shows; ends on wide glyphs are fanned by where the other end lies. Straight if not `curved`.
+    shows; ends on wide glyphs are fanned by where the other end lies. An edge that would run
+    straight up behind the glyphs between its ends bends around them. Straight if not `curved`.
     """
     source, target, _ = grid.links
     size = np.array([(glyph.width, glyph.height) for glyph in grid.glyphs]).reshape(-1, 2)
+    bend = _bend(grid, layout) if curved else np.zeros(len(source))
     ends = []
     for one, other, sign in ((source, target, 1), (target, source, -1)):
         reach = np.maximum(size[one, 0] / 2 - 8, 0)
-        fan = np.clip((layout.x[other] - layout.x[one]) * 0.08, -reach, reach)
+        fan = np.clip((layout.x[other] - layout.x[one]) * 0.08 + bend * 0.3, -reach, reach)
         ends.append((layout.x[one] + fan, layout.y[one] + sign * size[one, 1] / 2))
     (x0, y0), (x3, y3) = ends
     rise = y3 - y0
     pull = np.where(rise > 0, np.minimum(0.45 * rise, 90), 25)
     if curved:
-        inner = (x0, y0 + pull, x3, y3 - pull)
+        inner = (x0 + bend, y0 + pull, x3 + bend, y3 - pull)
     else:
         inner = (x0 + (x3 - x0) / 3, y0 + rise / 3, x3 - (x3 - x0) / 3, y3 - rise / 3)
     return np.stack([x0, y0, *inner, x3, y3], axis=1)
+
+
+def _bend(grid: Grid, layout: Layout) -> Float[np.ndarray, " edges"]:
+    """How far each link leans aside: the steep ones that would run behind a glyph, inward."""
+    source, target, _ = grid.links
+    x, y = layout.x, layout.y
+    steep = np.maximum(0, 1 - np.abs(x[target] - x[source]) / STEEP)
+    bend = np.where(x[source] > layout.columns[-1] / 2, -1, 1) * steep
+    bend *= np.clip(0.4 * (y[target] - y[source]), 0, 110)
+    reach = np.array([glyph.width / 2 + GAP for glyph in grid.glyphs])
+    for edge in np.flatnonzero(bend).tolist():
+        low, high = source[edge], target[edge]
+        between = (grid.row > grid.row[low]) & (grid.row < grid.row[high])
+        line = x[low] + (x[high] - x[low]) * (y[between] - y[low]) / (y[high] - y[low])
+        bend[edge] *= (np.abs(x[between] - line) < reach[between]).any()
+    return bend
 
 
 def text_width(text: str, size: float) -> float:

@@ -207,6 +207,25 @@ def test_a_box_says_what_its_column_does_not(label: str, box: str):
     assert f'label="{box}"' in line
 
 
+def route(dot: str, name: str) -> list[tuple[float, float]]:
+    """The four points of an edge's curve."""
+    line = next(line for line in dot.splitlines() if f'id="{name}"' in line)
+    points = re.search(r'pos="([^"]*)"', line)
+    assert points
+    return [tuple(map(float, point.split(","))) for point in points[1].split()]  # type: ignore[misc]
+
+
+def test_an_edge_bends_around_what_it_would_run_behind():
+    dot = two_paths().to_dot()
+    straight = route(dot, "edge_embedding0__feature1")
+    assert len({x for x, _ in straight}) == 1
+    around = route(dot, "edge_embedding0__logit2")
+    assert around[1][0] - straight[0][0] > 30
+    assert (
+        len({x for x, _ in route(two_paths().to_dot(curved=False), "edge_embedding0__logit2")}) == 1
+    )
+
+
 def test_tokens_after_the_last_node_are_not_drawn():
     graph = two_paths()
     nodes = {name: graph.nodes[name].to_pylist() for name in graph.nodes.column_names}
