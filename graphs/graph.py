@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,7 +246,7 @@ class AttributionGraph:
         Raises:
             GraphError: something else stands there, or the place cannot be written.
         """
-        arrow.write(pathlib.Path(path), self.nodes, self.edges, self.metadata)
+        arrow.write(pathlib.Path(path), self.nodes, self.edges, self._described)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> AttributionGraph:
@@ -256,6 +257,7 @@ class AttributionGraph:
                 or contents that break an invariant.
         """
         nodes, edges, metadata = arrow.read(pathlib.Path(path))
+        metadata.pop("scores", None)
         try:
             plain = plain_metadata(metadata)
             return cls(nodes=nodes, effect=effect_matrix(edges, nodes.num_rows), metadata=plain)
@@ -268,7 +270,7 @@ class AttributionGraph:
         Raises:
             GraphError: an unknown suffix, or the place cannot be written.
         """
-        exports.export(pathlib.Path(path), self.nodes, self.edges, self.metadata)
+        exports.export(pathlib.Path(path), self.nodes, self.edges, self._described)
 
     def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
         """The picture as DOT text with every position given: `neato -n2` draws it.
@@ -337,6 +339,14 @@ class AttributionGraph:
     def _total(self) -> Float[np.ndarray, " nodes"]:
         """What shares divide by: the absolute input of each node as traced."""
         return number(self.nodes, "input_absolute")
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        """Metadata as files hold them: with the scores, null where they are not numbers."""
+        values = {
+            name: None if isnan(value) else value for name, value in asdict(self.scores).items()
+        }
+        return self.metadata | {"scores": values}
 
     @property
     def _tokens(self) -> list[str]:

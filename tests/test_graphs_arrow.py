@@ -66,7 +66,9 @@ def test_any_arrow_tool_reads_the_tables(tmp_path: Path, graph: AttributionGraph
     with pa.OSFile(str(tmp_path / "g" / "edges.arrow")) as file:
         edges = pa.ipc.open_file(file).read_all()
     assert edges.column_names == ["source", "target", "weight", "influence", "share"]
-    assert json.loads(edges.schema.metadata[b"tracer.graph"])["prompt"] == graph.metadata["prompt"]
+    held = json.loads(edges.schema.metadata[b"tracer.graph"])
+    assert held["prompt"] == graph.metadata["prompt"]
+    assert held["scores"]["replacement"] == graph.scores.replacement
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -108,6 +108,7 @@ def test_graphml_is_read_back_by_networkx(tmp_path: Path, hostile: AttributionGr
 def test_the_json_edge_list_holds_everything(tmp_path: Path, hostile: AttributionGraph):
     hostile.export(tmp_path / "g.json")
     value = json.loads((tmp_path / "g.json").read_text())
+    assert value["metadata"].pop("scores")["completeness"] == hostile.scores.completeness
     assert value["metadata"] == hostile.metadata
     assert value["nodes"] == hostile.nodes.to_pylist()
     ids = hostile.nodes["id"].to_pylist()

@@ -1,6 +1,7 @@
 """`AttributionGraph`: what it holds, and what it refuses."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,11 +116,13 @@ def test_effects_of_another_size_or_type_are_refused():
         AttributionGraph.build(columns(ROWS), sparse.csr_array(EFFECT.astype(np.int64)), {})
 
 
-def test_a_graph_without_features_or_edges_is_a_graph():
+def test_a_graph_without_features_or_edges_is_a_graph(tmp_path: Path):
     graph = AttributionGraph.build(columns(ROWS[:1]), sparse.csr_array((1, 1)), {})
     assert graph.prune().nodes.num_rows == 1
     assert np.isnan(graph.scores.replacement)
     assert graph.paths() == []
+    graph.save(tmp_path / "g")
+    assert AttributionGraph.load(tmp_path / "g").nodes.equals(graph.nodes)
 
 
 def test_a_graph_without_nodes_is_a_graph():
