@@ -19,14 +19,14 @@ from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
 class FoldedLayer:
     """One layer's transposed maps: gradients of the residual stream go in and come out."""
 
-    output: Float[Tensor, "d_model heads_d_head"]
-    """G @ output: back through W_O and the post-norm's weight."""
-    value: Float[Tensor, "kv_heads_d_head d_model"]
-    """K @ value: back through W_V and the pre-norm's weight and centring."""
+    output: Float[Tensor, "heads_d_head d_model"]
+    """G @ output.T: back through W_O and the post-norm's weight."""
+    value: Float[Tensor, "d_model kv_heads_d_head"]
+    """K @ value.T: back through W_V and the pre-norm's weight and centring."""
     value_constant: Float[Tensor, "kv_heads d_head"]
     """W_V · (norm bias) + b_V: every value vector's part that no source wrote."""
     skip: Float[Tensor, "d_model d_model"] | None
-    """G @ skip: back through post-norm, linear skip and read-side norm."""
+    """G @ skip.T: back through post-norm, linear skip and read-side norm."""
 
 
 def fold(block: Block, transcoder: Transcoder, layer: int) -> FoldedLayer:
@@ -41,8 +41,8 @@ def fold(block: Block, transcoder: Transcoder, layer: int) -> FoldedLayer:
         constant = constant + block.value_bias
     output = written(block.output.flatten(0, 1), block.attention_post_norm)
     return FoldedLayer(
-        output=output.T.contiguous(),
-        value=value.reshape(-1, d_model).contiguous(),
+        output=output.contiguous(),
+        value=value.reshape(-1, d_model).T.contiguous(),
         value_constant=constant,
         skip=_skip(block, transcoder, layer),
     )
@@ -70,7 +70,7 @@ def _skip(block: Block, transcoder: Transcoder, layer: int) -> Tensor | None:
     if weight is None:
         return None
     onto_residual = written(weight, mlp_post_norm(block, transcoder))
-    return read_back(onto_residual.T, block.mlp_norm, transcoder.read).contiguous()
+    return read_back(onto_residual.T, block.mlp_norm, transcoder.read).T.contiguous()
 
 
 def fold_all(blocks: list[Block], transcoder: Transcoder) -> tuple[FoldedLayer, ...]:

@@ -43,8 +43,8 @@ class LinearLayer:
 
     pattern: Float[Tensor, "kv_heads keys group queries"]
     """Frozen attention pattern, transposed, norm denominators folded in."""
-    output: Float[Tensor, "d_model heads_d_head"]
-    value: Float[Tensor, "kv_heads_d_head d_model"]
+    output: Float[Tensor, "heads_d_head d_model"]
+    value: Float[Tensor, "d_model kv_heads_d_head"]
     attention_constant: Float[Tensor, "positions d_model"]
     skip: Float[Tensor, "d_model d_model"] | None
     skip_scale: Float[Tensor, "positions 1"]

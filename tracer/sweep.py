@@ -5,7 +5,8 @@ last of them (causality); inside a chunk a row joins at the site it reads from, 
 above its layer. Memory is bounded by the chunk, whatever the number of rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.linear import LinearLayer, LocalModel
+from tracer.product import add_product, product
 from tracer.targets import Rows
 
-CHUNK = 4096
-"""Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers."""
+CHUNK, CHUNK_ON_GPU = 1024, 65536
+"""Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers. On CPUs they
+should stay in the cache; a GPU needs more to be busy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,21 +41,40 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
     dtype = torch.float32 if rows.vector.dtype == torch.bfloat16 else rows.vector.dtype
     sources = rows.vector.new_zeros(len(rows), local.columns, dtype=dtype)
     constant = rows.bias.to(dtype, copy=True)
-    for chunk in _chunks(rows):
+
+    def sweep_chunk(chunk: Tensor) -> None:
         part = Effects(sources.new_zeros(len(chunk), local.columns), constant.new_zeros(len(chunk)))
         _sweep_chunk(local, rows[chunk], part)
         sources[chunk] = part.sources
         constant[chunk] += part.constant
+
+    _each(sweep_chunk, list(_chunks(rows)), on_cpu=sources.device.type == "cpu")
     return Effects(sources, constant)
+
+
+def _each(call: Callable[[Tensor], None], chunks: list[Tensor], on_cpu: bool) -> None:
+    """Call with every chunk; on several cores one chunk a core, which beats sharing each product."""
+    threads = torch.get_num_threads()
+    if not on_cpu or threads == 1 or len(chunks) < threads:
+        for chunk in chunks:
+            call(chunk)
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(torch.no_grad()(call), chunks))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _chunks(rows: Rows) -> Iterator[Int[Tensor, " chunk"]]:
     """Row numbers by position, then site from the top, cut so that a chunk fills its budget."""
+    budget = CHUNK if rows.vector.device.type == "cpu" else CHUNK_ON_GPU
     order = (rows.position * (2**20) - rows.site).argsort()
     positions = rows.position[order].tolist()
     begin = 0
     for end, position in enumerate(positions):
-        if (end - begin + 1) * (position + 1) > CHUNK and end > begin:
+        if (end - begin + 1) * (position + 1) > budget and end > begin:
             yield _by_site(rows, order[begin:end])
             begin = end
     if positions:
@@ -83,7 +105,8 @@ def _sweep_chunk(local: LocalModel, rows: Rows, effects: Effects) -> None:
         gradient = _spread(gradient, fresh)
         if layer > 0:
             flat = gradient.flatten(0, 1)
-            flat.addmm_(values.reshape(len(flat), -1), maps.value)
+            below = add_product(flat, values.reshape(len(flat), -1), maps.value)
+            gradient = below.view_as(gradient)
         else:
             _score_tokens(local, values, maps.value, effects)
     fresh = _joining(rows, sites, gradient.shape[1], 0)
@@ -145,7 +168,7 @@ def _score_position(
 ) -> None:
     writers = local.layers[layer].writers
     begin, end = writers.start[position : position + 2]
-    scores = (gradient @ writers.vectors[begin:end].T).to(effects.sources.dtype)
+    scores = product(gradient, writers.vectors[begin:end]).to(effects.sources.dtype)
     effects.constant[rows] += scores[:, -1]
     if position < local.skip_positions:
         return
@@ -161,8 +184,9 @@ def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh) -> tuple[Tensor, Fr
         return gradient, fresh
     scale = maps.skip_scale[: gradient.shape[0], None]
     own = maps.skip_scale[fresh.position]
-    vector = torch.addcmul(fresh.vector, fresh.vector @ maps.skip, own)
-    below = torch.addcmul(gradient, gradient @ maps.skip, scale)
+    vector = torch.addcmul(fresh.vector, product(fresh.vector, maps.skip), own)
+    pulled = product(gradient.flatten(0, 1), maps.skip).view_as(gradient)
+    below = torch.addcmul(gradient, pulled, scale)
     return below, Fresh(vector, fresh.position)
 
 
@@ -179,13 +203,14 @@ def _attention(
     effects.constant[:old] += torch.einsum("prd,pd->r", gradient, constant)
     effects.constant[old:rows] += (fresh.vector * constant[fresh.position]).sum(1)
     kv_heads, _, group, _ = maps.pattern.shape
-    d_head = maps.value.shape[0] // kv_heads
+    d_head = maps.value.shape[1] // kv_heads
     heads = gradient.new_empty(kv_heads, group, positions, rows, d_head)
-    back = (gradient.flatten(0, 1) @ maps.output).reshape(positions, old, kv_heads, group, d_head)
+    back = product(gradient.flatten(0, 1), maps.output)
+    back = back.reshape(positions, old, kv_heads, group, d_head)
     heads[:, :, :, :old] = back.permute(2, 3, 0, 1, 4)
     if len(fresh):
         at = torch.arange(old, rows, device=gradient.device)
-        own = (fresh.vector @ maps.output).reshape(-1, kv_heads, group, d_head)
+        own = product(fresh.vector, maps.output).reshape(-1, kv_heads, group, d_head)
         heads[:, :, :, old:] = 0
         heads[:, :, fresh.position, at] = own.permute(1, 2, 0, 3)
     pattern = maps.pattern[:, :positions, :, :positions].flatten(2)
@@ -205,10 +230,10 @@ def _score_tokens(
     gradient = gradient.flatten(2)
     tokens, learned = local.token_vectors[:positions], local.position_vectors
     if value is not None:
-        tokens = tokens @ value.T
+        tokens = tokens @ value
     first = local.token_column(0)
     scores = torch.einsum("prd,pd->rp", gradient, tokens)
     effects.sources[:rows, first : first + positions] += scores.to(effects.sources.dtype)
     if learned is not None:
-        learned = learned[:positions] if value is None else learned[:positions] @ value.T
+        learned = learned[:positions] if value is None else learned[:positions] @ value
         effects.constant[:rows] += torch.einsum("prd,pd->r", gradient, learned)
