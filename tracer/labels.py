@@ -9,6 +9,7 @@ from graphs import AttributionGraph, NodeKind
 from replacement_models import ReplacementModel
 from replacement_models.folding import mlp_post_norm, written
 from tracer.linear import LocalModel
+from tracer.product import product
 
 PROMOTED = 3
 BUDGET, LEAST = 10e9, 64
@@ -78,7 +79,7 @@ def promoted_tokens(
     direction = norm.centre(total) * norm.weight
     found: list[list[str]] = []
     for part in direction.split(256):
-        scores = part @ (model.host.unembedding - model.mean_unembedding).T
+        scores = product(part, model.host.unembedding)
         for tokens in scores.topk(min(count, scores.shape[1])).indices.tolist():
             found.append([model.token_string(token).strip() for token in tokens])
     return found

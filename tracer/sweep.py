@@ -53,7 +53,7 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
 
 
 def _each(call: Callable[[Tensor], None], chunks: list[Tensor], on_cpu: bool) -> None:
-    """Call with every chunk; on several cores one chunk a core, which beats sharing each product."""
+    """Call with every chunk: one a core where there are several, rather than sharing products."""
     threads = torch.get_num_threads()
     if not on_cpu or threads == 1 or len(chunks) < threads:
         for chunk in chunks:
