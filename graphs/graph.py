@@ -166,9 +166,13 @@ class AttributionGraph:
             shape=(int(kept.nodes.sum()),) * 2,
         )
         effect.sort_indices()
+        dropped = sparse.csr_array(
+            (self.effect.data * ~kept.edges, self.effect.indices, self.effect.indptr),
+            shape=self.effect.shape,
+        )
         table = self.nodes.filter(pa.array(kept.nodes))
         for name, size in (("left_out", False), ("left_out_absolute", True)):
-            lost = row_sums(self.effect, size)[kept.nodes] - row_sums(effect, size)
+            lost = row_sums(dropped, size)[kept.nodes]
             null = table[name].is_null().to_numpy() & (lost == 0)
             column = pa.array(number(table, name) + lost, mask=null)
             table = table.set_column(table.column_names.index(name), name, column)
