@@ -136,7 +136,8 @@ def test_interventions_that_name_nothing_are_refused(wanted, said: str):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(TraceError, match="mode is 'gentle', expected one of direct, free"):
+    said = "mode is 'gentle', expected one of direct, constrained, free"
+    with pytest.raises(TraceError, match=said):
         tracer.intervene(replacement_model("gpt2"), PROMPT, [], mode="gentle")
 
 

@@ -2,7 +2,10 @@
 
 from tracer.attribute import trace
 from tracer.errors import TraceError
-from tracer.intervene import Change, Intervention, intervene
+from tracer.intervene import Change, intervene
+from tracer.interventions.generate import generate
+from tracer.interventions.steering import contrast, feature_maxima
+from tracer.interventions.values import Intervention, Steering, Supernode
 from tracer.targets import Difference, Direction
 
 __all__ = [
@@ -10,7 +13,12 @@ __all__ = [
     "Difference",
     "Direction",
     "Intervention",
+    "Steering",
+    "Supernode",
     "TraceError",
+    "contrast",
+    "feature_maxima",
+    "generate",
     "intervene",
     "trace",
 ]

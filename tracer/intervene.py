@@ -5,60 +5,31 @@ with the sweep; the modules of the Hugging Face model do the arithmetic (Ameisen
 "Circuit Tracing", section "Interventions" and appendix "Validating the replacement model").
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement_models import Recording, ReplacementModel
-from replacement_models.hooks import first_tensor, forward_hooks, replaced_first
-from replacement_models.host import Norm
-from replacement_models.recording import norms, read_input, write_module
-from replacement_models.transcoder import ReadPoint
+from replacement_models import ReplacementModel
 from tracer.errors import TraceError
+from tracer.interventions.forward import Outcome, Rows, Run, run, steering_hooks
+from tracer.interventions.freezing import Freezing
+from tracer.interventions.values import (
+    Intervention,
+    Placed,
+    Steering,
+    check_feature,
+    check_position,
+    check_steering,
+    positions_in,
+)
 
-MODES = ("direct", "free")
+__all__ = ["MODES", "Change", "Intervention", "State", "intervene"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Intervention:
-    """What to do to one feature at some positions: exactly one of set, scale, add."""
-
-    layer: int
-    position: int | slice
-    """One position, or a slice of them; negative ones count from the end."""
-    feature: int
-    value: float | None = None
-    """The activation to set."""
-    scale: float | None = None
-    """The factor on its activation; 0 ablates."""
-    add: float | None = None
-    """What to add to its activation."""
-
-    def __post_init__(self) -> None:
-        given = [x for x in (self.value, self.scale, self.add) if x is not None]
-        if len(given) != 1:
-            raise TraceError(
-                f"intervention at layer {self.layer}, feature {self.feature}: give exactly one of "
-                f"value, scale, add; got {len(given)}"
-            )
-        if not abs(given[0]) < float("inf"):
-            raise TraceError(
-                f"intervention at layer {self.layer}, feature {self.feature}: {given[0]} is no "
-                "finite number"
-            )
-
-    def change(self, activation: Float[Tensor, " positions"]) -> Float[Tensor, " positions"]:
-        """By how much the activation changes."""
-        if self.value is not None:
-            return self.value - activation
-        if self.scale is not None:
-            return (self.scale - 1) * activation
-        assert self.add is not None
-        return torch.full_like(activation, self.add)
+MODES = {"direct": (True, True), "constrained": (True, False), "free": (False, False)}
+"""Mode to its defaults: attention patterns frozen, norm denominators frozen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,25 +50,16 @@ class Change(State):
     base: State
 
 
-@dataclass
-class Pass:
-    """What the hooks of one forward pass share."""
-
-    residual: dict[int, Tensor] = field(default_factory=dict)
-    pre_activations: list[Tensor] = field(default_factory=list)
-    activations: list[Tensor] = field(default_factory=list)
-    pending: dict[int, Tensor] = field(default_factory=dict)
-    """Layer to what interventions so far write to its MLP output, (P, D)."""
-    inputs: dict[int, Tensor] = field(default_factory=dict)
-    before_cap: Tensor | None = None
-
-
 @torch.no_grad()
 def intervene(
     model: ReplacementModel,
     prompt: str | Sequence[int],
-    interventions: Sequence[Intervention],
+    interventions: Sequence[Intervention | Steering],
     mode: str = "direct",
+    *,
+    layers: range | None = None,
+    freeze_attention: bool | None = None,
+    freeze_norms: bool | None = None,
 ) -> Change:
     """Change features of the original model and see what follows.
 
@@ -107,184 +69,131 @@ def intervene(
     Args:
         model: the model.
         prompt: text, or token ids taken as they stand.
-        interventions: all applied in one forward pass.
+        interventions: features to change and directions to add, all in one forward pass.
         mode: "direct": attention patterns, norm denominators and MLP outputs stay frozen (linear
             skips still pass); changes count from the recorded activations, and the difference to
-            `base` is the sum of a graph's edges. "free": everything downstream is recomputed, and
-            changes count from the activations as they then are.
+            `base` is the sum of a graph's edges. "constrained": the MLP outputs of `layers` stay as
+            recorded but for the intended writes, changes count from the recorded activations, and
+            all else is recomputed; beyond the range the MLPs answer for themselves, so a
+            cross-layer feature's writes there are not added. "free": everything downstream is
+            recomputed, and changes count from the activations as they then are.
+        layers: the range of "constrained", in which every changed feature must lie.
+        freeze_attention: hold attention patterns; None: in "direct" and "constrained".
+        freeze_norms: hold norm denominators; None: in "direct" only, where both are part of what
+            the mode means.
 
     Raises:
-        TraceError: an unknown mode, or a layer, position or feature that does not exist.
+        TraceError: an unknown mode, an option that does not go with it, an intervention outside the
+            constrained range, or a layer, position or feature that does not exist.
         ModelError: the prompt does not fit the model.
     """
-    if mode not in MODES:
-        raise TraceError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
     tokens = model.tokenize(prompt)
-    wanted = [_checked(model, intervention, len(tokens)) for intervention in interventions]
-    recording = model.record(tokens)
-    frozen = recording if mode == "direct" else None
-    base = _run(model, tokens, [], frozen)
-    after = _run(model, tokens, wanted, frozen)
+    placed, steered = place(model, interventions, len(tokens))
+    freezing = _freezing(model, tokens, mode, layers, (freeze_attention, freeze_norms))
+    if freezing is not None and freezing.layers:
+        _check_range(placed, freezing.layers)
+    base = _state(model, tokens, Run(edit=Rows([[]]), frozen=freezing))
+    clean = freezing is not None and len(freezing.layers) > 0
+    edit = Rows(
+        [placed],
+        freezing.recording if freezing is not None and clean else None,
+        model.transcoder.encode,
+    )
+    added = steering_hooks(model, [(one, [0]) for one in steered], len(tokens))
+    after = _state(model, tokens, Run(edit=edit, frozen=freezing, added=added))
     return Change(**vars(after), base=base)
 
 
-def _checked(
-    model: ReplacementModel, wanted: Intervention, count: int
-) -> tuple[Intervention, list[int]]:
-    """An intervention and the positions it names."""
-    layers = len(model.host.blocks)
-    if not 0 <= wanted.layer < layers:
-        raise TraceError(f"intervention: layer {wanted.layer} is not in 0..{layers - 1}")
-    width = len(model.transcoder.layers[wanted.layer].b_enc)
-    if not 0 <= wanted.feature < width:
+def place(
+    model: ReplacementModel,
+    interventions: Sequence[Intervention | Steering],
+    prompt: int,
+    length: int | None = None,
+) -> tuple[list[Placed], list[Steering]]:
+    """Features to change with the positions they name, and directions, all checked.
+
+    Args:
+        model: the model.
+        interventions: of both kinds.
+        prompt: tokens of the prompt.
+        length: tokens with the continuation; None: of the prompt.
+
+    Raises:
+        TraceError: a layer, position, feature or vector that does not exist or fit.
+    """
+    length = prompt if length is None else length
+    placed, steered = [], []
+    for one in interventions:
+        if isinstance(one, Steering):
+            check_steering(model, one)
+            steered.append(one)
+        else:
+            check_feature(model, one)
+            placed.append((one, positions_in(one.position, prompt, 0, length)))
+        check_position(one.position, prompt, length)
+    return placed, steered
+
+
+def _freezing(
+    model: ReplacementModel,
+    tokens: Sequence[int],
+    mode: str,
+    layers: range | None,
+    freeze: tuple[bool | None, bool | None],
+) -> Freezing | None:
+    if mode not in MODES:
+        raise TraceError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
+    if mode == "direct" and False in freeze:
         raise TraceError(
-            f"intervention: feature {wanted.feature} is not in 0..{width - 1}, the features of "
-            f"layer {wanted.layer}"
+            "mode 'direct' freezes attention and norms; use mode 'constrained' to recompute them"
         )
-    if isinstance(wanted.position, slice):
-        positions = list(range(count))[wanted.position]
-        if not positions:
-            raise TraceError(f"intervention: {wanted.position} holds none of {count} positions")
-        return wanted, positions
-    if not -count <= wanted.position < count:
-        raise TraceError(
-            f"intervention: position {wanted.position} is not in {-count}..{count - 1}"
-        )
-    return wanted, [wanted.position % count]
+    attention, norms = (
+        default if wanted is None else wanted
+        for default, wanted in zip(MODES[mode], freeze, strict=True)
+    )
+    clamped = _clamped(mode, layers, len(model.host.blocks))
+    if not (attention or norms or clamped):
+        return None
+    return Freezing(model.record(tokens), attention, norms, clamped)
 
 
-Wanted = Sequence[tuple[Intervention, list[int]]]
+def _clamped(mode: str, layers: range | None, count: int) -> range:
+    """Layers whose MLP outputs a mode clamps."""
+    if (mode == "constrained") != (layers is not None):
+        needs = "needs layers, as in range(1, 3)" if layers is None else "takes no layers"
+        raise TraceError(f"mode {mode!r} {needs}")
+    if layers is None:
+        return range(count if mode == "direct" else 0)
+    if not (layers.step == 1 and 0 <= layers.start < layers.stop <= count):
+        raise TraceError(f"layers is {layers}, expected a range of layers within range({count})")
+    return layers
 
 
-def _run(
-    model: ReplacementModel, tokens: Sequence[int], wanted: Wanted, frozen: Recording | None
-) -> State:
-    """One forward pass of the Hugging Face model under intervention hooks."""
-    going = Pass()
-    hooks = _write_hooks(model, wanted, frozen, going)
-    if frozen is not None:
-        hooks = [*_frozen_hooks(model, frozen), *hooks]
-    with forward_hooks(hooks):
-        logits = model.host.run(tokens)
-    assert going.before_cap is not None
+def _check_range(placed: Sequence[Placed], layers: range) -> None:
+    for one, _ in placed:
+        if one.layer not in layers:
+            raise TraceError(
+                f"intervention: layer {one.layer} is outside the constrained layers "
+                f"{layers.start}..{layers.stop - 1}; widen the range or leave it out"
+            )
+
+
+def _state(model: ReplacementModel, tokens: Sequence[int], how: Run) -> State:
+    outcome = run(model, torch.tensor([list(tokens)], device=model.device), how)
+    return state_of(outcome, 0)
+
+
+def state_of(outcome: Outcome, row: int) -> State:
+    """One row of a batch."""
     return State(
-        logits=logits,
-        logits_before_cap=going.before_cap,
-        activations=_stacked(going.activations),
-        pre_activations=_stacked(going.pre_activations),
+        logits=outcome.logits[row],
+        logits_before_cap=outcome.logits_before_cap[row],
+        activations=stacked([layer[row] for layer in outcome.activations]),
+        pre_activations=stacked([layer[row] for layer in outcome.pre_activations]),
     )
 
 
-def _stacked(layers: list[Tensor]) -> Tensor:
-    """(L, P, F) of layers that may differ in width; narrower ones end in zeros."""
-    width = max(layer.shape[1] for layer in layers)
-    return torch.stack([nn.functional.pad(layer, (0, width - layer.shape[1])) for layer in layers])
-
-
-def _write_hooks(
-    model: ReplacementModel, wanted: Wanted, frozen: Recording | None, going: Pass
-) -> list[tuple[nn.Module, Any]]:
-    """Hooks that encode what every MLP reads and add the interventions' writes to its output."""
-    hooks: list[tuple[nn.Module, Any]] = []
-    for layer, block in enumerate(model.host.blocks):
-        mine = [(one, at) for one, at in wanted if one.layer == layer]
-        if block.mlp_norm is not None:
-            hooks.append((block.mlp_norm.module, _keep_residual(going, layer)))
-        hooks += [
-            (block.mlp, _encode(model, layer, mine, frozen, going)),
-            (write_module(block, model.transcoder.write), _write(model, layer, frozen, going)),
-        ]
-
-    def keep_logits(inputs: Any, output: Tensor) -> None:
-        going.before_cap = model.host.unembed(output[0])
-
-    return [*hooks, (model.host.final_norm.module, keep_logits)]
-
-
-def _keep_residual(going: Pass, layer: int) -> Callable[..., None]:
-    def keep(inputs: Any, output: Tensor) -> None:
-        going.residual[layer] = first_tensor(inputs)[0]
-
-    return keep
-
-
-def _encode(
-    model: ReplacementModel,
-    layer: int,
-    mine: Wanted,
-    frozen: Recording | None,
-    going: Pass,
-) -> Callable[..., None]:
-    block, transcoder = model.host.blocks[layer], model.transcoder
-
-    def encode(inputs: Any, output: Any) -> None:
-        normed = first_tensor(inputs)[0]
-        residual = going.residual.get(layer, normed)
-        x = read_input(block, transcoder.read, residual, normed)
-        unweighted = transcoder.read is ReadPoint.NORMED_UNWEIGHTED
-        if frozen is not None and unweighted and block.mlp_norm is not None:
-            x = block.mlp_norm.centre(residual) / frozen.layers[layer].mlp_scale
-        hidden, active = transcoder.encode(layer, x)
-        going.inputs[layer] = x
-        going.pre_activations.append(hidden)
-        going.activations.append(active)
-        current = active if frozen is None else transcoder.encode(layer, frozen.inputs[layer])[1]
-        for one, positions in mine:
-            change = one.change(current[positions, one.feature])
-            row = transcoder.decoder_rows(layer, torch.tensor([one.feature], device=x.device))[0]
-            for slot, target in enumerate(transcoder.targets(layer)):
-                pending = going.pending.setdefault(target, torch.zeros_like(normed))
-                pending[positions] += change[:, None] * row[slot]
-
-    return encode
-
-
-def _write(
-    model: ReplacementModel, layer: int, frozen: Recording | None, going: Pass
-) -> Callable[..., Any]:
-    skip = model.transcoder.skip(layer)
-
-    def write(inputs: Any, output: Any) -> Any:
-        tensor = output[0] if isinstance(output, tuple) else output
-        if frozen is not None:
-            held = frozen.outputs[layer]
-            if skip is not None:
-                held = held + (going.inputs[layer] - frozen.inputs[layer]) @ skip
-            tensor = held.expand_as(tensor)
-        if layer in going.pending:
-            tensor = tensor + going.pending[layer]
-        return replaced_first(output, tensor)
-
-    return write
-
-
-def _frozen_hooks(model: ReplacementModel, frozen: Recording) -> list[tuple[nn.Module, Any]]:
-    """Hooks that hold norm denominators and attention patterns at their recorded values."""
-    hooks: list[tuple[nn.Module, Any]] = []
-    for block, layer in zip(model.host.blocks, frozen.layers, strict=True):
-        scales = {
-            id(block.attention_norm): layer.attention_scale,
-            id(block.mlp_norm): layer.mlp_scale,
-            id(block.attention_post_norm): layer.attention_post_scale,
-            id(block.mlp_post_norm): layer.mlp_post_scale,
-        }
-        hooks += [(norm.module, _hold_norm(norm, scales[id(norm)])) for norm in norms(block)]
-        hooks.append((block.attention, _hold_pattern(block.attend, layer.pattern)))
-    final = model.host.final_norm
-    return [*hooks, (final.module, _hold_norm(final, frozen.final_scale))]
-
-
-def _hold_norm(norm: Norm, scale: Tensor | None) -> Callable[..., Tensor]:
-    assert scale is not None
-
-    def hold(inputs: Any, output: Tensor) -> Tensor:
-        return norm.frozen(first_tensor(inputs), scale)
-
-    return hold
-
-
-def _hold_pattern(attend: Callable[[Tensor, Tensor], Tensor], pattern: Tensor) -> Any:
-    def hold(inputs: Any, output: Any) -> Any:
-        return replaced_first(output, attend(first_tensor(inputs)[0], pattern)[None])
-
-    return hold
+def stacked(layers: Sequence[Tensor]) -> Tensor:
+    """(L, ...) of layers that may differ in width; narrower ones end in zeros."""
+    width = max(layer.shape[-1] for layer in layers)
+    return torch.stack([nn.functional.pad(layer, (0, width - layer.shape[-1])) for layer in layers])

@@ -1,0 +1,249 @@
+"""Interventions: the reference's four kinds, ranges, groups, directions, and continuations."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import tracer
+from tests.random_models import LAYERS, PROMPT, WIDTH, replacement_model
+from tests.test_tracer_golden import CASES, Case, with_reference_weights
+from tracer import Intervention, Steering, Supernode, TraceError
+
+KINDS: dict[str, dict[str, Any]] = {
+    "direct": {"mode": "direct"},
+    "frozen_attn": {"mode": "free", "freeze_attention": True},
+    "free": {"mode": "free"},
+    "range_1": {"mode": "constrained", "layers": range(1, 3)},
+}
+FAMILIES = ["gpt2", "gpt_neox", "llama", "mistral", "gemma3_text", "gpt_oss"]
+PLACE = {"layer": 1, "position": 2, "feature": 3}
+
+
+def of_kind(case: Case, kind: str) -> list[Intervention]:
+    """The reference's interventions; those outside the range, which it drops, are left out."""
+    wanted = next(one for one in case.meta["interventions"] if one["name"] == kind)
+    low = 1 if kind == "range_1" else 0
+    return [
+        Intervention(layer=layer, position=position, feature=feature, value=value)
+        for layer, position, feature, value in wanted["interventions"]
+        if layer >= low
+    ]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_the_references(name: str, kind: str):
+    case = Case(name)
+    exact = case.meta["family"] == "gpt2"
+    model = with_reference_weights(case) if exact else case.model("float64")
+    change = tracer.intervene(model, case.meta["tokens"], of_kind(case, kind), **KINDS[kind])
+    found = change.pre_activations if kind == "direct" else change.activations
+    found[:, 0] = 0
+    reference, limit = case.tensors("interventions"), 1e-9 if exact else 2e-5
+    for got, part in ((found, "activations"), (change.logits, "logits")):
+        torch.testing.assert_close(got, reference[f"{kind}.{part}"], rtol=0, atol=limit)
+
+
+def test_constrained_to_every_layer_with_all_frozen_is_direct():
+    model = replacement_model("llama", kind="cross_layer", skip=True)
+    wanted = [Intervention(**PLACE, add=1.0)]
+    direct = tracer.intervene(model, PROMPT, wanted)
+    same = tracer.intervene(
+        model, PROMPT, wanted, "constrained", layers=range(LAYERS), freeze_norms=True
+    )
+    assert torch.equal(direct.logits, same.logits)
+
+
+def test_a_constrained_write_past_the_range_is_left_to_the_model():
+    model = replacement_model("gpt2", kind="cross_layer")
+    wanted = [Intervention(layer=0, position=2, feature=3, add=1.0)]
+    change = tracer.intervene(model, PROMPT, wanted, "constrained", layers=range(1))
+    row = model.transcoder.decoder_rows(0, torch.tensor([3]))[0, 0]
+    block = model.host.blocks[0].mlp
+    handle = block.register_forward_hook(lambda _, __, out: out + row * one_at(2)[:, None])
+    try:
+        with torch.no_grad():
+            expected = model.host.run(PROMPT)
+    finally:
+        handle.remove()
+    unfrozen = tracer.intervene(
+        model, PROMPT, wanted, "constrained", layers=range(1), freeze_attention=False
+    )
+    torch.testing.assert_close(unfrozen.logits, expected, rtol=0, atol=1e-9)
+    assert (change.logits - expected).abs().max() > 1e-6
+
+
+def one_at(position: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(position), len(PROMPT)).double()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mode": "constrained"}, "needs layers"),
+        ({"mode": "free", "layers": range(2)}, "takes no layers"),
+        ({"mode": "constrained", "layers": range(2, 3)}, "outside the constrained layers 2..2"),
+        ({"mode": "constrained", "layers": range(9)}, "expected a range of layers within"),
+        ({"mode": "constrained", "layers": range(1, 1)}, "expected a range of layers within"),
+        ({"mode": "direct", "freeze_norms": False}, "freezes attention and norms"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], said: str):
+    with pytest.raises(TraceError, match=said):
+        tracer.intervene(replacement_model(), PROMPT, [Intervention(**PLACE, scale=0.0)], **options)
+
+
+def test_a_supernode_acts_and_is_read_as_one():
+    model = replacement_model("gpt2", kind="cross_layer")
+    found = model.record(PROMPT).features
+    chosen = [int(i) for i in (found.position == 4).nonzero()[:3, 0]]
+    members = tuple((int(found.layer[i]), 4, int(found.feature[i])) for i in chosen)
+    group = Supernode("texas", members)
+    change = tracer.intervene(model, PROMPT, group.scaled(0.0), "free")
+    apart = [
+        Intervention(layer=layer, position=at, feature=feature, value=0.0)
+        for layer, at, feature in members
+    ]
+    alike = tracer.intervene(model, PROMPT, apart, "free")
+    torch.testing.assert_close(change.logits, alike.logits, rtol=0, atol=1e-12)
+    total = float(found.activation[chosen].sum())
+    assert group.activation(change.base.activations) == pytest.approx(total)
+
+
+def test_steering_by_a_multiple_of_the_maximum_sets_that_activation():
+    model = replacement_model("gpt2", kind="per_layer")
+    maxima = tracer.feature_maxima(model, [PROMPT, PROMPT[:4]])
+    found = model.record(PROMPT).features
+    seen = (found.position > 0) & (found.layer == 1) & (found.feature == 3)
+    expected = found.activation[seen].max() if seen.any() else 0.0
+    assert maxima[1, 3] == pytest.approx(float(expected))
+    [wanted] = Supernode("one", ((1, slice(2, None), 3),)).steered(2.5, maxima)
+    assert wanted.value == pytest.approx(2.5 * float(expected))
+    assert wanted.position == slice(2, None)
+
+
+@pytest.mark.parametrize("layer", range(LAYERS + 1))
+def test_adding_the_contrast_of_two_prompts_turns_one_into_the_other(layer: int):
+    model = replacement_model("llama")
+    other = (*PROMPT[:-1], 3)
+    vector = tracer.contrast(model, [(other, PROMPT)], layer)
+    steering = Steering(layer=layer, vector=vector, position=-1)
+    change = tracer.intervene(model, PROMPT, [steering], "free")
+    expected = model.record(other).logits[-1]
+    if layer in (0, LAYERS):
+        torch.testing.assert_close(change.logits[-1], expected, rtol=0, atol=1e-5)
+    assert (change.logits[-1] - change.base.logits[-1]).abs().max() > 1e-3
+    torch.testing.assert_close(change.logits[:-1], change.base.logits[:-1], rtol=0, atol=0)
+
+
+def test_a_contrast_is_the_mean_over_pairs():
+    model = replacement_model("gpt2")
+    pairs = [(PROMPT, PROMPT[::-1]), (PROMPT[:3], PROMPT[2:])]
+    apart = [tracer.contrast(model, [pair], 1) for pair in pairs]
+    torch.testing.assert_close(tracer.contrast(model, pairs, 1), (apart[0] + apart[1]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (Steering(layer=4, vector=[0.0] * WIDTH), "layer 4 is not in 0..3"),
+        (Steering(layer=0, vector=[0.0]), r"has shape \(1,\), expected \(16,\)"),
+        (Steering(layer=0, vector=[float("nan")] * WIDTH), "finite"),
+    ],
+)
+def test_directions_that_do_not_fit_are_refused(wanted: Steering, said: str):
+    with pytest.raises(TraceError, match=said):
+        tracer.intervene(replacement_model(), PROMPT, [wanted], "free")
+
+
+def interventions() -> list[Intervention | Steering]:
+    """Open-ended ones, one at a fixed position, and a direction."""
+    vector = torch.linspace(-1, 1, WIDTH, dtype=torch.float64)
+    return [
+        Intervention(layer=0, position=slice(2, None), feature=3, add=2.0),
+        Intervention(layer=1, position=slice(-1, None), feature=5, value=1.5),
+        Intervention(layer=2, position=1, feature=7, scale=-2.0),
+        Steering(layer=1, vector=vector, position=slice(-1, None), scale=0.3),
+    ]
+
+
+def without_cache(model: Any, tokens: list[int], prompt: int) -> torch.Tensor:
+    """Next-token logits from one pass over everything so far."""
+    positions = {0: slice(2, None), 1: slice(prompt - 1, None), 2: 1}
+    wanted = [
+        Intervention(**{**vars(one), "position": positions[one.layer]})
+        if isinstance(one, Intervention)
+        else Steering(**{**vars(one), "position": slice(prompt - 1, None)})
+        for one in interventions()
+    ]
+    return tracer.intervene(model, tokens, wanted, "free").logits[-1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cached_continuation_is_the_cache_free_one(family: str):
+    model = replacement_model(family, kind="cross_layer")
+    [found] = tracer.generate(model, [PROMPT], interventions(), max_new_tokens=6)
+    tokens = list(PROMPT)
+    for chosen, logits in zip(found.steered.tokens, found.steered.logits, strict=True):
+        expected = without_cache(model, tokens, len(PROMPT))
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+        assert chosen == int(expected.argmax())
+        tokens.append(chosen)
+    plain = list(PROMPT)
+    for chosen in found.plain.tokens:
+        assert chosen == int(model.host.run(plain)[-1].argmax())
+        plain.append(chosen)
+
+
+def test_prompts_of_a_batch_do_not_touch_one_another():
+    model = replacement_model("gpt2", kind="cross_layer")
+    prompts = [PROMPT, PROMPT[:4], (*PROMPT[:5], 3), (4, 5, 6, 7)]
+    options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 0.9}
+    together = tracer.generate(model, prompts, interventions(), seed=7, **options)
+    assert [one.tokens for one in together] == [tuple(prompt) for prompt in prompts]
+    for index, prompt in enumerate(prompts):
+        [alone] = tracer.generate(model, [prompt], interventions(), seed=7 + index, **options)
+        assert alone.steered.tokens == together[index].steered.tokens
+        assert alone.plain.tokens == together[index].plain.tokens
+
+
+def test_sampling_repeats_with_its_seed_and_differs_without():
+    model = replacement_model("gpt2")
+
+    def said(seed: int) -> tuple[int, ...]:
+        [found] = tracer.generate(model, [PROMPT], max_new_tokens=8, temperature=2.0, seed=seed)
+        assert found.plain.tokens == found.steered.tokens
+        return found.plain.tokens
+
+    assert said(1) == said(1)
+    assert len({said(seed) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 11}, "17 tokens, but the model reads at most 16"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"interventions": [Intervention(layer=0, position=9, feature=0, add=1.0)],
+          "max_new_tokens": 3}, "position 9 is not in -6..8"),
+    ],
+)  # fmt: skip
+def test_continuations_that_cannot_be_are_refused(options: dict[str, Any], said: str):
+    with pytest.raises(TraceError, match=said):
+        tracer.generate(replacement_model("gpt2"), [PROMPT], **options)
+
+
+def test_no_hook_outlives_an_exception(monkeypatch: pytest.MonkeyPatch):
+    model = replacement_model("gpt2")
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(type(model.transcoder), "decoder_rows", broken)
+    with pytest.raises(RuntimeError, match="stop"):
+        tracer.generate(model, [PROMPT], interventions(), max_new_tokens=3)
+    for module in model.host.model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks

@@ -1,0 +1,104 @@
+"""What an intervention leaves as recorded: attention patterns, norm denominators, MLP outputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from replacement_models import Recording, ReplacementModel
+from replacement_models.hooks import first_tensor, replaced_first
+from replacement_models.host import Block, Norm
+from replacement_models.recording import norms
+
+
+@dataclass(frozen=True, eq=False)
+class Freezing:
+    """Which parts of a recording are held during another forward pass of the same prompt."""
+
+    recording: Recording
+    attention: bool
+    """Attention patterns."""
+    norms: bool
+    """Norm denominators."""
+    layers: range
+    """Layers whose MLP outputs stay as recorded but for the intended writes."""
+
+    def lets_be(self, layer: int) -> bool:
+        """Whether a layer is outside the clamped range, where no intended write is added.
+
+        What a cross-layer feature writes beyond the range is left to the recomputed MLPs, which
+        answer the change themselves. Without a clamped range every write is added.
+        """
+        return len(self.layers) > 0 and layer not in self.layers
+
+    def hooks(self, model: ReplacementModel) -> list[tuple[nn.Module, Any]]:
+        """Forward hooks that hold norm denominators and attention patterns."""
+        hooks: list[tuple[nn.Module, Any]] = []
+        for block, layer in zip(model.host.blocks, self.recording.layers, strict=True):
+            scales = {
+                id(block.attention_norm): layer.attention_scale,
+                id(block.mlp_norm): layer.mlp_scale,
+                id(block.attention_post_norm): layer.attention_post_scale,
+                id(block.mlp_post_norm): layer.mlp_post_scale,
+            }
+            if self.norms:
+                found = norms(block)
+                hooks += [(norm.module, _hold_norm(norm, scales[id(norm)])) for norm in found]
+            if self.attention:
+                hooks.append((block.attention, _hold_pattern(block.attend, layer.pattern)))
+        if self.norms:
+            final = model.host.final_norm
+            hooks.append((final.module, _hold_norm(final, self.recording.final_scale)))
+        return hooks
+
+
+def _hold_norm(norm: Norm, scale: Tensor | None) -> Callable[..., Tensor]:
+    assert scale is not None
+
+    def hold(inputs: Any, output: Tensor) -> Tensor:
+        return norm.frozen(first_tensor(inputs), scale)
+
+    return hold
+
+
+def _hold_pattern(attend: Callable[[Tensor, Tensor], Tensor], pattern: Tensor) -> Any:
+    def hold(inputs: Any, output: Any) -> Any:
+        rows = [attend(row, pattern) for row in first_tensor(inputs)]
+        return replaced_first(output, torch.stack(rows))
+
+    return hold
+
+
+def read_scale(
+    x: Tensor, residual: Tensor, block: Block, frozen: Freezing | None, layer: int
+) -> Tensor:
+    """A transcoder's unweighted normed input, with the denominator held where norms are frozen."""
+    if frozen is None or not frozen.norms or block.mlp_norm is None:
+        return x
+    return block.mlp_norm.centre(residual) / frozen.recording.layers[layer].mlp_scale
+
+
+def held_output(
+    recording: Recording,
+    layer: int,
+    x: Float[Tensor, "rows positions d_model"],
+    skip: Tensor | None,
+) -> Float[Tensor, "rows positions d_model"]:
+    """The recorded MLP output; a linear skip still passes what changed in its input."""
+    held = recording.outputs[layer].expand_as(x)
+    return held if skip is None else held + (x - recording.inputs[layer]) @ skip
+
+
+def rows_of(output: Any, like: Float[Tensor, "rows positions d_model"]) -> Tensor:
+    """A module's output, alone or first in a tuple, as (rows, P, D); experts may flatten it."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor.reshape(like.shape)
+
+
+def replaced(output: Any, tensor: Float[Tensor, "rows positions d_model"]) -> Any:
+    """`output` with its hidden states replaced, in the shape they had."""
+    first = output[0] if isinstance(output, tuple) else output
+    return replaced_first(output, tensor.reshape(first.shape))

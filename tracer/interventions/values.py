@@ -1,0 +1,177 @@
+"""What an intervention is, as values: features, directions, named groups, and their positions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from replacement_models import ReplacementModel
+from tracer.errors import TraceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervention:
+    """What to do to one feature at some positions: exactly one of set, scale, add."""
+
+    layer: int
+    position: int | slice
+    """One position, or a slice of them; negative ones count from the end of the prompt."""
+    feature: int
+    value: float | None = None
+    """The activation to set."""
+    scale: float | None = None
+    """The factor on its activation; 0 ablates."""
+    add: float | None = None
+    """What to add to its activation."""
+
+    def __post_init__(self) -> None:
+        given = [x for x in (self.value, self.scale, self.add) if x is not None]
+        if len(given) != 1:
+            raise TraceError(
+                f"intervention at layer {self.layer}, feature {self.feature}: give exactly one of "
+                f"value, scale, add; got {len(given)}"
+            )
+        if not abs(given[0]) < float("inf"):
+            raise TraceError(
+                f"intervention at layer {self.layer}, feature {self.feature}: {given[0]} is no "
+                "finite number"
+            )
+
+    def change(self, activation: Float[Tensor, " positions"]) -> Float[Tensor, " positions"]:
+        """By how much the activation changes."""
+        if self.value is not None:
+            return self.value - activation
+        if self.scale is not None:
+            return (self.scale - 1) * activation
+        assert self.add is not None
+        return torch.full_like(activation, self.add)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Steering:
+    """A direction to add to the residual stream: contrastive activation addition."""
+
+    layer: int
+    """It is added to the stream entering this layer (L: the one entering the final norm)."""
+    vector: Sequence[float] | Float[Tensor, " d_model"]
+    position: int | slice = field(default_factory=lambda: slice(None))
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Supernode:
+    """A named group of features that is read and changed as one."""
+
+    name: str
+    features: tuple[tuple[int, int | slice, int], ...]
+    """(layer, position or slice of positions, feature) of every member."""
+
+    def __post_init__(self) -> None:
+        if not self.features:
+            raise TraceError(f"supernode {self.name!r} has no features; name at least one")
+
+    def scaled(self, factor: float) -> list[Intervention]:
+        """Multiply every member's activation; 0 ablates the group."""
+        return [
+            Intervention(layer=layer, position=position, feature=feature, scale=factor)
+            for layer, position, feature in self.features
+        ]
+
+    def steered(
+        self, multiple: float, maxima: Float[Tensor, "layers features"]
+    ) -> list[Intervention]:
+        """Set every member to a multiple of its own maximum (`tracer.feature_maxima`)."""
+        return [
+            Intervention(
+                layer=layer,
+                position=position,
+                feature=feature,
+                value=multiple * float(maxima[layer, feature]),
+            )
+            for layer, position, feature in self.features
+        ]
+
+    def activation(self, activations: Float[Tensor, "layers positions features"]) -> float:
+        """Sum of the members' activations, as in `Change.activations`."""
+        return sum(
+            float(activations[layer, position, feature].sum())
+            for layer, position, feature in self.features
+        )
+
+
+Placed = tuple[Intervention, list[int]]
+"""An intervention and the positions it reaches."""
+
+
+def check_feature(model: ReplacementModel, wanted: Intervention) -> None:
+    """Refuse a feature that does not exist.
+
+    Raises:
+        TraceError: the layer or the feature is out of range.
+    """
+    layers = len(model.host.blocks)
+    if not 0 <= wanted.layer < layers:
+        raise TraceError(f"intervention: layer {wanted.layer} is not in 0..{layers - 1}")
+    width = len(model.transcoder.layers[wanted.layer].b_enc)
+    if not 0 <= wanted.feature < width:
+        raise TraceError(
+            f"intervention: feature {wanted.feature} is not in 0..{width - 1}, the features of "
+            f"layer {wanted.layer}"
+        )
+
+
+def check_steering(model: ReplacementModel, wanted: Steering) -> None:
+    """Refuse a direction that does not fit the residual stream.
+
+    Raises:
+        TraceError: the layer is out of range, or the vector does not fit or is not finite.
+    """
+    layers = len(model.host.blocks)
+    if not 0 <= wanted.layer <= layers:
+        raise TraceError(f"steering: layer {wanted.layer} is not in 0..{layers}")
+    vector = torch.as_tensor(wanted.vector)
+    if vector.shape != (model.host.d_model,) or not vector.isfinite().all():
+        raise TraceError(
+            f"steering: the vector has shape {tuple(vector.shape)}, expected "
+            f"({model.host.d_model},), finite"
+        )
+
+
+def positions_in(position: int | slice, prompt: int, first: int, end: int) -> list[int]:
+    """The positions named that lie in first..end-1, counted from `first`.
+
+    Args:
+        position: negative ones count from the end of the prompt; an open slice goes on through
+            the continuation.
+        prompt: tokens of the prompt.
+        first: first position of the forward pass at hand.
+        end: one behind its last.
+    """
+    if isinstance(position, int):
+        at = position + prompt if position < 0 else position
+        return [at - first] if first <= at < end else []
+    low, high = (
+        bound + prompt if bound is not None and bound < 0 else bound
+        for bound in (position.start, position.stop)
+    )
+    named = range(
+        *slice(max(low or 0, 0), end if high is None else high, position.step).indices(end)
+    )
+    return [at - first for at in named if at >= first]
+
+
+def check_position(position: int | slice, prompt: int, length: int) -> None:
+    """Refuse a position that no token of the prompt or its continuation has.
+
+    Raises:
+        TraceError: nothing lies there.
+    """
+    if isinstance(position, slice):
+        if position.step is not None and position.step < 1:
+            raise TraceError(f"intervention: {position} steps backward; give a positive step")
+        if not positions_in(position, prompt, 0, length):
+            raise TraceError(f"intervention: {position} holds none of {length} positions")
+    elif not -prompt <= position < length:
+        raise TraceError(f"intervention: position {position} is not in {-prompt}..{length - 1}")
