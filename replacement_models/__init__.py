@@ -1,6 +1,6 @@
 """A model and the transcoders that stand in for its MLPs."""
 
-from replacement_models.activation import BatchTopK, JumpReLU, ReLU, TopK
+from replacement_models.activation import BatchTopK, JumpReLU, ReLU, ReLUTopK, TopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
 from replacement_models.formats import load_transcoder, save_transcoder
@@ -28,6 +28,7 @@ __all__ = [
     "ModelError",
     "PerLayerTranscoder",
     "ReLU",
+    "ReLUTopK",
     "ReadPoint",
     "Recording",
     "ReplacementModel",

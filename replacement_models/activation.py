@@ -93,6 +93,29 @@ class TopK:
             raise ModelError(f"topk: k is {self.k}, but there are only {features} features")
 
 
+@dataclass(frozen=True)
+class ReLUTopK:
+    """What is positive among a token's k largest pre-activations (Gao et al. 2024)."""
+
+    k: int
+    name = "relu_topk"
+
+    def __post_init__(self) -> None:
+        TopK(self.k)
+
+    def __call__(self, hidden: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
+        """The k largest entries of every token that are positive, the rest zero."""
+        return TopK(self.k)(hidden).relu()
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "ReLUTopK":
+        """Has no parameters."""
+        return self
+
+    def check(self, features: int) -> None:
+        """No more winners than features."""
+        TopK(self.k).check(features)
+
+
 @dataclass(frozen=True, eq=False)
 class BatchTopK:
     """h where h > one threshold for all features: BatchTopK at inference (Bussmann et al. 2024).

@@ -12,11 +12,35 @@ from types import ModuleType
 from safetensors import SafetensorError
 
 from replacement_models.errors import ModelError
-from replacement_models.formats import circuit_tracer, native
+from replacement_models.formats import (
+    circuit_tracer,
+    clt_forge,
+    crosslayer_coding,
+    crosslayer_transcoder,
+    gemma_scope,
+    gemma_scope_2,
+    native,
+    openmoss,
+    saelens,
+    sparsify,
+)
 from replacement_models.hub import folder_of
 from replacement_models.transcoder import Transcoder
 
-FORMATS: dict[str, ModuleType] = {"tracer": native, "circuit-tracer": circuit_tracer}
+FORMATS: dict[str, ModuleType] = {
+    "tracer": native,
+    "crosslayer-transcoder": crosslayer_transcoder,
+    "circuit-tracer": circuit_tracer,
+    "clt-forge": clt_forge,
+    "crosslayer-coding": crosslayer_coding,
+    "gemma-scope": gemma_scope,
+    "gemma-scope-2": gemma_scope_2,
+    "openmoss": openmoss,
+    "saelens": saelens,
+    "sparsify": sparsify,
+}
+"""In the order in which a folder is offered to them."""
+WRITABLE = {name: module for name, module in FORMATS.items() if hasattr(module, "save")}
 WANTED = ("*.safetensors", "*.npz", "*.json", "*.yaml")
 """What a hub id is asked for."""
 UNWANTED = ("features/*",)
@@ -42,8 +66,7 @@ def load_transcoder(name: str | Path, lazy: bool | None = None) -> Transcoder:
                 lazy = sum(path.stat().st_size for path in _files(folder)) > LAZY_ABOVE
             return _load(module, folder, lazy)
     raise ModelError(
-        f"{name}: holds no transcoder in a known format (looked for {native.CONFIG} and "
-        f"{circuit_tracer.CONFIG})"
+        f"{name}: holds no transcoder in a known format; known are {', '.join(FORMATS)}"
     )
 
 
@@ -63,14 +86,14 @@ def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "t
     Args:
         transcoder: what to write.
         folder: must not exist, or be empty.
-        format: "tracer" or "circuit-tracer".
+        format: one of WRITABLE.
 
     Raises:
         ModelError: unknown format, the format cannot hold it, or the folder is in use or cannot
             be written.
     """
-    if format not in FORMATS:
-        raise ModelError(f"format is {format!r}, expected one of {sorted(FORMATS)}")
+    if format not in WRITABLE:
+        raise ModelError(f"format is {format!r}, expected one of {sorted(WRITABLE)}")
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ModelError(f"{path}: exists and is not an empty folder; choose another name")
@@ -79,11 +102,25 @@ def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "t
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
             whole = Path(beside) / path.name
             whole.mkdir()
-            FORMATS[format].save(transcoder, whole)
+            WRITABLE[format].save(transcoder, whole)
             whole.replace(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be written ({error}); nothing was left there") from error
     return path
+
+
+def convert(source: str | Path, target: str | Path, format: str = "tracer") -> Path:
+    """Rewrite a transcoder in another format, decoder rows read from disk where it is large.
+
+    Args:
+        source: a folder or hub id in any known format.
+        target: folder to write; must not exist, or be empty.
+        format: one of WRITABLE.
+
+    Raises:
+        ModelError: the source cannot be read, or the format cannot hold it.
+    """
+    return save_transcoder(load_transcoder(source), target, format)
 
 
 def content_hash(name: str | Path) -> str:

@@ -6,6 +6,7 @@ Cross-layer (`cross_layer_transcoder`): `W_enc_{l}.safetensors` with W_enc_l, b_
 optional threshold_l, and `W_dec_{l}.safetensors` with W_dec_l (F, L - l, D); a skip, which
 circuit-tracer applies as `x @ W_skip[l]` but neither saves nor loads, stands beside them as
 `W_skip.safetensors`, key W_skip (L, D, D). TopK's k stands in config.yaml only.
+Under `transcoders:` config.yaml may list files of Gemma Scope instead, here or on the hub.
 BatchTopK is written as the JumpReLU it is, one threshold for all. Layouts as of circuit-tracer's
 commit 4bb8c0e (version 0.5.0).
 """
@@ -19,9 +20,10 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, ReLUTopK, TopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats import gemma_scope, gemma_scope_2
 from replacement_models.formats.tensors import TensorFile, all_rows
 from replacement_models.hub import HubId, download
 from replacement_models.per_layer import PerLayerTranscoder
@@ -65,10 +67,8 @@ def load(folder: Path, lazy: bool) -> Transcoder:
     model = str(config.get("model_name", ""))
     if config["model_kind"] == CROSS_LAYER:
         return CrossLayerTranscoder(_cross_layers(folder, config, lazy), model=model, **points)
-    files = [TensorFile.open(path) for path in _layer_files(folder, config)]
-    return PerLayerTranscoder(
-        [_per_layer(file, config, lazy) for file in files], model=model, **points
-    )
+    layers = [_listed_layer(path, config, lazy) for path in _layer_files(folder, config)]
+    return PerLayerTranscoder(layers, model=model, **points)
 
 
 def save(transcoder: Transcoder, folder: Path) -> None:
@@ -78,6 +78,10 @@ def save(transcoder: Transcoder, folder: Path) -> None:
         ModelError: the format has no place for what the transcoder holds.
     """
     activation = _one_activation(transcoder)
+    if isinstance(activation, ReLUTopK):
+        raise ModelError(
+            "circuit-tracer's TopK keeps negative values too: it cannot hold relu_topk"
+        )
     config: dict[str, Any] = {
         "model_name": transcoder.model,
         "feature_input_hook": {point: hook for hook, point in READ.items()}[transcoder.read],
@@ -148,6 +152,16 @@ def _listed_file(entry: str, folder: Path) -> Path:
     return folder / entry
 
 
+def _listed_layer(path: Path, config: dict[str, Any], lazy: bool) -> TranscoderLayer:
+    """One layer, in circuit-tracer's own layout or in one of Gemma Scope's."""
+    if path.suffix == ".npz":
+        return gemma_scope.layer_from(path, lazy)
+    file = TensorFile.open(path)
+    if "w_enc" in file.shapes:
+        return gemma_scope_2.layer_from(file, lazy)
+    return _per_layer(file, config, lazy)
+
+
 def _per_layer(file: TensorFile, config: dict[str, Any], lazy: bool) -> TranscoderLayer:
     file.only(("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "activation_function.threshold"))
     skip = file.optional("W_skip")
@@ -184,6 +198,10 @@ def _activation(config: dict[str, Any], threshold: Tensor | None, file: TensorFi
 
 
 def _cross_layers(folder: Path, config: dict[str, Any], lazy: bool) -> list[TranscoderLayer]:
+    listed = config.get("transcoders")
+    if listed:
+        files = [TensorFile.open(_listed_file(str(entry), folder)) for entry in listed]
+        return [gemma_scope_2.layer_from(file, lazy, index) for index, file in enumerate(files)]
     count = len(list(folder.glob("W_enc_*.safetensors")))
     if count == 0:
         raise ModelError(f"{folder}: no W_enc_0.safetensors; nothing to load")

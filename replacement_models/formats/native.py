@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, ReLUTopK, TopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
 from replacement_models.formats.tensors import TensorFile, all_rows
@@ -125,7 +125,7 @@ def tensors(transcoder: Transcoder, index: int) -> dict[str, Tensor]:
 
 
 def _described(activation: Activation) -> dict[str, Any]:
-    k = {"k": activation.k} if isinstance(activation, TopK) else {}
+    k = {"k": activation.k} if isinstance(activation, TopK | ReLUTopK) else {}
     return {"name": activation.name} | k
 
 
@@ -168,17 +168,17 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
 
 def _activation(config: Any, threshold: Tensor | None, path: Path) -> Activation:
     name = config.get("name") if isinstance(config, dict) else config
-    if threshold is not None and name in ("relu", "topk"):
+    if threshold is not None and name in ("relu", "topk", "relu_topk"):
         raise ModelError(f"{path}: has a threshold, but {CONFIG} says activation {name}")
     if name == "relu":
         return ReLU()
-    if name == "topk" and type(config.get("k")) is int:
-        return TopK(config["k"])
+    if name in ("topk", "relu_topk") and type(config.get("k")) is int:
+        return TopK(config["k"]) if name == "topk" else ReLUTopK(config["k"])
     if name in ("jump_relu", "batch_topk"):
         if threshold is None:
             raise ModelError(f"{path}: activation {name} needs a tensor 'threshold', found none")
         return JumpReLU(threshold) if name == "jump_relu" else BatchTopK(threshold.reshape(-1))
     raise ModelError(
         f"{path.parent / CONFIG}: activation is {config!r}, expected relu, jump_relu, batch_topk, "
-        "or topk with a whole number k"
+        "or topk or relu_topk with a whole number k"
     )

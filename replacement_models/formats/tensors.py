@@ -61,6 +61,20 @@ class TensorFile:
             raise ModelError(f"{self.path}: {key} holds {found.dtype}, expected weights")
         return found
 
+    def part(self, key: str, at: int) -> Tensor:
+        """One entry of a stack of tensors, without reading the others.
+
+        Raises:
+            ModelError: the file has no such key, or the stack is too short.
+        """
+        if len(self.shape(key)) < 2 or self.shapes[key][0] <= at:
+            raise ModelError(
+                f"{self.path}: {key} has shape {self.shapes[key]}, expected more than {at} layers"
+            )
+        with safe_open(self.path, "pt") as file:
+            found: Tensor = file.get_slice(key)[at]
+        return found
+
     def optional(self, key: str) -> Tensor | None:
         """One whole tensor, or None where the file has no such key."""
         return self.tensor(key) if key in self.shapes else None

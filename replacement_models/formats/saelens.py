@@ -1,0 +1,217 @@
+"""SAELens transcoders: a folder a layer with `cfg.json` and `sae_weights.safetensors`.
+
+W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); `threshold` (before version 6 `log_threshold`) for
+JumpReLU; W_skip (D_out, D_in), applied as `x @ W_skip.T`. `cfg.json` names architecture and, at the
+top or under `metadata`, hook_name and hook_name_out. JumpReLU and TopK keep what is positive only.
+A mean norm that was taken out of the activations (`expected_average_only_in`) is folded in from
+`activation_scaler.json`. Layouts as of SAELens 6.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from replacement_models.activation import Activation, JumpReLU, ReLU, ReLUTopK
+from replacement_models.errors import ModelError
+from replacement_models.formats.members import members
+from replacement_models.formats.points import (
+    READ,
+    WRITE,
+    in_layer_order,
+    one_of,
+    placed,
+    read_json,
+    refuse,
+)
+from replacement_models.formats.rows import StackedDecoder, StoredRows, widened
+from replacement_models.formats.tensors import TensorFile, all_rows, loaded
+from replacement_models.per_layer import PerLayerTranscoder
+from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+PLAIN = {"transcoder", "skip_transcoder"}
+JUMPING = {"jumprelu_transcoder", "jumprelu_skip_transcoder"}
+TENSORS = (
+    *("W_enc", "b_enc", "W_dec", "b_dec", "W_skip"),
+    *("threshold", "log_threshold", "scaling_factor"),
+)
+
+
+def recognise(folder: Path) -> bool:
+    """Whether `folder` claims to hold this format."""
+    return bool(members(folder, CONFIG, WEIGHTS))
+
+
+def load(folder: Path, lazy: bool) -> Transcoder:
+    """Read a set of transcoders, one folder a layer.
+
+    Args:
+        folder: holds the folders, at any depth.
+        lazy: leave decoder rows on disk.
+
+    Raises:
+        ModelError: a file is missing or torn, a layer is, or a variant is not supported.
+    """
+    found, reads, writes, models = [], set(), set(), set()
+    for member in members(folder, CONFIG, WEIGHTS):
+        path = member / CONFIG
+        config = _config(path)
+        layer, read = placed(config.get("hook_name"), READ, "hook_name", path)
+        _, write = placed(config.get("hook_name_out"), WRITE, "hook_name_out", path)
+        reads.add(read)
+        writes.add(write)
+        models.add(str(config.get("model_name", "")))
+        found.append((layer, _layer(TensorFile.open(member / WEIGHTS), config, lazy)))
+    return PerLayerTranscoder(
+        in_layer_order(found, folder),
+        read=one_of(reads, "hook_name", folder),
+        write=one_of(writes, "hook_name_out", folder),
+        model=models.pop() if len(models) == 1 else "",
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Old and new fields under their new names, `metadata` flattened into them."""
+    config = read_json(path)
+    renamed = {"activation_fn_str": "activation_fn", "hook_point": "hook_name"}
+    config = {renamed.get(key, key): value for key, value in config.items()}
+    config |= config.get("metadata") or {}
+    architecture = config.get("architecture")
+    if architecture not in PLAIN | JUMPING:
+        raise ModelError(
+            f"{path}: architecture is {architecture!r}, expected one of {sorted(PLAIN | JUMPING)}"
+        )
+    refuse(
+        config,
+        path,
+        apply_b_dec_to_input=(False,),
+        finetuning_scaling_factor=(False, None),
+        reshape_activations=("none", None),
+        rescale_acts_by_decoder_norm=(False,),
+        normalize_activations=("none", None, False, "expected_average_only_in", True),
+        activation_fn=("relu", "jumprelu", "topk", None),
+    )
+    return config
+
+
+def _layer(file: TensorFile, config: dict[str, Any], lazy: bool) -> TranscoderLayer:
+    file.only(TENSORS)
+    once = file.optional("scaling_factor")
+    if once is not None and not torch.equal(once, torch.ones_like(once)):
+        raise ModelError(f"{file.path}: scaling_factor is not 1, a variant that is not supported")
+    scale = _scale(file.path.parent, config)
+    skip = file.optional("W_skip")
+    rows = StoredRows(file, "W_dec", by_target=None if scale == 1 else torch.tensor([1 / scale]))
+    encoder, bias = file.tensor("W_enc").T.contiguous(), file.tensor("b_dec")
+    return TranscoderLayer(
+        W_enc=encoder if scale == 1 else widened(encoder) * scale,
+        b_enc=file.tensor("b_enc"),
+        decoder=loaded(StackedDecoder([rows]), lazy) if scale != 1 else file.decoder("W_dec", lazy),
+        b_dec=bias if scale == 1 else widened(bias) / scale,
+        activation=_activation(file, config),
+        W_skip=None if skip is None else skip.T.contiguous(),
+    )
+
+
+def _scale(folder: Path, config: dict[str, Any]) -> float:
+    """Factor that brought the mean norm of the activations to √D in training."""
+    if config.get("normalize_activations") not in ("expected_average_only_in", True):
+        return 1.0
+    if not (folder / SCALER).is_file():
+        raise ModelError(
+            f"{folder / CONFIG}: normalize_activations is {config['normalize_activations']!r}, but "
+            f"there is no {SCALER} with the factor to fold in; save the transcoder folded"
+        )
+    factor = read_json(folder / SCALER).get("scaling_factor")
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise ModelError(f"{folder / SCALER}: scaling_factor is {factor!r}, expected above 0")
+    return float(factor)
+
+
+def _activation(file: TensorFile, config: dict[str, Any]) -> Activation:
+    log = file.optional("log_threshold")
+    threshold = file.optional("threshold") if log is None else log.exp()
+    name = config.get("activation_fn")
+    if name == "topk":
+        k = (config.get("activation_fn_kwargs") or {}).get("k", config.get("k"))
+        if type(k) is not int:
+            raise ModelError(f"{file.path.parent / CONFIG}: activation_fn topk needs k, got {k!r}")
+        return ReLUTopK(k)
+    if config["architecture"] in JUMPING or name == "jumprelu":
+        if threshold is None:
+            raise ModelError(f"{file.path}: JumpReLU needs a threshold, found none")
+        return JumpReLU(threshold.clamp(min=0))
+    if threshold is not None:
+        raise ModelError(
+            f"{file.path}: has a threshold, but architecture is {config['architecture']!r}"
+        )
+    return ReLU()
+
+
+READ_NAME = {
+    ReadPoint.RESIDUAL: "hook_resid_mid",
+    ReadPoint.NORMED_UNWEIGHTED: "ln2.hook_normalized",
+    ReadPoint.NORMED: "mlp.hook_in",
+}
+WRITE_NAME = {WritePoint.MLP_OUTPUT: "mlp.hook_out", WritePoint.POST_NORM: "hook_mlp_out"}
+
+
+def save(transcoder: Transcoder, folder: Path) -> None:
+    """Write a folder `layer_{l}` for each layer into `folder`, which must exist.
+
+    Raises:
+        ModelError: the format has no place for what the transcoder holds.
+    """
+    if not isinstance(transcoder, PerLayerTranscoder):
+        raise ModelError(f"SAELens holds per-layer transcoders, not {transcoder.kind} ones")
+    for index, layer in enumerate(transcoder.layers):
+        if not isinstance(layer.activation, ReLU | JumpReLU):
+            raise ModelError(
+                f"SAELens transcoders are ReLU or JumpReLU; layer {index} has "
+                f"{layer.activation.name}"
+            )
+        member = folder / f"layer_{index}"
+        member.mkdir()
+        config = _described(transcoder, index)
+        (member / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        found = {key: value.contiguous().cpu() for key, value in _tensors(layer).items()}
+        save_file(found, member / WEIGHTS)
+
+
+def _described(transcoder: Transcoder, index: int) -> dict[str, Any]:
+    layer = transcoder.layers[index]
+    skip = "" if layer.W_skip is None else "skip_"
+    jump = "jumprelu_" if isinstance(layer.activation, JumpReLU) else ""
+    return {
+        "architecture": f"{jump}{skip}transcoder",
+        "d_in": transcoder.d_model,
+        "d_out": transcoder.d_model,
+        "d_sae": len(layer.W_enc),
+        "dtype": str(layer.W_enc.dtype).removeprefix("torch."),
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "model_name": transcoder.model,
+            "hook_name": f"blocks.{index}.{READ_NAME[transcoder.read]}",
+            "hook_name_out": f"blocks.{index}.{WRITE_NAME[transcoder.write]}",
+        },
+    }
+
+
+def _tensors(layer: TranscoderLayer) -> dict[str, Tensor]:
+    found = {
+        "W_enc": layer.W_enc.T,
+        "b_enc": layer.b_enc,
+        "W_dec": all_rows(layer.decoder)[:, 0],
+        "b_dec": layer.b_dec,
+    }
+    if isinstance(layer.activation, JumpReLU):
+        found["threshold"] = layer.activation.threshold
+    if layer.W_skip is not None:
+        found["W_skip"] = layer.W_skip.T
+    return found
