@@ -25,6 +25,22 @@ def forward_hooks(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def forward_pre_hooks(
+    hooks: Iterable[tuple[nn.Module, Callable[[tuple[Any, ...], dict[str, Any]], None]]],
+) -> Iterator[None]:
+    """Attach hooks that see a module's positional and keyword inputs, for the duration of a block.
+
+    Args:
+        hooks: module and hook.
+    """
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            handle = module.register_forward_pre_hook(_watching(hook), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
 def first_tensor(inputs: tuple[Any, ...]) -> Tensor:
     """The hidden states among a module's inputs: the first tensor there is."""
     return next(value for value in inputs if isinstance(value, Tensor))
@@ -33,6 +49,13 @@ def first_tensor(inputs: tuple[Any, ...]) -> Tensor:
 def replaced_first(output: Any, tensor: Tensor) -> Any:
     """`output` with its first part, the hidden states, replaced."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+
+def _watching(hook: Callable[..., None]) -> Callable[..., None]:
+    def watching(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        hook(args, kwargs)
+
+    return watching
 
 
 def _adapted(hook: Hook) -> Callable[..., Any]:

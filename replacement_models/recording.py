@@ -1,6 +1,6 @@
 """One forward pass of the unmodified model, with everything the engine freezes written down."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from replacement_models.hooks import eager_attention, first_tensor, forward_hooks
+from replacement_models.hooks import (
+    eager_attention,
+    first_tensor,
+    forward_hooks,
+    forward_pre_hooks,
+)
 from replacement_models.host import Block, Host, Norm
 from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
 
@@ -43,11 +48,33 @@ class FrozenLayer:
     Those of pre-norms are 1 where a block has none.
     """
 
-    pattern: Float[Tensor, "heads queries keys"]
+    pattern: Float[Tensor, "heads queries keys"] | Callable[[], Tensor]
+    """The attention pattern, or what makes it anew: patterns of long prompts fill the memory."""
     attention_scale: Float[Tensor, "positions 1"]
     mlp_scale: Float[Tensor, "positions 1"]
     attention_post_scale: Float[Tensor, "positions 1"] | None = None
     mlp_post_scale: Float[Tensor, "positions 1"] | None = None
+
+    def attention_pattern(self) -> Float[Tensor, "heads queries keys"]:
+        """The attention pattern, kept or made anew."""
+        return self.pattern if isinstance(self.pattern, Tensor) else self.pattern()
+
+
+@dataclass(frozen=True, eq=False)
+class RecomputedPattern:
+    """Runs an attention layer again on what it read; same weights, same inputs, same pattern."""
+
+    host: Host
+    attention: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @torch.no_grad()
+    def __call__(self) -> Float[Tensor, "heads queries keys"]:
+        """(heads, queries, keys)."""
+        with eager_attention(self.host.model):
+            pattern: Tensor = self.attention(*self.args, **self.kwargs)[1][0]
+        return pattern
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +102,20 @@ class Recording:
 class Seen:
     """What the hooks of one forward pass write down; lists are in layer order."""
 
+    remake: bool = False
+    """Whether patterns are made anew instead of kept."""
     token: Tensor | None = None
     position: Tensor | None = None
     residual: list[Tensor] = field(default_factory=list)
-    pattern: list[Tensor] = field(default_factory=list)
+    pattern: list[Tensor | RecomputedPattern] = field(default_factory=list)
     norm_input: dict[nn.Module, Tensor] = field(default_factory=dict)
     mlp_input: list[Tensor] = field(default_factory=list)
     mlp_output: list[Tensor] = field(default_factory=list)
+
+    def keep_pattern(self, pattern: Tensor) -> None:
+        """Write down the pattern of the layer that has just run, where none will be remade."""
+        if not self.remake:
+            self.pattern.append(pattern)
 
     def before_mlp(self, block: Block, layer: int) -> Float[Tensor, "positions d_model"]:
         """The residual stream that one layer's MLP reads, before its norm."""
@@ -90,16 +124,21 @@ class Seen:
 
 
 @torch.no_grad()
-def record(host: Host, transcoder: Transcoder, tokens: Sequence[int]) -> Recording:
+def record(
+    host: Host, transcoder: Transcoder, tokens: Sequence[int], keep_patterns: bool = True
+) -> Recording:
     """Run the host once on `tokens` and encode what its MLPs read.
 
     Args:
         host: the model.
         transcoder: fits the host, on its device.
         tokens: ids within the vocabulary, at most the context long.
+        keep_patterns: hold every attention pattern, L·H·P² numbers; otherwise what remakes them.
     """
-    seen = Seen()
-    with eager_attention(host.model), forward_hooks(_taps(host, transcoder.write, seen)):
+    seen = Seen(remake=not keep_patterns)
+    taps = _taps(host, transcoder.write, seen)
+    remade = [] if keep_patterns else _remake_taps(host, seen)
+    with eager_attention(host.model), forward_pre_hooks(remade), forward_hooks(taps):
         logits = host.run(tokens)
     final = seen.norm_input[host.final_norm.module]
     inputs = [
@@ -185,12 +224,22 @@ def _taps(host: Host, write: WritePoint, seen: Seen) -> list[tuple[nn.Module, An
     for block in host.blocks:
         taps += [
             (block.module, lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])),
-            (block.attention, lambda _, output: seen.pattern.append(output[1][0])),
+            (block.attention, lambda _, output: seen.keep_pattern(output[1][0])),
             (block.mlp, lambda inputs, _: seen.mlp_input.append(first_tensor(inputs)[0])),
             (write_module(block, write), lambda _, output: seen.mlp_output.append(_first(output))),
             *((norm.module, keep_norm(norm)) for norm in norms(block)),
         ]
     return [*taps, (host.final_norm.module, keep_norm(host.final_norm))]
+
+
+def _remake_taps(host: Host, seen: Seen) -> list[tuple[nn.Module, Any]]:
+    def tap(attention: nn.Module) -> Callable[..., None]:
+        def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.pattern.append(RecomputedPattern(host, attention, args, kwargs))
+
+        return keep
+
+    return [(block.attention, tap(block.attention)) for block in host.blocks]
 
 
 def _first(output: Any) -> Tensor:

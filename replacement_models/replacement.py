@@ -16,6 +16,7 @@ from replacement_models.formats import content_hash, load_transcoder
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
 from replacement_models.hub import folder_of
+from replacement_models.layout import check_layout
 from replacement_models.recording import Recording, record
 from replacement_models.sae import SparseAutoencoder
 from replacement_models.transcoder import Transcoder
@@ -150,13 +151,21 @@ class ReplacementModel:
             text = str(self.tokenizer.convert_ids_to_tokens(token) or f"[{token}]")
         return text
 
-    def record(self, prompt: str | Sequence[int]) -> Recording:
+    def record(self, prompt: str | Sequence[int], keep_patterns: bool = True) -> Recording:
         """Run the unmodified model once on a prompt, under hooks that are always removed.
 
+        Args:
+            prompt: text, or token ids taken as they stand.
+            keep_patterns: hold all attention patterns in memory; otherwise they are made anew,
+                layer by layer, whenever they are needed.
+
         Raises:
-            ModelError: the prompt cannot be tokenized or does not fit the model.
+            ModelError: the prompt cannot be tokenized or does not fit the model, or the model
+                computes something else than its host says.
         """
-        return record(self.host, self.transcoder, self.tokenize(prompt))
+        recording = record(self.host, self.transcoder, self.tokenize(prompt), keep_patterns)
+        check_layout(self.host, recording, self.transcoder.write)
+        return recording
 
     def _ids_of_text(self, prompt: str) -> list[int]:
         if self.tokenizer is None:

@@ -16,6 +16,7 @@ def test_the_chunk_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, budget:
     model = replacement_model("llama", kind="cross_layer", skip=True)
     whole = tracer.trace(model, PROMPT)
     monkeypatch.setattr(sweep, "CHUNK", budget)
+    monkeypatch.setattr(sweep, "ROWS", 1)
     monkeypatch.setattr(attribute, "BLOCK", max(1, budget // 3))
     again = tracer.trace(model, PROMPT)
     assert again.nodes["id"].to_pylist() == whole.nodes["id"].to_pylist()
@@ -33,8 +34,23 @@ def test_no_gradient_is_larger_than_the_chunk(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(sweep, "_attention", watched)
     monkeypatch.setattr(sweep, "CHUNK", 24)
+    monkeypatch.setattr(sweep, "ROWS", 1)
     tracer.trace(model, PROMPT)
     assert max(seen) <= 24
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_patterns_made_anew_and_mixed_in_blocks_give_the_same_graph(
+    monkeypatch: pytest.MonkeyPatch, family: str
+):
+    model = replacement_model(family, kind="cross_layer", skip=True)
+    whole = tracer.trace(model, PROMPT)
+    monkeypatch.setattr(attribute, "PATTERNS", 0)
+    monkeypatch.setattr(sweep, "KEYS", 2)
+    again = tracer.trace(model, PROMPT)
+    assert not isinstance(model.record(PROMPT, keep_patterns=False).layers[0].pattern, torch.Tensor)
+    assert again.nodes["id"].to_pylist() == whole.nodes["id"].to_pylist()
+    assert abs(again.effect - whole.effect).max() < 1e-12
 
 
 def test_a_cap_without_need_changes_nothing():

@@ -28,6 +28,8 @@ from tracer.targets import (
 
 BLOCK = 512
 """Rows held dense at once; finished blocks are kept sparse."""
+PATTERNS = 1 << 30
+"""Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
 
 
 @torch.no_grad()
@@ -68,7 +70,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     tokens = model.tokenize(prompt)
     _check_counts(max_features, rank_every, skip_positions)
     last = _position(position, len(tokens))
-    recording = model.record(tokens[: last + 1])
+    recording = model.record(tokens[: last + 1], keep_patterns=_fits(model, last + 1))
     logits = logit_targets(model, recording, targets, max_logits, logit_mass)
     local = linearise(model, recording, skip_positions)
     traced = _sweep_all(model, recording, local, logits, (max_features, rank_every))
@@ -94,6 +96,12 @@ def _check_counts(max_features: int | None, rank_every: int | None, skip_positio
     ):
         if count is not None and count < least:
             raise TraceError(f"{name} is {count}, expected {least} or more")
+
+
+def _fits(model: ReplacementModel, positions: int) -> bool:
+    """Whether all attention patterns of a prompt stay below the limit."""
+    heads = sum(len(block.output) for block in model.host.blocks)
+    return heads * positions**2 * model.dtype.itemsize <= PATTERNS
 
 
 def _position(position: int, count: int) -> int:

@@ -10,15 +10,16 @@ entering layer l, 2l + 1 the one between its attention and its MLP, 2L the one e
 norm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement_models import ActiveFeatures, Recording, ReplacementModel, Transcoder
-from replacement_models.folding import mlp_post_norm, written
+from replacement_models import ActiveFeatures, FrozenLayer, Recording, ReplacementModel, Transcoder
+from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
 from replacement_models.transcoder import ReadPoint
 
@@ -41,8 +42,8 @@ class Writers:
 class LinearLayer:
     """One layer of the local replacement model, for pulling gradients down."""
 
-    pattern: Float[Tensor, "kv_heads keys group queries"]
-    """Frozen attention pattern, transposed, norm denominators folded in."""
+    pattern: Float[Tensor, "kv_heads keys group queries"] | Callable[[], Tensor]
+    """Frozen attention pattern, transposed, norm denominators folded in; or what makes it anew."""
     output: Float[Tensor, "heads_d_head d_model"]
     value: Float[Tensor, "d_model kv_heads_d_head"]
     attention_constant: Float[Tensor, "positions d_model"]
@@ -51,6 +52,16 @@ class LinearLayer:
     """One over the norm denominators that the linear skip passes."""
     writers: Writers
     parallel: bool
+
+    @property
+    def remakes_pattern(self) -> bool:
+        """Whether asking for the pattern costs a pass through the attention layer."""
+        return not isinstance(self.pattern, Tensor)
+
+    def transposed_pattern(self, positions: int) -> Float[Tensor, "kv_heads keys group queries"]:
+        """The pattern among the first so many positions."""
+        whole = self.pattern if isinstance(self.pattern, Tensor) else self.pattern()
+        return whole[:, :positions, :, :positions]
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,30 +236,46 @@ def _layer(
     model: ReplacementModel, recording: Recording, layer: int, block: Block, writers: Writers
 ) -> LinearLayer:
     folded, frozen = model.folded[layer], recording.layers[layer]
-    kv_heads = len(block.value)
-    pattern = frozen.pattern
-    heads, positions, _ = pattern.shape
-    values = folded.value_constant.repeat_interleave(heads // kv_heads, dim=0)
-    constant = (pattern.sum(-1).T[..., None] * values).flatten(1) @ block.output.flatten(0, 1)
-    if block.output_bias is not None:
-        constant = constant + block.output_bias
-    scaled = pattern / frozen.attention_scale[:, 0]
-    if block.attention_post_norm is not None and frozen.attention_post_scale is not None:
-        constant = block.attention_post_norm.frozen(constant, frozen.attention_post_scale)
-        scaled = scaled / frozen.attention_post_scale
+    make = partial(_transposed_pattern, frozen, len(block.value))
     skip_scale = torch.ones_like(frozen.mlp_scale)
     if model.transcoder.read is not ReadPoint.RESIDUAL:
         skip_scale = skip_scale / frozen.mlp_scale
     if mlp_post_norm(block, model.transcoder) is not None and frozen.mlp_post_scale is not None:
         skip_scale = skip_scale / frozen.mlp_post_scale
-    grouped = scaled.reshape(kv_heads, heads // kv_heads, positions, positions)
     return LinearLayer(
-        pattern=grouped.permute(0, 3, 1, 2).contiguous(),
+        pattern=make() if isinstance(frozen.pattern, Tensor) else make,
         output=folded.output,
         value=folded.value,
-        attention_constant=constant,
+        attention_constant=_attention_constant(folded, frozen, block),
         skip=folded.skip,
         skip_scale=skip_scale,
         writers=writers,
         parallel=block.parallel,
     )
+
+
+def _transposed_pattern(
+    frozen: FrozenLayer, kv_heads: int
+) -> Float[Tensor, "kv_heads keys group queries"]:
+    """The pattern with the norm denominators of what it reads and writes folded in."""
+    scaled = frozen.attention_pattern() / frozen.attention_scale[:, 0]
+    if frozen.attention_post_scale is not None:
+        scaled = scaled / frozen.attention_post_scale
+    heads, positions, _ = scaled.shape
+    grouped = scaled.reshape(kv_heads, heads // kv_heads, positions, positions)
+    return grouped.permute(0, 3, 1, 2).contiguous()
+
+
+def _attention_constant(
+    folded: FoldedLayer, frozen: FrozenLayer, block: Block
+) -> Float[Tensor, "positions d_model"]:
+    """What an attention layer adds that no source wrote: its biases, and the norms' around it."""
+    heads = len(block.output)
+    values = folded.value_constant.repeat_interleave(heads // len(block.value), dim=0)
+    mass = frozen.attention_pattern().sum(-1).T  # below 1 where there are attention sinks
+    constant = (mass[..., None] * values).flatten(1) @ block.output.flatten(0, 1)
+    if block.output_bias is not None:
+        constant = constant + block.output_bias
+    if block.attention_post_norm is not None and frozen.attention_post_scale is not None:
+        constant = block.attention_post_norm.frozen(constant, frozen.attention_post_scale)
+    return constant

@@ -20,6 +20,11 @@ from tracer.targets import Rows
 CHUNK, CHUNK_ON_GPU = 1024, 65536
 """Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers. On CPUs they
 should stay in the cache; a GPU needs more to be busy."""
+ROWS, ROWS_PER_PATTERN = 16, 64
+"""A chunk holds so many rows even when their positions exceed it: matrix products need them, and
+more so patterns that have to be made anew for every chunk."""
+KEYS = 128
+"""Long patterns are mixed in blocks of so many keys, so that queries before them cost nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,9 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
         sources[chunk] = part.sources
         constant[chunk] += part.constant
 
-    _each(sweep_chunk, list(_chunks(rows)), on_cpu=sources.device.type == "cpu")
+    remade = any(layer.remakes_pattern for layer in local.layers)
+    chunks = list(_chunks(rows, ROWS_PER_PATTERN if remade else ROWS))
+    _each(sweep_chunk, chunks, on_cpu=sources.device.type == "cpu")
     return Effects(sources, constant)
 
 
@@ -67,14 +74,14 @@ def _each(call: Callable[[Tensor], None], chunks: list[Tensor], on_cpu: bool) ->
         torch.set_num_threads(threads)
 
 
-def _chunks(rows: Rows) -> Iterator[Int[Tensor, " chunk"]]:
+def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
     """Row numbers by position, then site from the top, cut so that a chunk fills its budget."""
     budget = CHUNK if rows.vector.device.type == "cpu" else CHUNK_ON_GPU
     order = (rows.position * (2**20) - rows.site).argsort()
     positions = rows.position[order].tolist()
     begin = 0
     for end, position in enumerate(positions):
-        if (end - begin + 1) * (position + 1) > budget and end > begin:
+        if (end - begin + 1) * (position + 1) > budget and end - begin >= least:
             yield _by_site(rows, order[begin:end])
             begin = end
     if positions:
@@ -202,7 +209,8 @@ def _attention(
     constant = maps.attention_constant[:positions]
     effects.constant[:old] += torch.einsum("prd,pd->r", gradient, constant)
     effects.constant[old:rows] += (fresh.vector * constant[fresh.position]).sum(1)
-    kv_heads, _, group, _ = maps.pattern.shape
+    pattern = maps.transposed_pattern(positions)
+    kv_heads, _, group, _ = pattern.shape
     d_head = maps.value.shape[1] // kv_heads
     heads = gradient.new_empty(kv_heads, group, positions, rows, d_head)
     back = product(gradient.flatten(0, 1), maps.output)
@@ -213,9 +221,25 @@ def _attention(
         own = product(fresh.vector, maps.output).reshape(-1, kv_heads, group, d_head)
         heads[:, :, :, old:] = 0
         heads[:, :, fresh.position, at] = own.permute(1, 2, 0, 3)
-    pattern = maps.pattern[:, :positions, :, :positions].flatten(2)
-    mixed = torch.bmm(pattern, heads.reshape(kv_heads, group * positions, rows * d_head))
+    mixed = _mix(pattern, heads.flatten(3))
     return mixed.reshape(kv_heads, positions, rows, d_head).permute(1, 2, 0, 3)
+
+
+def _mix(
+    pattern: Float[Tensor, "kv_heads keys group queries"],
+    heads: Float[Tensor, "kv_heads group queries columns"],
+) -> Float[Tensor, "kv_heads keys columns"]:
+    """Sum over queries and over the heads that share a key; queries before a key do not count."""
+    kv_heads, keys = pattern.shape[:2]
+    if keys <= KEYS:
+        return torch.bmm(pattern.flatten(2), heads.flatten(1, 2))
+    mixed = heads.new_empty(kv_heads, keys, heads.shape[-1])
+    for begin in range(0, keys, KEYS):
+        end = begin + KEYS
+        for head in range(kv_heads):
+            weight = heads[head, :, begin:].flatten(0, 1).T
+            mixed[head, begin:end] = product(pattern[head, begin:end, :, begin:].flatten(1), weight)
+    return mixed
 
 
 def _score_tokens(

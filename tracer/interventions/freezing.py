@@ -48,7 +48,8 @@ class Freezing:
                 found = norms(block)
                 hooks += [(norm.module, _hold_norm(norm, scales[id(norm)])) for norm in found]
             if self.attention:
-                hooks.append((block.attention, _hold_pattern(block.attend, layer.pattern)))
+                pattern = layer.attention_pattern()
+                hooks.append((block.attention, _hold_pattern(block.attend, pattern)))
         if self.norms:
             final = model.host.final_norm
             hooks.append((final.module, _hold_norm(final, self.recording.final_scale)))

@@ -1,0 +1,59 @@
+"""Whether a model is really laid out as its host says, checked on what was recorded.
+
+Variants of a supported family (multipliers, clipped values, a bidirectional mask, a release of
+transformers that moved something) would otherwise give a graph of another model.
+"""
+
+import torch
+from torch import Tensor
+
+from replacement_models.errors import ModelError
+from replacement_models.host import Block, Host, Norm
+from replacement_models.recording import FrozenLayer, Recording
+from replacement_models.transcoder import WritePoint
+
+
+@torch.no_grad()
+def check_layout(host: Host, recording: Recording, write: WritePoint) -> None:
+    """Rebuild the last position layer by layer from the host's parts.
+
+    Raises:
+        ModelError: something in the model is not among them.
+    """
+    positions = recording.position_vectors
+    bottom = recording.token_vectors if positions is None else recording.token_vectors + positions
+    _check(host, "the embeddings", bottom[-1], recording.residuals[0][-1])
+    for layer, (block, frozen) in enumerate(zip(host.blocks, recording.layers, strict=True)):
+        pattern = frozen.pattern
+        if not isinstance(pattern, Tensor):  # too large to keep: not made once more only for this
+            continue
+        if torch.count_nonzero(pattern.triu(1)):
+            raise ModelError(f"{host.family} model: layer {layer} attends to later positions")
+        x, output = recording.residuals[layer], recording.outputs[layer][-1]
+        if write is WritePoint.MLP_OUTPUT:
+            output = _normed(block.mlp_post_norm, output, frozen.mlp_post_scale)
+        rebuilt = x[-1] + _attended(block, frozen, pattern[:, -1:], x) + output
+        _check(host, f"layer {layer}", rebuilt, recording.residuals[layer + 1][-1])
+    last = host.final_norm.frozen(recording.residuals[-1][-1], recording.final_scale[-1])
+    _check(host, "the unembedding", host.cap(host.unembed(last)), recording.logits[-1])
+
+
+def _attended(block: Block, frozen: FrozenLayer, pattern: Tensor, x: Tensor) -> Tensor:
+    normed = _normed(block.attention_norm, x, frozen.attention_scale, last=False)
+    out = block.attend(normed, pattern)[0]
+    return _normed(block.attention_post_norm, out, frozen.attention_post_scale)
+
+
+def _normed(norm: Norm | None, x: Tensor, scale: Tensor | None, last: bool = True) -> Tensor:
+    if norm is None or scale is None:
+        return x
+    return norm.frozen(x, scale[-1] if last else scale)
+
+
+def _check(host: Host, where: str, rebuilt: Tensor, recorded: Tensor) -> None:
+    error = float((rebuilt - recorded).abs().max() / recorded.abs().max())
+    if error > max(8 * torch.finfo(recorded.dtype).eps, 3e-4):
+        raise ModelError(
+            f"{host.family} model: {where} computes something else than embeddings, attention, MLP "
+            f"and norms explain (off by {error:.1%}); this variant is not supported"
+        )
