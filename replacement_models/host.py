@@ -119,8 +119,9 @@ class Host:
         """The model's own logits on a prompt, from one forward pass."""
         ids = torch.tensor([list(tokens)], device=self.unembedding.device)
         with float64_experts(self.model):
-            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
-        return logits[0]
+            out = self.model(input_ids=ids, use_cache=False, output_attentions=True)
+        logits: Tensor = out.logits[0]
+        return logits
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits before the cap, from the final norm's output."""

@@ -5,12 +5,15 @@ To add a family, write a module with one function like those beside this file an
 whether it is right.
 """
 
+import torch
 from torch import nn
 
 from replacement_models.errors import ModelError
 from replacement_models.host import Host
 from replacement_models.hosts.support import HOSTS, Support, support
+from replacement_models.recording import norms
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 __all__ = ["HOSTS", "Support", "check_family", "host_of", "support"]
 
 
@@ -18,11 +21,50 @@ def host_of(model: nn.Module) -> Host:
     """Name the parts of a Hugging Face causal language model.
 
     Raises:
-        ModelError: the family is not supported.
+        ModelError: the family is not supported, or this model is not built as its family is.
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     check_family(family)
-    return HOSTS[family](model)
+    _check_devices(model)
+    try:
+        host = HOSTS[family](model)
+    except AttributeError as error:
+        raise ModelError(
+            f"{type(model).__name__} is not built as models of type {family!r} are ({error}); give "
+            "the causal language model itself, without a wrapper"
+        ) from error
+    _check_norms(host)
+    if host.unembedding.dtype not in DTYPES:
+        raise ModelError(
+            f"model is in {host.unembedding.dtype}, expected one of {DTYPES}; load it with one"
+        )
+    return host
+
+
+def _check_devices(model: nn.Module) -> None:
+    """Parameters that accelerate has put away are on the meta device, and come when called."""
+    devices = {str(parameter.device) for parameter in model.parameters()} - {"meta"}
+    if len(devices) > 1:
+        raise ModelError(
+            f"model is spread over {', '.join(sorted(devices))}, expected one device: load it on "
+            "one, with what does not fit offloaded (device_map='auto' and max_memory for one)"
+        )
+
+
+def _check_norms(host: Host) -> None:
+    """Norms must compute what their weights say, in this release of transformers too."""
+    found = [norm for block in host.blocks for norm in norms(block)]
+    for norm in (*found, host.final_norm):
+        weight = norm.weight
+        x = torch.linspace(-1, 2, len(weight), device=weight.device, dtype=weight.dtype)
+        expected = norm.frozen(x, norm.scale(x))
+        with torch.no_grad():
+            error = float((norm.module(x) - expected).abs().max() / expected.abs().max())
+        if error > 16 * max(torch.finfo(weight.dtype).eps, torch.finfo(torch.float32).eps):
+            raise ModelError(
+                f"{type(norm.module).__name__} of the {host.family} model differs by {error:.1%} "
+                "from what its weights say; this release of transformers is not supported"
+            )
 
 
 def check_family(family: str) -> None:

@@ -5,44 +5,50 @@ Mixtral, Qwen 3 MoE and GPT-OSS (experts; attention sinks) differ only in how a 
 output comes about, and both are recorded.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from replacement_models.host import Block, Host
-from replacement_models.hosts.norms import rms_norm
-from replacement_models.hosts.projections import Projections, projections
-from replacement_models.hosts.weights import read
+from torch import Tensor
+
+from replacement_models.host import Block, Host, Norm
+from replacement_models.hosts.norms import norm_of
+from replacement_models.hosts.projections import Projections, projections, unembedding
 
 
 def llama(model: Any) -> Host:
     """Name the parts of a `LlamaForCausalLM` or of a model of the same shape."""
-    blocks = [
-        Block(
-            module=module,
-            attention_norm=rms_norm(module.input_layernorm),
-            attention=module.self_attn,
-            mlp_norm=rms_norm(module.post_attention_layernorm),
-            mlp=module.block_sparse_moe if hasattr(module, "block_sparse_moe") else module.mlp,
-            **vars(separate(module.self_attn, model.config)),
-        )
-        for module in model.model.layers
-    ]
-    return Host(final_norm=rms_norm(model.model.norm), blocks=blocks, **outside(model))
+    blocks = [_block(module, model.config) for module in model.model.layers]
+    return host(model, blocks, norm_of(model.model.norm))
 
 
-def separate(attention: Any, config: Any) -> Projections:
+def _block(module: Any, config: Any) -> Block:
+    norm = norm_of(module.input_layernorm)
+    return Block(
+        module=module,
+        attention_norm=norm,
+        attention=module.self_attn,
+        mlp_norm=norm_of(module.post_attention_layernorm),
+        mlp=module.block_sparse_moe if hasattr(module, "block_sparse_moe") else module.mlp,
+        **vars(separate(module.self_attn, config, norm.weight)),
+    )
+
+
+def separate(attention: Any, config: Any, like: Tensor) -> Projections:
     """Maps of an attention module with one matrix each for query, key and value."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    return projections(attention.v_proj, attention.o_proj, heads, kv_heads)
+    return projections(attention.v_proj, attention.o_proj, heads, kv_heads, like)
 
 
-def outside(model: Any) -> dict[str, Any]:
-    """Fields of a `Host` outside blocks and norms, where they are named as in Llama."""
-    head = model.lm_head
-    return {
-        "family": model.config.model_type,
-        "model": model,
-        "embedding": model.model.embed_tokens,
-        "unembedding": read(head),
-        "unembedding_bias": None if head.bias is None else read(head, "bias"),
-        "context": model.config.max_position_embeddings,
-    }
+def host(model: Any, blocks: Sequence[Block], final_norm: Norm) -> Host:
+    """A host whose parts outside the blocks are named as in Llama."""
+    weight, bias = unembedding(model.lm_head, final_norm.weight)
+    return Host(
+        family=model.config.model_type,
+        model=model,
+        blocks=blocks,
+        embedding=model.model.embed_tokens,
+        final_norm=final_norm,
+        unembedding=weight,
+        unembedding_bias=bias,
+        context=model.config.max_position_embeddings,
+    )

@@ -8,15 +8,11 @@ from replacement_models.host import Norm
 from replacement_models.hosts.weights import read
 
 
-def layer_norm(module: nn.LayerNorm) -> Norm:
-    """`(x - mean x) / scale · w + b`."""
-    bias = None if module.bias is None else read(module, "bias")
-    return Norm(module, read(module), bias, module.eps, centred=True)
-
-
-def rms_norm(module: Any) -> Norm:
-    """`x / scale · w`."""
-    return Norm(module, read(module), None, _eps(module), centred=False)
+def norm_of(module: Any) -> Norm:
+    """LayerNorm, `(x - mean x) / scale · w + b`, or RMSNorm, `x / scale · w`."""
+    centred = isinstance(module, nn.LayerNorm)
+    bias = read(module, "bias") if centred and module.bias is not None else None
+    return Norm(module, read(module), bias, _eps(module), centred)
 
 
 def shifted_rms_norm(module: Any) -> Norm:

@@ -3,23 +3,25 @@
 from typing import Any
 
 from replacement_models.host import Block, Host
-from replacement_models.hosts.llama import outside, separate
-from replacement_models.hosts.norms import rms_norm
+from replacement_models.hosts.llama import host, separate
+from replacement_models.hosts.norms import norm_of
 
 
 def olmo2(model: Any) -> Host:
     """Name the parts of an `Olmo2ForCausalLM`."""
-    blocks = [
-        Block(
-            module=module,
-            attention_norm=None,
-            attention=module.self_attn,
-            attention_post_norm=rms_norm(module.post_attention_layernorm),
-            mlp_norm=None,
-            mlp=module.mlp,
-            mlp_post_norm=rms_norm(module.post_feedforward_layernorm),
-            **vars(separate(module.self_attn, model.config)),
-        )
-        for module in model.model.layers
-    ]
-    return Host(final_norm=rms_norm(model.model.norm), blocks=blocks, **outside(model))
+    blocks = [_block(module, model.config) for module in model.model.layers]
+    return host(model, blocks, norm_of(model.model.norm))
+
+
+def _block(module: Any, config: Any) -> Block:
+    post_norm = norm_of(module.post_attention_layernorm)
+    return Block(
+        module=module,
+        attention_norm=None,
+        attention=module.self_attn,
+        attention_post_norm=post_norm,
+        mlp_norm=None,
+        mlp=module.mlp,
+        mlp_post_norm=norm_of(module.post_feedforward_layernorm),
+        **vars(separate(module.self_attn, config, post_norm.weight)),
+    )

@@ -3,29 +3,34 @@
 from typing import Any
 
 from replacement_models.host import Block, Host
-from replacement_models.hosts.llama import outside
-from replacement_models.hosts.norms import rms_norm
+from replacement_models.hosts.llama import host
+from replacement_models.hosts.norms import norm_of
 from replacement_models.hosts.projections import projections
 
 
 def phi3(model: Any) -> Host:
     """Name the parts of a `Phi3ForCausalLM`."""
     blocks = [_block(module, model.config) for module in model.model.layers]
-    return Host(final_norm=rms_norm(model.model.norm), blocks=blocks, **outside(model))
+    return host(model, blocks, norm_of(model.model.norm))
 
 
 def _block(module: Any, config: Any) -> Block:
     attention = module.self_attn
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    width = kv_heads * attention.head_dim
+    norm = norm_of(module.input_layernorm)
+    width = config.num_key_value_heads * attention.head_dim
     maps = projections(
-        attention.qkv_proj, attention.o_proj, heads, kv_heads, pick=lambda out: out[..., -width:]
+        attention.qkv_proj,
+        attention.o_proj,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        norm.weight,
+        pick=lambda out: out[..., -width:],
     )
     return Block(
         module=module,
-        attention_norm=rms_norm(module.input_layernorm),
+        attention_norm=norm,
         attention=attention,
-        mlp_norm=rms_norm(module.post_attention_layernorm),
+        mlp_norm=norm_of(module.post_attention_layernorm),
         mlp=module.mlp,
         **vars(maps),
     )

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement_models.hosts.weights import read
+from replacement_models.hosts.weights import linear_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +26,7 @@ def projections(
     output: nn.Module,
     heads: int,
     kv_heads: int,
+    like: Float[Tensor, " d_model"],
     pick: Callable[[Tensor], Tensor] = lambda out: out,
 ) -> Projections:
     """Cut the value and output maps into heads.
@@ -36,26 +36,26 @@ def projections(
         output: the linear module that mixes the heads.
         heads: query heads.
         kv_heads: value heads.
+        like: any vector of the residual stream: its width, device and dtype.
         pick: from the last dimension of `value`'s output the values, head by head; for families
             that make query, key and value with one matrix.
     """
-    value_bias, output_bias = _bias(value), _bias(output)
-    by_head = pick(_matrix(value)).unflatten(-1, (kv_heads, -1))
+    matrix, bias = linear_map(value, len(like), like)
+    by_head = pick(matrix).unflatten(-1, (kv_heads, -1))
+    mixing, output_bias = linear_map(output, heads * by_head.shape[-1], like)
     return Projections(
         value=by_head.permute(1, 2, 0).contiguous(),
-        value_bias=None if value_bias is None else pick(value_bias).reshape(kv_heads, -1),
-        output=_matrix(output).unflatten(0, (heads, -1)),
+        value_bias=None if bias is None else pick(bias).reshape(kv_heads, -1),
+        output=mixing.unflatten(0, (heads, -1)),
         output_bias=output_bias,
         values=lambda hidden: pick(value(hidden)),
         project=output,
     )
 
 
-def _matrix(module: Any) -> Float[Tensor, "inputs outputs"]:
-    weight = read(module)
-    transposed = type(module).__name__ == "Conv1D"  # of transformers, which GPT-2 is made of
-    return weight if transposed else weight.T
-
-
-def _bias(module: Any) -> Tensor | None:
-    return None if getattr(module, "bias", None) is None else read(module, "bias")
+def unembedding(
+    head: nn.Module, like: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, "vocabulary d_model"], Float[Tensor, " vocabulary"] | None]:
+    """Matrix and bias of the module that makes the logits."""
+    matrix, bias = linear_map(head, len(like), like)
+    return matrix.T, bias

@@ -13,23 +13,27 @@ from replacement_models.hosts.llama import llama
 from replacement_models.hosts.olmo2 import olmo2
 from replacement_models.hosts.phi3 import phi3
 
+AS_LLAMA = (
+    "arcee", "cwm", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "gpt_oss",
+    "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "internlm3", "iquestcoder", "jais2",
+    "llama", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "olmoe",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
+    "stablelm", "starcoder2",
+)  # fmt: skip
+AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
+AS_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 HOSTS: dict[str, Callable[[nn.Module], Host]] = {
-    "gemma2": gemma,
-    "gemma3": gemma,
-    "gemma3_text": gemma,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
-    "gpt_oss": llama,
-    "llama": llama,
-    "mistral": llama,
-    "mixtral": llama,
-    "olmo2": olmo2,
     "phi3": phi3,
-    "qwen2": llama,
-    "qwen3": llama,
-    "qwen3_moe": llama,
+    **dict.fromkeys(AS_LLAMA, llama),
+    **dict.fromkeys(AS_OLMO2, olmo2),
+    **dict.fromkeys(AS_GEMMA, gemma),
 }
-"""`model_type` of a configuration to the function that names the model's parts."""
+"""`model_type` of a configuration to the function that names the model's parts.
+
+What a variant adds beyond its family's parts is refused when it is recorded (layout.py).
+"""
 
 STATE_SPACE = {
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2",
@@ -43,6 +47,7 @@ LINEAR_ATTENTION = {
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"inkling2_text", "inkling_text", "recurrent_gemma", "rwkv", "xlstm"}
 CONVOLUTION = {"lfm2", "lfm2_moe", "lfm3", "zaya"}
+AFTER_AN_ENCODER = {"musicgen", "musicgen_melody", "speech_to_text_2", "trocr", "whisper"}
 
 
 class Support(NamedTuple):
@@ -54,9 +59,24 @@ class Support(NamedTuple):
 
 def support(model_type: str) -> Support:
     """Sort any `model_type` into supported, or refused with the reason."""
-    if model_type in HOSTS:
+    if model_type in HOSTS or _same_as(model_type):
         return Support(True, "")
     return Support(False, _reason(model_type))
+
+
+def decoders() -> list[str]:
+    """Every `model_type` for which the installed transformers has a causal language model."""
+    from transformers.models.auto import modeling_auto
+
+    return sorted(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def _same_as(model_type: str) -> bool:
+    """Whether another name stands for a supported configuration (Code Llama, GPT-SW3)."""
+    from transformers.models.auto import configuration_auto
+
+    classes: dict[str, str] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    return classes.get(model_type) in {classes[name] for name in HOSTS if name in classes}
 
 
 def _reason(model_type: str) -> str:
@@ -66,15 +86,17 @@ def _reason(model_type: str) -> str:
         "state-space layers (Mamba)": STATE_SPACE,
         "linear-attention layers": LINEAR_ATTENTION,
         "recurrent layers": RECURRENT,
-        "convolution layers between tokens": CONVOLUTION,
+        "convolutions between tokens": CONVOLUTION,
     }
     for kind, types in layers.items():
         if model_type in types:
-            return f"{kind}: no attention pattern that could be frozen"
+            return f"{kind} have no attention pattern that could be frozen"
     if model_type in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "encoder-decoder: its decoder also reads an encoder"
+    if model_type in AFTER_AN_ENCODER:
+        return "encoder-decoder: its decoder also reads an encoder"
     if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "a bidirectional encoder: no next-token logits to explain"
+        return "built as a bidirectional encoder"
     if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "not yet supported: its layout is not known to tracer"
-    return "not a causal language model that the installed transformers knows"
+        return "not yet supported: tracer does not know how it is laid out"
+    return "no causal language model of the installed transformers"
