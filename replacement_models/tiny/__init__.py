@@ -1,0 +1,1 @@
+"""The embedded default: a small language model, its transcoders, and the recipe that made them."""

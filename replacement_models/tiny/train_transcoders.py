@@ -1,0 +1,417 @@
+"""Train the transcoders of the embedded default: a cross-layer one and a per-layer one.
+
+JumpReLU dictionaries on normalised inputs and outputs (Ameisen et al. 2025, section "Building an
+interpretable replacement model"): squared error, a saturating penalty on activations times decoder
+norms, and a small pull on features that have not fired lately. A second stage adds the divergence
+between the model and itself with every MLP replaced at once. The start token takes no part.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from replacement_models.activation import JumpReLU
+from replacement_models.cross_layer import CrossLayerTranscoder
+from replacement_models.per_layer import PerLayerTranscoder
+from replacement_models.tiny.corpus import Encoder, pack
+from replacement_models.transcoder import DenseDecoder, Transcoder, TranscoderLayer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TranscoderRecipe:
+    """Every number of a transcoder's training.
+
+    Attributes:
+        cross_layer: whether features write to later layers too.
+        features: dictionary size of every layer.
+        rows: sentences rows (64 tokens each) a step.
+        steps: steps of squared error alone, then steps with divergence as well.
+        rates: peak learning rate of either stage.
+        repeats: share of random repeats among the sentences.
+        data_seed: of the sentences.
+        sparsity: weight of the penalty, per layer; ramped over the first half of stage one.
+        divergence: weight of the end-to-end divergence in stage two, per nat.
+        bandwidth: width of the straight-through window around a threshold.
+        threshold: initial threshold, in units of the normalised input.
+        fire_share: share of tokens every feature fires on at the start.
+        revive: weight of the pull on features silent for `patience` steps.
+        clustered: share of features that start at clusters of outputs.
+        restart_every: steps between restarts of features silent for as long, but not in the last
+            40 % of a stage.
+    """
+
+    cross_layer: bool = True
+    features: int = 1024
+    rows: int = 14
+    context: int = 64
+    steps: tuple[int, int] = (1800, 1000)
+    rates: tuple[float, float] = (2e-3, 1e-3)
+    sparsity: tuple[float, ...] = (4e-3, 4e-3, 4e-3, 4e-3)
+    divergence: float = 0.5
+    bandwidth: float = 0.4
+    threshold: float = 0.7
+    fire_share: float = 0.01
+    clustered: float = 0.7
+    revive: float = 3e-3
+    patience: int = 40
+    restart_every: int = 150
+    warmup: int = 50
+    log_every: int = 50
+    repeats: float = 0.12
+    data_seed: int = 100
+    seed: int = 0
+
+
+class _Jump(torch.autograd.Function):
+    """JumpReLU whose threshold learns through a rectangular window (Rajamanoharan et al. 2024)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(hidden, threshold)
+        ctx.bandwidth = bandwidth
+        return hidden * (hidden > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, threshold = ctx.saved_tensors
+        near = (hidden - threshold).abs() < ctx.bandwidth / 2
+        pull = -(grad * near).sum(0) * threshold / ctx.bandwidth
+        return grad * (hidden > threshold), pull, None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Per layer: mean (D) and root mean square deviation of MLP inputs and outputs."""
+
+    input_mean: Tensor
+    input_scale: Tensor
+    output_mean: Tensor
+    output_scale: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tensor, outputs: Tensor) -> "Scales":
+        """Measure them on inputs and outputs (layers, tokens, D)."""
+        means = inputs.mean(1), outputs.mean(1)
+        spreads = [
+            (data - mean[:, None]).square().mean((1, 2)).sqrt()
+            for data, mean in zip((inputs, outputs), means, strict=True)
+        ]
+        return cls(means[0], spreads[0], means[1], spreads[1])
+
+
+def averages(data: Tensor, member: Tensor, count: int) -> Tensor:
+    """Return the mean of `data` (tokens, D) in each of `count` clusters; empty ones get zeros."""
+    sums = torch.zeros(count, data.shape[1]).index_add_(0, member, data)
+    return sums / torch.bincount(member, minlength=count).clamp_min(1)[:, None]
+
+
+def clusters(data: Tensor, count: int, generator: torch.Generator, rounds: int = 8) -> Tensor:
+    """Return the k-means cluster of each row of `data` (tokens, D), started at random rows."""
+    centres = data[torch.randperm(len(data), generator=generator)[:count]]
+    for _ in range(rounds):
+        distance = centres.square().sum(1) - 2 * data @ centres.T
+        member = distance.argmin(1)
+        centres = averages(data, member, count)
+    return member
+
+
+class Trainee(nn.Module):
+    """A transcoder in training, in normalised units."""
+
+    def __init__(self, recipe: TranscoderRecipe, inputs: Tensor, outputs: Tensor) -> None:
+        """Start from data: a feature for every cluster of outputs, others in random directions.
+
+        Args:
+            recipe: sizes and starting values.
+            inputs: MLP inputs (layers, tokens, D), at least `features` tokens.
+            outputs: MLP outputs, likewise.
+        """
+        super().__init__()
+        self.recipe = recipe
+        self.scales = Scales.of(inputs, outputs)
+        self.layers, _, self.width = inputs.shape
+        self.enc, self.bias, self.dec = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        self.threshold = nn.ParameterList()
+        self.out = nn.Parameter(torch.zeros(self.layers, self.width))
+        self.silent = torch.zeros(self.layers, recipe.features)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        for layer in range(self.layers):
+            x, y = self.normalised(layer, inputs[layer]), self.wanted(layer, outputs[layer])
+            self._start(layer, x, y, generator)
+
+    def _start(self, layer: int, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
+        """Add the parameters of one layer, given its normalised inputs and outputs (tokens, D).
+
+        A cluster's encoder row is its least-squares direction, its decoder row the mean output.
+        """
+        recipe = self.recipe
+        count = int(recipe.features * recipe.clustered)
+        member = clusters(y, count, generator)
+        means, centres = (averages(data, member, count) for data in (x, y))
+        spread = x.T @ x / len(x) + 0.05 * torch.eye(self.width)
+        rows = torch.randn(recipe.features, self.width, generator=generator)
+        rows[:count] = torch.linalg.solve(spread, means.T).T + 1e-6 * rows[:count]
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        level = (x @ rows.T).quantile(1 - recipe.fire_share, dim=0)
+        reached = (means * rows[:count]).sum(1)
+        level[:count] = 0.6 * reached
+        size = recipe.features, self.targets(layer) * self.width
+        dec = 0.05 * torch.randn(size, generator=generator) / self.width**0.5
+        height = (recipe.threshold + 0.4 * reached).clamp_min(recipe.threshold)
+        dec[:count, : self.width] = 0.5 * centres / height[:, None]
+        self.enc.append(rows)
+        self.bias.append(recipe.threshold - level)
+        self.dec.append(dec)
+        self.threshold.append(torch.full((recipe.features,), recipe.threshold))
+
+    def targets(self, layer: int) -> int:
+        """Return how many layers the features of `layer` write to."""
+        return self.layers - layer if self.recipe.cross_layer else 1
+
+    def normalised(self, layer: int, x: Tensor) -> Tensor:
+        """Return MLP inputs in normalised units."""
+        return (x - self.scales.input_mean[layer]) / self.scales.input_scale[layer]
+
+    def wanted(self, layer: int, y: Tensor) -> Tensor:
+        """Return MLP outputs in normalised units."""
+        return (y - self.scales.output_mean[layer]) / self.scales.output_scale[layer]
+
+    def encode(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pre-activations and activations (tokens, features) of raw MLP inputs."""
+        hidden = torch.addmm(self.bias[layer], self.normalised(layer, x), self.enc[layer].T)
+        threshold = self.threshold[layer]
+        return hidden, _Jump.apply(hidden, threshold, self.recipe.bandwidth)
+
+    def writes(self, layer: int, active: Tensor) -> Tensor:
+        """Return what activations write to every target (tokens, targets, D), normalised."""
+        return (active @ self.dec[layer]).view(len(active), self.targets(layer), self.width)
+
+    @torch.no_grad()
+    def restart(self, inputs: list[Tensor], outputs: list[Tensor], patience: int) -> list[int]:
+        """Point features silent for `patience` steps at tokens that are badly explained.
+
+        Args:
+            inputs: recorded MLP inputs (tokens, D), layer by layer.
+            outputs: recorded MLP outputs, likewise.
+            patience: in steps.
+
+        Returns:
+            How many features of each layer were restarted.
+        """
+        counts = []
+        total = [self.out[layer] for layer in range(self.layers)]
+        for layer in range(self.layers):
+            writes = self.writes(layer, self.encode(layer, inputs[layer])[1])
+            for slot in range(self.targets(layer)):
+                total[layer + slot] = total[layer + slot] + writes[:, slot]
+            missing = self.wanted(layer, outputs[layer]) - total[layer]
+            lost = (self.silent[layer] > patience).nonzero()[:, 0]
+            counts.append(len(lost))
+            if len(lost):
+                chosen = torch.multinomial(missing.square().sum(1), len(lost), replacement=True)
+                x = self.normalised(layer, inputs[layer][chosen])
+                length = x.norm(dim=1)
+                self.enc[layer][lost] = x / length[:, None]
+                self.bias[layer][lost] = self.recipe.threshold - 0.8 * length
+                self.threshold[layer][lost] = self.recipe.threshold
+                self.dec[layer][lost] = 0.0
+                self.dec[layer][lost, : self.width] = missing[chosen] / (0.4 * length[:, None])
+                self.silent[layer][lost] = 0
+        return counts
+
+    def finished(self, model: str) -> Transcoder:
+        """Fold the normalisation into the weights; encoder and decoder rounded to float16."""
+        scales, layers = self.scales, []
+        for layer in range(self.layers):
+            enc = (self.enc[layer] / scales.input_scale[layer]).detach()
+            bias = (self.bias[layer] - enc @ scales.input_mean[layer]).detach()
+            reach = slice(layer, layer + self.targets(layer))
+            dec = self.dec[layer].view(-1, self.targets(layer), self.width)
+            dec = (dec * scales.output_scale[reach, None]).detach()
+            out = self.out[layer] * scales.output_scale[layer] + scales.output_mean[layer]
+            threshold = self.threshold[layer].detach().clone()
+            layers.append(
+                TranscoderLayer(
+                    enc.half(), bias, DenseDecoder(dec.half()), out.detach(), JumpReLU(threshold)
+                )
+            )
+        kind = CrossLayerTranscoder if self.recipe.cross_layer else PerLayerTranscoder
+        return kind(layers, model=model)
+
+
+@contextmanager
+def recorded_mlps(model: GPT2LMHeadModel) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Collect what every MLP reads and returns, layer by layer, during one forward pass."""
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        inputs.append(args[0])
+        outputs.append(output)
+
+    handles = [block.mlp.register_forward_hook(keep) for block in model.transformer.h]
+    try:
+        yield inputs, outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replaced_mlps(model: GPT2LMHeadModel, trainee: Trainee) -> Iterator[None]:
+    """Let the trainee stand in for every MLP at once, at all positions but the first."""
+    written: list[Tensor] = []
+
+    def stand_in(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        layer, x = len(written), args[0][:, 1:]
+        _, active = trainee.encode(layer, x.reshape(-1, x.shape[-1]))
+        written.append(trainee.writes(layer, active))
+        total = trainee.out[layer]
+        for source, writes in enumerate(written):
+            if layer - source < trainee.targets(source):
+                total = total + writes[:, layer - source]
+        raw = total * trainee.scales.output_scale[layer] + trainee.scales.output_mean[layer]
+        return torch.cat((output[:, :1], raw.view(x.shape)), 1)
+
+    handles = [block.mlp.register_forward_hook(stand_in) for block in model.transformer.h]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measures of one batch, per layer: squared error shares, active features, penalty."""
+
+    error: Tensor
+    density: Tensor
+    penalty: Tensor
+    pull: Tensor
+
+
+def reconstruct(trainee: Trainee, inputs: list[Tensor], outputs: list[Tensor]) -> Report:
+    """Compare the trainee with recorded MLPs (tokens, D) and count who fired."""
+    total = [trainee.out[layer] for layer in range(trainee.layers)]
+    density, penalty, pull = [], [], []
+    for layer in range(trainee.layers):
+        hidden, active = trainee.encode(layer, inputs[layer])
+        writes = trainee.writes(layer, active)
+        for slot in range(trainee.targets(layer)):
+            total[layer + slot] = total[layer + slot] + writes[:, slot]
+        norms = trainee.dec[layer].norm(dim=1)
+        penalty.append(torch.tanh(active * norms).sum() / len(active))
+        with torch.no_grad():
+            fired = (active > 0).any(0)
+            density.append((active > 0).sum() / len(active))
+            trainee.silent[layer] = (trainee.silent[layer] + 1) * ~fired
+            lost = (trainee.silent[layer] > trainee.recipe.patience).nonzero()[:, 0]
+        short = torch.relu(trainee.threshold[layer][lost] - hidden[:, lost])
+        pull.append((short * norms[lost]).sum() / len(active))
+    errors = []
+    for layer, guess in enumerate(total):
+        want = trainee.wanted(layer, outputs[layer])
+        errors.append((want - guess).square().sum() / (want - want.mean(0)).square().sum())
+    return Report(*(torch.stack(part) for part in (errors, density, penalty, pull)))
+
+
+def divergence(model: GPT2LMHeadModel, trainee: Trainee, ids: Tensor, logits: Tensor) -> Tensor:
+    """KL in nats a token between the model and itself with all MLPs replaced, first token left out.
+
+    Args:
+        model: the frozen model.
+        trainee: what stands in.
+        ids: token ids (rows, positions).
+        logits: the model's own logits (rows, positions, V).
+    """
+    with replaced_mlps(model, trainee):
+        guess = model(ids).logits[:, 1:].log_softmax(-1)
+    truth = logits[:, 1:].log_softmax(-1)
+    return (truth.exp() * (truth - guess)).sum(-1).mean()
+
+
+def _rate(step: int, steps: int, warmup: int) -> float:
+    """Warm up, stay, and fall linearly over the last 40 %."""
+    return min(1.0, (step + 1) / warmup, max(0.02, (steps - step) / (0.4 * steps)))
+
+
+class TranscoderTraining:
+    """One run: the frozen model, a stream of sentences, and the two stages."""
+
+    def __init__(
+        self,
+        recipe: TranscoderRecipe,
+        model: GPT2LMHeadModel,
+        stream: Iterator[str],
+        encode: Encoder,
+    ) -> None:
+        self.recipe, self.model = recipe, model.requires_grad_(False).eval()
+        self._stream, self._encode = stream, encode
+        batches = [self.batch()[1:3] for _ in range(32)]
+        inputs, outputs = (
+            torch.stack([torch.cat(parts) for parts in zip(*side, strict=True)])
+            for side in zip(*batches, strict=True)
+        )
+        self.trainee = Trainee(recipe, inputs, outputs)
+
+    @torch.no_grad()
+    def batch(self) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        """Return fresh ids, and the model's MLP inputs, outputs (tokens, D) and logits on them."""
+        ids = torch.from_numpy(
+            pack(self._stream, self._encode, self.recipe.rows, self.recipe.context)[0]
+        ).long()
+        with recorded_mlps(self.model) as (inputs, outputs):
+            logits = self.model(ids).logits
+        flat = [[x[:, 1:].flatten(0, 1) for x in side] for side in (inputs, outputs)]
+        return ids, flat[0], flat[1], logits
+
+    def stage(self, number: int) -> None:
+        """Run stage 0 (squared error) or stage 1 (with divergence)."""
+        recipe, trainee = self.recipe, self.trainee
+        steps = recipe.steps[number]
+        optim = torch.optim.Adam(trainee.parameters(), lr=recipe.rates[number], betas=(0.9, 0.99))
+        weights = torch.tensor(recipe.sparsity)
+        start = time.time()
+        for step in range(steps):
+            ids, inputs, outputs, logits = self.batch()
+            report = reconstruct(trainee, inputs, outputs)
+            ramp = min(1.0, 2 * step / steps) if number == 0 else 1.0
+            loss = report.error.sum() + ramp * (weights * report.penalty).sum()
+            loss = loss + recipe.revive * report.pull.sum()
+            away = torch.zeros(())
+            if number == 1:
+                away = divergence(self.model, trainee, ids, logits)
+                loss = loss + recipe.divergence * away
+            for group in optim.param_groups:
+                group["lr"] = recipe.rates[number] * _rate(step, steps, recipe.warmup)
+            loss.backward()
+            optim.step()
+            optim.zero_grad()
+            with torch.no_grad():
+                for threshold in trainee.threshold:
+                    threshold.clamp_(min=0.05)
+            if step % recipe.restart_every == 0 and step < 0.6 * steps:
+                log.info("restarted %s", trainee.restart(inputs, outputs, recipe.restart_every - 1))
+            if (step + 1) % recipe.log_every == 0:
+                self._log(number, step + 1, start, report, away)
+
+    def _log(self, number: int, step: int, start: float, report: Report, away: Tensor) -> None:
+        dead = (self.trainee.silent > 150).float().mean(1)
+        words = [
+            f"{name} " + " ".join(f"{value:.3f}" for value in values.tolist())
+            for name, values in (("FVU", report.error), ("L0", report.density), ("dead", dead))
+        ]
+        minutes = (time.time() - start) / 60
+        log.info(
+            "stage %d step %d %.1f min %s KL %.4f", number, step, minutes, " ".join(words), away
+        )
