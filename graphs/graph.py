@@ -80,6 +80,7 @@ class AttributionGraph:
         nodes: Mapping[str, Sequence[Any] | np.ndarray],
         effect: sparse.csr_array,
         metadata: Mapping[str, Any],
+        lost: Float[np.ndarray, " nodes"] | float = 0.0,
     ) -> AttributionGraph:
         """A graph from what the engine traced; computes the influence columns.
 
@@ -88,6 +89,8 @@ class AttributionGraph:
                 None (not NaN) where a column has no value; more columns are kept as they are.
             effect: (nodes, nodes) `effect[target, source]`, float32 or float64.
             metadata: anything JSON can hold; `format_version` is added.
+            lost: absolute inputs of each node that `effect` no longer holds (below an edge floor);
+                they count as error.
 
         Raises:
             GraphError: an invariant does not hold; the message names the node or edge.
@@ -97,7 +100,7 @@ class AttributionGraph:
         effect.sum_duplicates()
         effect.eliminate_zeros()
         check_effect(effect, given)
-        total = input_absolute(effect)
+        total = input_absolute(effect) + lost
         reached = influence(shares(effect, total), number(given, "probability"))
         derived = dict(zip(DERIVED, (reached, cumulative(reached), total), strict=True))
         columns = {name: given[name] for name in given.column_names} | derived
@@ -115,9 +118,10 @@ class AttributionGraph:
 
     @cached_property
     def scores(self) -> Scores:
-        """Replacement and completeness; of a pruned graph, what it lost counts as error."""
+        """Replacement and completeness; what pruning or an edge floor lost counts as error."""
         roots = (self._is(NodeKind.EMBEDDING), self._is(NodeKind.ERROR))
-        return scores(self.effect, self._total, self._weight, roots, "pruned" in self.metadata)
+        lossy = "pruned" in self.metadata or "floored_share" in self.metadata
+        return scores(self.effect, self._total, self._weight, roots, lossy)
 
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
         """The part that holds the given shares of node and edge influence; see `graphs.prune`.

@@ -53,6 +53,42 @@ def test_patterns_made_anew_and_mixed_in_blocks_give_the_same_graph(
     assert abs(again.effect - whole.effect).max() < 1e-12
 
 
+def test_an_edge_floor_drops_small_effects_and_says_so():
+    model = replacement_model("gpt2", kind="cross_layer")
+    whole = tracer.trace(model, PROMPT)
+    rough = tracer.trace(model, PROMPT, edge_floor=0.02)
+    assert rough.metadata["conservation"]["relative"] < 1e-9
+    assert 0 < rough.metadata["floored_share"] < 0.5
+    assert rough.effect.nnz < whole.effect.nnz
+    kept = rough.effect.toarray()
+    share = np.abs(whole.effect.toarray())
+    share /= np.maximum(share.sum(1, keepdims=True), 1e-300)
+    np.testing.assert_array_equal(kept != 0, share >= 0.02)
+    assert rough.scores.replacement <= whole.scores.replacement
+    assert rough.scores.completeness <= whole.scores.completeness
+
+
+def test_progress_is_told_and_an_interrupted_trace_keeps_what_is_finished(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(attribute, "BLOCK", 5)
+    model = replacement_model("gpt2")
+    told: list[tuple[int, int]] = []
+
+    def stop_at_ten(done: int, total: int) -> None:
+        told.append((done, total))
+        if done >= 10:
+            raise KeyboardInterrupt
+
+    graph = tracer.trace(model, PROMPT, progress=stop_at_ten, keep_partial=True)
+    total = graph.metadata["active_features"]
+    assert told == [(0, total), (5, total), (10, total)]
+    assert graph.metadata["partial"] == {"features": 10}
+    assert graph.metadata["conservation"]["relative"] < 1e-9
+    with pytest.raises(KeyboardInterrupt):
+        tracer.trace(model, PROMPT, progress=stop_at_ten)
+
+
 def test_a_cap_without_need_changes_nothing():
     model = replacement_model("gpt2")
     whole = tracer.trace(model, PROMPT)

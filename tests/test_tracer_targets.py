@@ -82,6 +82,7 @@ def test_an_earlier_position_sees_nothing_after_it(model):
         ({"logit_mass": 0.0}, "logit_mass is 0.0"),
         ({"logit_mass": float("nan")}, "logit_mass is nan"),
         ({"max_features": -1}, "max_features is -1, expected 0 or more"),
+        ({"edge_floor": 1.0}, "edge_floor is 1.0, expected a share from 0"),
         ({"rank_every": 0}, "rank_every is 0, expected 1 or more"),
         ({"skip_positions": -1}, "skip_positions is -1"),
         ({"position": len(PROMPT)}, "position is 6, but the prompt has 6 tokens"),

@@ -29,6 +29,10 @@ class Traced:
     constant: Float[np.ndarray, " rows"]
     value: Float[np.ndarray, " rows"]
     """What the forward pass recorded for each row."""
+    floored: Float[np.ndarray, "rows 2"]
+    """What an edge floor dropped from each row: the sum, and the sum of sizes."""
+    complete: bool = True
+    """False when the trace was interrupted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +70,8 @@ def assemble(
     exact = traced.effects.astype(np.float64)
     by_row = {
         "constant": traced.constant,
-        "left_out": exact @ left_out,
-        "left_out_absolute": abs(exact) @ left_out,
+        "left_out": exact @ left_out + traced.floored[:, 0],
+        "left_out_absolute": abs(exact) @ left_out + traced.floored[:, 1],
         "pre_activation": traced.value,
     }
     for name, values in by_row.items():
@@ -75,8 +79,10 @@ def assemble(
     found = {
         "active_features": len(local.features),
         "conservation": _conservation(traced, exact, places, nodes["id"]),
+        **_losses(traced, exact),
     }
-    graph = AttributionGraph.build(nodes, _effect(traced, places), metadata | found)
+    floored = np.where(places.row >= 0, traced.floored[places.row, 1], 0.0)
+    graph = AttributionGraph.build(nodes, _effect(traced, places), metadata | found, lost=floored)
     return graph.relabel(labelled(graph, model, local))
 
 
@@ -154,7 +160,8 @@ def _conservation(
     traced: Traced, exact: sparse.csr_array, places: Places, ids: list[str]
 ) -> dict[str, Any]:
     """The worst row of the conservation law: inputs and constant against the forward pass."""
-    wrong = np.abs(exact.sum(axis=1) + traced.constant - traced.value)
+    total = exact.sum(axis=1) + traced.floored[:, 0] + traced.constant
+    wrong = np.abs(total - traced.value)
     worst = int(wrong.argmax())
     size = float(np.abs(traced.value).max())
     node = int(np.flatnonzero(places.row == worst)[0])
@@ -163,6 +170,17 @@ def _conservation(
         "relative": float(wrong[worst]) / size if size else 0.0,
         "node": ids[node],
     }
+
+
+def _losses(traced: Traced, exact: sparse.csr_array) -> dict[str, Any]:
+    """What a graph with an edge floor or an interrupted trace must say of itself."""
+    found: dict[str, Any] = {}
+    dropped, kept = float(traced.floored[:, 1].sum()), float(abs(exact).sum())
+    if dropped:
+        found["floored_share"] = dropped / (dropped + kept)
+    if not traced.complete:
+        found["partial"] = {"features": len(traced.columns)}
+    return found
 
 
 def _nodes(

@@ -1,12 +1,13 @@
 """Trace a prompt: record, linearise, sweep the logits and then the features, build the graph."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import sparse
 
 from graphs import AttributionGraph
@@ -32,6 +33,34 @@ PATTERNS = 1 << 30
 """Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
 
 
+Progress = Callable[[int, int], None]
+"""Called with the number of features explained so far and the number there will be."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many rows to sweep, and what to do with them."""
+
+    features: int
+    rank_every: int
+    edge_floor: float
+    progress: Progress | None
+    keep_partial: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some finished rows."""
+
+    columns: Int[np.ndarray, " rows"]
+    """Columns of the rows' own nodes; empty for logits."""
+    effects: sparse.csr_array
+    constant: Float[np.ndarray, " rows"]
+    value: Float[np.ndarray, " rows"]
+    floored: Float[np.ndarray, "rows 2"]
+    """What lay below the edge floor: the sum, and the sum of sizes."""
+
+
 @torch.no_grad()
 def trace(  # noqa: PLR0913  keyword arguments are the public interface
     model: ReplacementModel,
@@ -44,6 +73,9 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     targets: Sequence[Target] | None = None,
     position: int = -1,
     skip_positions: int = 1,
+    edge_floor: float = 0.0,
+    progress: Progress | None = None,
+    keep_partial: bool = False,
 ) -> AttributionGraph:
     """Attribution graph of one prompt: every direct effect between its active features.
 
@@ -57,6 +89,12 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         targets: tokens, differences, directions to explain instead; None is the likeliest tokens.
         position: where the next token is predicted; negative counts from the end.
         skip_positions: features and errors at the first so many positions are no nodes.
+        edge_floor: drop effects below this share of their row's absolute sum as soon as the row is
+            finished, which bounds memory on long prompts. They join the row's left-out, and the
+            scores count them as error.
+        progress: called after every block of rows.
+        keep_partial: when interrupted (Ctrl-C), return the graph of the rows finished so far; its
+            metadata says `partial`.
 
     Returns:
         The unpruned graph, edges in units of the target's pre-activation or logit.
@@ -69,11 +107,16 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     """
     tokens = model.tokenize(prompt)
     _check_counts(max_features, rank_every, skip_positions)
+    if not 0 <= edge_floor < 1:
+        raise TraceError(f"edge_floor is {edge_floor}, expected a share from 0 to below 1")
     last = _position(position, len(tokens))
     recording = model.record(tokens[: last + 1], keep_patterns=_fits(model, last + 1))
     logits = logit_targets(model, recording, targets, max_logits, logit_mass)
     local = linearise(model, recording, skip_positions)
-    traced = _sweep_all(model, recording, local, logits, (max_features, rank_every))
+    count = len(local.features) if max_features is None else min(max_features, len(local.features))
+    every = rank_every or max(64, math.ceil(count / 8))
+    plan = Plan(count, every, edge_floor, progress, keep_partial)
+    traced = _sweep_all(model, recording, local, logits, plan)
     settings = {
         "max_features": max_features,
         "rank_every": rank_every,
@@ -82,6 +125,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         "targets": None if targets is None else [_target_name(target) for target in targets],
         "position": position,
         "skip_positions": skip_positions,
+        "edge_floor": edge_floor,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
@@ -126,44 +170,76 @@ def _sweep_all(
     recording: Recording,
     local: LocalModel,
     logits: LogitTargets,
-    cap: tuple[int | None, int | None],
+    plan: Plan,
 ) -> Traced:
-    """Sweep the logit rows, then features block by block, ranked where there is a cap."""
-    features = local.features
-    order = _reference_order(local)
-    limit = min(len(features), len(features) if cap[0] is None else cap[0])
-    ranked = limit < len(features)
-    every = cap[1] or max(64, math.ceil(limit / 8))
-    frontier = Frontier.over(order)
-    parts = [_block(local, logits.rows)]
-    if ranked:
-        frontier.add(parts[0][0], *_own(logits.rows), np.array(logits.weight))
-    columns: list[np.ndarray] = []
-    while (done := sum(map(len, columns))) < limit:
-        take = min(every if ranked else BLOCK, limit - done)
-        chosen = frontier.next(take) if ranked else order[done : done + take]
-        for begin in range(0, len(chosen), BLOCK):
-            block = chosen[begin : begin + BLOCK]
-            at = torch.as_tensor(block, device=features.layer.device)
-            rows = feature_rows(model, recording, local, at)
-            parts.append(_block(local, rows))
-            columns.append(block)
-            if ranked:
-                frontier.add(parts[-1][0], *_own(rows, block), np.zeros(len(block)))
+    """Sweep the logit rows, then features block by block; an interruption keeps what is done."""
+    done: list[Block] = []
+    complete = True
+    try:
+        for block in _blocks(model, recording, local, logits, plan):
+            done.append(block)
+            if plan.progress is not None:
+                plan.progress(sum(len(one.columns) for one in done), plan.features)
+    except KeyboardInterrupt:
+        if not (plan.keep_partial and done):
+            raise
+        complete = False
     return Traced(
-        np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64),
-        sparse.csr_array(sparse.vstack([effects for effects, _, _ in parts], format="csr")),
-        np.concatenate([constant for _, constant, _ in parts]),
-        np.concatenate([value for _, _, value in parts]),
+        columns=np.concatenate([block.columns for block in done]),
+        effects=sparse.csr_array(sparse.vstack([block.effects for block in done], format="csr")),
+        constant=np.concatenate([block.constant for block in done]),
+        value=np.concatenate([block.value for block in done]),
+        floored=np.concatenate([block.floored for block in done]),
+        complete=complete,
     )
 
 
-def _block(local: LocalModel, rows: Rows) -> tuple[sparse.csr_array, np.ndarray, np.ndarray]:
+def _blocks(
+    model: ReplacementModel,
+    recording: Recording,
+    local: LocalModel,
+    logits: LogitTargets,
+    plan: Plan,
+) -> Iterator[Block]:
+    """Finished rows: the logits, then the features, ranked again and again where there is a cap."""
+    order = _reference_order(local)
+    frontier = Frontier.over(order)
+    first = _block(local, logits.rows, np.zeros(0, dtype=np.int64), plan.edge_floor)
+    yield first
+    ranked = plan.features < len(order)
+    if ranked:
+        frontier.add(first.effects, *_own(logits.rows), np.array(logits.weight))
+    done = 0
+    while done < plan.features:
+        take = min(plan.rank_every if ranked else BLOCK, plan.features - done)
+        chosen = frontier.next(take) if ranked else order[done : done + take]
+        done += len(chosen)
+        for begin in range(0, len(chosen), BLOCK):
+            columns = chosen[begin : begin + BLOCK]
+            at = torch.as_tensor(columns, device=local.features.layer.device)
+            rows = feature_rows(model, recording, local, at)
+            block = _block(local, rows, columns, plan.edge_floor)
+            yield block
+            if ranked:
+                frontier.add(block.effects, *_own(rows, columns), np.zeros(len(columns)))
+
+
+def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], floor: float) -> Block:
+    """Sweep some rows and keep them sparse, less what lies below the floor."""
     effects = sweep(local, rows)
-    return (
-        sparse.csr_array(effects.sources.cpu().numpy()),
-        effects.constant.double().cpu().numpy(),
-        rows.value.double().cpu().numpy(),
+    sources = effects.sources
+    floored = sources.new_zeros(len(sources), 2)
+    if floor:
+        size = sources.abs()
+        below = size < floor * size.sum(1, keepdim=True)
+        floored[:, 0], floored[:, 1] = (sources * below).sum(1), (size * below).sum(1)
+        sources = sources.masked_fill(below, 0)
+    return Block(
+        columns=columns,
+        effects=sparse.csr_array(sources.cpu().numpy()),
+        constant=effects.constant.double().cpu().numpy(),
+        value=rows.value.double().cpu().numpy(),
+        floored=floored.double().cpu().numpy(),
     )
 
 
