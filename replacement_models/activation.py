@@ -1,5 +1,6 @@
 """Activation functions of sparse dictionaries: when a feature fires, and how strongly."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -139,6 +140,25 @@ class BatchTopK:
     def check(self, features: int) -> None:
         """One threshold for all features."""
         _check_threshold(self, (1,))
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """A model's own activation function, such as GELU: hardly any neuron is ever quite silent."""
+
+    function: Callable[[Tensor], Tensor]
+    name = "elementwise"
+
+    def __call__(self, hidden: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
+        """The function of every entry."""
+        return self.function(hidden)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Elementwise":
+        """Has no parameters."""
+        return self
+
+    def check(self, features: int) -> None:
+        """Fits any layer."""
 
 
 def _check_threshold(activation: JumpReLU | BatchTopK, expected: tuple[int, ...]) -> None:

@@ -17,6 +17,7 @@ from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
 from replacement_models.hub import folder_of
 from replacement_models.layout import check_layout
+from replacement_models.neurons import NEURONS, neurons
 from replacement_models.recording import Recording, record
 from replacement_models.sae import SparseAutoencoder
 from replacement_models.transcoder import Transcoder
@@ -57,7 +58,8 @@ class ReplacementModel:
         Args:
             name: Hugging Face folder or hub id `owner/name[@revision]`; None is the model that
                 ships with the project.
-            transcoders: folder or hub id, in a format `formats/` knows; None only with `name` None.
+            transcoders: folder or hub id, in a format `formats/` knows; "neurons" is the model's
+                own MLP neurons instead (neurons.py); None only with `name` None.
             device: a torch device.
             dtype: "float32", "float64" or "bfloat16".
             lazy: leave decoder rows on disk; None decides by size.
@@ -71,16 +73,17 @@ class ReplacementModel:
             raise ModelError(f"{name}: transcoders is missing; name the folder or hub id of a set")
         where, kind = _device(device), _dtype(dtype)
         folder, revision = folder_of(str(name), MODEL_FILES)
-        transcoder = load_transcoder(transcoders, lazy).to(where, kind)
-        model = _load_model(folder, kind).to(where)
+        bare = transcoders == NEURONS
+        dictionary = None if bare else load_transcoder(transcoders, lazy)
+        host = host_of(_load_model(folder, kind).to(where))
         return cls(
-            host=host_of(model),
-            transcoder=transcoder,
+            host=host,
+            transcoder=(dictionary or neurons(host)).to(where, kind),
             tokenizer=_load_tokenizer(folder),
             name=_public_name(name),
             revision=revision,
             transcoder_name=_public_name(transcoders),
-            transcoder_hash=content_hash(transcoders),
+            transcoder_hash="" if bare else content_hash(transcoders),
         )
 
     @classmethod

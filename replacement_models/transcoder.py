@@ -75,6 +75,16 @@ class DenseDecoder:
         return DenseDecoder(self.weight.to(device, dtype))
 
 
+class Gate(Protocol):
+    """A factor of a layer's activations that depends on its input and is frozen for a prompt."""
+
+    def __call__(self, inputs: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch features"]:
+        """The factors at `inputs`."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Gate":
+        """The same gate on `device` in `dtype`."""
+
+
 @dataclass(frozen=True, eq=False)
 class TranscoderLayer:
     """Weights of one layer."""
@@ -86,6 +96,8 @@ class TranscoderLayer:
     activation: Activation
     W_skip: Float[Tensor, "d_model d_model"] | None = None
     """Linear skip, applied as `x @ W_skip`."""
+    gate: Gate | None = None
+    """Multiplies what the activation lets through; only a model's own neurons have one."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "TranscoderLayer":
         """The same layer on `device` in `dtype`."""
@@ -97,6 +109,7 @@ class TranscoderLayer:
             b_dec=self.b_dec.to(device, dtype),
             activation=self.activation.to(device, dtype),
             W_skip=None if self.W_skip is None else self.W_skip.to(device, dtype),
+            gate=None if self.gate is None else self.gate.to(device, dtype),
         )
 
 
@@ -153,7 +166,18 @@ class Transcoder(ABC):
         """Pre-activations and activations of one layer, from its input at the read point."""
         weights = self.layers[layer]
         hidden = torch.nn.functional.linear(inputs, weights.W_enc, weights.b_enc)
-        return hidden, weights.activation(hidden)
+        return hidden, self.activate(layer, hidden, inputs)
+
+    def activate(
+        self,
+        layer: int,
+        hidden: Float[Tensor, "*batch features"],
+        inputs: Float[Tensor, "*batch d_model"],
+    ) -> Float[Tensor, "*batch features"]:
+        """Activations of one layer at pre-activations `hidden`, its gate held at `inputs`."""
+        weights = self.layers[layer]
+        active = weights.activation(hidden)
+        return active if weights.gate is None else active * weights.gate(inputs)
 
     def encoder_rows(
         self, layer: int, features: Int[Tensor, " rows"]

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from safetensors import SafetensorError
 
+from replacement_models.activation import Elementwise
 from replacement_models.errors import ModelError
 from replacement_models.formats import (
     circuit_tracer,
@@ -94,6 +95,10 @@ def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "t
     """
     if format not in WRITABLE:
         raise ModelError(f"format is {format!r}, expected one of {sorted(WRITABLE)}")
+    if any(isinstance(layer.activation, Elementwise) for layer in transcoder.layers):
+        raise ModelError(
+            "a model's own neurons are no file's to hold; load them with transcoders 'neurons'"
+        )
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ModelError(f"{path}: exists and is not an empty folder; choose another name")
