@@ -182,6 +182,12 @@ trace_options = together(
         default=1,
         help="No features and errors at the first so many positions.",
     ),
+    click.option(
+        "--edge-floor",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        help="Drop effects below this share of their target's input, to save memory.",
+    ),
 )
 prune_options = together(
     click.option("--nodes", type=SHARE, default=0.8, help="Share of the node influence to keep."),
@@ -237,12 +243,17 @@ def trace(
     model = load_model(options)
     import tracer
 
-    with progress("Tracing"):
-        graph = tracer.trace(model, text, **options)
+    with progress("Explaining features") as advance:
+        graph = tracer.trace(model, text, progress=advance, keep_partial=True, **options)
+    partial = "partial" in graph.metadata
+    if partial:  # beside, because a whole graph of an earlier run may stand there
+        output = output.with_name(f"{output.stem}.partial{output.suffix}")
     graph.save(output)
     print_summary(graph)
     place, picture = (shlex.quote(str(path)) for path in (output, output.with_suffix(".svg")))
     click.echo(f"Saved {output}. To draw it: tracer render {place} -o {picture}")
+    if partial:
+        raise Interrupted(f"interrupted; {output} holds what was finished")
 
 
 @main.command(epilog=examples("tracer show dallas.graph", "tracer show dallas.graph --paths 30"))
@@ -438,15 +449,17 @@ def replaceable(path: Path) -> bool:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[None]:
-    """Show on a terminal what takes time."""
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal what takes time; yields what to call with how much of how much is done."""
     if not sys.stderr.isatty():
-        yield
+        yield lambda done, total: None
         return
     from rich.console import Console
+    from rich.progress import Progress
 
-    with Console(stderr=True).status(what):
-        yield
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -491,6 +504,8 @@ def print_origin(graph: "AttributionGraph") -> None:
     rows = [(name.replace("_", " "), about[name]) for name in names if about.get(name)]
     settings = about.get("settings", {}).items()
     shown = " ".join(f"{name}={value}" for name, value in settings if value is not None)
+    if "partial" in about:
+        rows.append(("partial", "interrupted before every feature was explained"))
     print_table((), [*rows, ("settings", shown)])
 
 

@@ -116,6 +116,7 @@ def test_trace_has_the_defaults_of_the_python_functions():
     assert shown.pop("target") == ()
     assert shown.pop("minus") is None
     assert expected.pop("targets") is None
+    del expected["progress"], expected["keep_partial"]
     loaded = python_defaults(ReplacementModel.load)
     expected |= {name: loaded[name] for name in ("name", "transcoders", "device", "dtype")}
     assert {name: shown[name] for name in expected} == expected
@@ -160,7 +161,10 @@ def test_trace_writes_the_whole_graph_and_says_where():
 
 
 def test_options_reach_the_engine():
-    options = "--max-features 9 --rank-every 2 --max-logits 3 --logit-mass 0.5 --position 3"
+    options = (
+        "--max-features 9 --rank-every 2 --max-logits 3 --logit-mass 0.5 --position 3 "
+        "--skip-positions 2 --edge-floor 0.001 --dtype float64"
+    )
     succeed(
         "trace",
         *IDS,
@@ -175,7 +179,8 @@ def test_options_reach_the_engine():
     graph = AttributionGraph.load("a.zip")
     assert graph.metadata["settings"] == {
         "max_features": 9, "rank_every": 2, "max_logits": 3, "logit_mass": 0.5, "targets": None,
-        "position": 3, "skip_positions": 2, "dtype": "float64", "device": "cpu",
+        "position": 3, "skip_positions": 2, "edge_floor": 0.001, "dtype": "float64",
+        "device": "cpu",
     }  # fmt: skip
     assert str(graph.effect.dtype) == "float64"
 
@@ -230,6 +235,8 @@ def test_a_slug_is_a_plain_short_file_name(prompt: str, name: str):
         ([*IDS, "--logit-mass", "1.5"], "'--logit-mass'"),
         ([*IDS, "--logit-mass", "nan"], "nan"),
         ([*IDS, "--skip-positions", "-1"], "'--skip-positions'"),
+        ([*IDS, "--edge-floor", "1"], "'--edge-floor': 1.0 is not in the range 0<=x<1"),
+        ([*IDS, "--edge-floor", "nan"], "nan"),
         ([*IDS, "--position", "5"], "position is 5"),
         ([*IDS, "--position", "-6"], "position is -6"),
         ([*IDS, "--position", "x"], "'x' is not a valid integer"),
@@ -283,7 +290,7 @@ def test_an_earlier_graph_is_replaced(name: str):
     assert present() == [name]
 
 
-def test_an_interrupted_trace_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+def test_a_trace_interrupted_early_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
     import tracer
 
     def interrupt(*_: Any, **__: Any) -> None:
@@ -293,6 +300,27 @@ def test_an_interrupted_trace_leaves_nothing_behind(monkeypatch: pytest.MonkeyPa
     result = run("trace", *IDS)
     assert (result.exit_code, result.stderr) == (130, "Error: interrupted\n")
     assert not present()
+
+
+def test_a_trace_interrupted_late_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch):
+    import tracer
+
+    whole = tracer.trace
+
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    succeed("trace", *IDS, "-o", "a.graph")
+    before = AttributionGraph.load("a.graph")
+    limited = ["--max-features", "60", "--rank-every", "20"]
+    monkeypatch.setattr(tracer, "trace", lambda *a, **b: whole(*a, **b | {"progress": interrupt}))
+    result = run("trace", *IDS, *limited, "-o", "a.graph")
+    assert result.exit_code == 130
+    assert result.stderr == "Error: interrupted; a.partial.graph holds what was finished\n"
+    assert present() == ["a.graph", "a.partial.graph"]
+    assert AttributionGraph.load("a.graph").nodes.equals(before.nodes)
+    assert "interrupted" in succeed("show", "a.partial.graph")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
