@@ -7,6 +7,8 @@ from tracer.interventions.generate import generate
 from tracer.interventions.steering import contrast, feature_maxima
 from tracer.interventions.values import Intervention, Steering, Supernode
 from tracer.targets import Difference, Direction
+from tracer.validate import Validation, validate
+from tracer.validation.means import corpus_means
 
 __all__ = [
     "Change",
@@ -16,9 +18,12 @@ __all__ = [
     "Steering",
     "Supernode",
     "TraceError",
+    "Validation",
     "contrast",
+    "corpus_means",
     "feature_maxima",
     "generate",
     "intervene",
     "trace",
+    "validate",
 ]

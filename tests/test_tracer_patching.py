@@ -1,0 +1,209 @@
+"""Patching: exact, to first order, along edges; ablations; one table and one picture."""
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+import tracer
+from graphs import NodeKind
+from tests.random_models import LAYERS, PROMPT, replacement_model
+from tracer import Intervention, TraceError
+from tracer.patching import (
+    Kind,
+    Site,
+    ablate,
+    divergence,
+    heat_map,
+    logit_difference,
+    patch,
+    path_patch,
+    probability,
+    sites_of,
+)
+from tracer.patching.exact import patched
+from tracer.patching.first_order import estimated
+from tracer.patching.sites import values_of
+
+OTHER = (1, 3, 12, 8, 22, 4)
+FAMILIES = ["gpt2", "gpt_neox", "llama", "gemma2", "gpt_oss"]
+
+
+def everything(site: Kind) -> list[Site]:
+    return [Site(site, layer) for layer in range(LAYERS)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_whole_stream_from_the_clean_run_is_the_clean_run(family: str):
+    model = replacement_model(family)
+    table = patch(
+        model, PROMPT, OTHER, logit_difference(model, 3, 4), sites=everything(Kind.RESIDUAL)
+    )
+    np.testing.assert_allclose(table["recovered"].to_numpy(), 1, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_heads_together_are_the_attention_output(family: str):
+    model = replacement_model(family)
+    clean, metric = values_of(model, PROMPT), logit_difference(model, 3, 4)
+    heads = [
+        (site, clean.at(site))
+        for site in sites_of(model, Kind.HEAD, [clean])
+        if site.layer == 1 and site.position == 4
+    ]
+    whole = Site(Kind.ATTENTION, 1, 4)
+    apart, once = patched(model, OTHER, [heads, [(whole, clean.at(whole))]], metric)
+    assert apart == pytest.approx(once, abs=2e-5)
+
+
+def test_a_patched_feature_is_a_free_intervention():
+    model = replacement_model("gpt2")
+    metric = logit_difference(model, 3, 4)
+    table = patch(model, PROMPT, OTHER, metric, sites="feature")
+    clean = values_of(model, PROMPT)
+    for row in table.slice(0, 5).to_pylist():
+        place = {"layer": row["layer"], "position": row["position"], "feature": row["index"]}
+        value = float(clean.feature[row["layer"]][row["position"], row["index"]])
+        change = tracer.intervene(model, OTHER, [Intervention(**place, value=value)], "free")
+        assert row["after"] == pytest.approx(float(metric(change.logits[-1:])), abs=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", Kind)
+def test_attribution_patching_is_the_slope_of_exact_patching(family: str, kind: Kind):
+    model = replacement_model(family)
+    exact = family == "gpt2"
+    step, metric = 1e-4 if exact else 1e-2, logit_difference(model, 3, 4)
+    clean, base = values_of(model, PROMPT), values_of(model, OTHER)
+    sites = sites_of(model, kind, [clean, base])[::7]
+    up, down = (
+        [[(s, base.at(s) + sign * step * (clean.at(s) - base.at(s)))] for s in sites]
+        for sign in (1, -1)
+    )
+    slope = (patched(model, OTHER, up, metric) - patched(model, OTHER, down, metric)) / (2 * step)
+    far = [[(site, clean.at(site))] for site in sites]
+    found = estimated(model, OTHER, base, far, metric) - float(metric(base.logits[None]))
+    limit = 1e-9 + (1e-5 if exact else 1e-2) * np.abs(found).max()
+    np.testing.assert_allclose(found, slope, rtol=0, atol=limit)
+
+
+def test_attribution_patching_takes_one_forward_and_one_backward_pass():
+    model = replacement_model("gpt2")
+    passes = []
+    handles = [
+        model.host.model.register_forward_hook(lambda *_: passes.append("forward")),
+        model.host.embedding.register_full_backward_hook(lambda *_: passes.append("backward")),
+    ]
+    try:
+        table = patch(
+            model, PROMPT, OTHER, probability(model, 3), sites="head", method="attribution"
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert passes.count("forward") == 3  # two to know the values, one to differentiate
+    assert table.num_rows == LAYERS * 4 * len(PROMPT)
+
+
+def test_a_head_at_zero_adds_nothing():
+    model = replacement_model("gpt2")
+    metric = logit_difference(model, 3, 4)
+    table = ablate(model, PROMPT, metric, sites=[Site(Kind.HEAD, 1, None, 2)])
+    host = model.host.model
+    weight = host.transformer.h[1].attn.c_proj.weight
+    before = weight.data.clone()
+    weight.data[8:12] = 0
+    try:
+        with torch.no_grad():
+            expected = float(metric(model.host.run(PROMPT)[-1:]))
+    finally:
+        weight.data = before
+    assert table["after"][0].as_py() == pytest.approx(expected, abs=1e-9)
+
+
+def test_mean_and_resample_ablation_put_in_what_they_say():
+    model = replacement_model("gpt2")
+    metric = logit_difference(model, 3, 4)
+    site = Site(Kind.MLP, 0, 5)
+    same = ablate(model, PROMPT, metric, sites=[site], using="resample", prompts=[PROMPT])
+    assert same["effect"][0].as_py() == pytest.approx(0, abs=1e-9)
+    other = values_of(model, OTHER)
+    [expected] = patched(model, PROMPT, [[(site, other.mlp[0][1:].mean(0))]], metric)
+    mean = ablate(model, PROMPT, metric, sites=[site], using="mean", prompts=[OTHER])
+    assert mean["after"][0].as_py() == pytest.approx(expected)
+    drawn = ablate(
+        model, PROMPT, metric, sites="mlp", using="resample", prompts=[PROMPT, OTHER], seed=1
+    )
+    again = ablate(
+        model, PROMPT, metric, sites="mlp", using="resample", prompts=[PROMPT, OTHER], seed=1
+    )
+    assert drawn.equals(again)
+
+
+def test_a_path_to_a_logit_carries_the_weight_of_its_edge():
+    model = replacement_model("gpt2", kind="cross_layer")
+    graph = tracer.trace(model, PROMPT)
+    nodes, effect = graph.nodes.to_pylist(), graph.effect.toarray()
+    features = [n for n, node in enumerate(nodes) if node["kind"] == NodeKind.FEATURE]
+    target = len(nodes) - 1
+    token = nodes[target]["token"]
+
+    def demeaned(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, token] - logits.mean(-1)
+
+    source = max(features, key=lambda row: abs(effect[target, row]))
+    end = max(features, key=lambda row: effect[row, features].max())
+    start = max(features, key=lambda row: effect[end, row])
+    edges = [(nodes[source]["id"], nodes[target]["id"]), (nodes[start]["id"], nodes[end]["id"])]
+    table = path_patch(model, graph, edges, demeaned, scale=0.9).to_pylist()
+    assert table[0]["effect"] == pytest.approx(-0.1 * effect[target, source], abs=1e-9)
+    moved = table[1]["patched_activation"] - table[1]["activation"]
+    assert moved == pytest.approx(-0.1 * effect[end, start], abs=1e-9)
+    assert abs(table[1]["effect"]) > 1e-9
+    with pytest.raises(TraceError, match="no node has the id 'x'"):
+        path_patch(model, graph, [("x", nodes[target]["id"])], demeaned)
+    with pytest.raises(TraceError, match="is of kind logit, expected feature"):
+        path_patch(model, graph, [(nodes[target]["id"], nodes[target]["id"])], demeaned)
+
+
+def test_metrics_are_what_they_say():
+    model = replacement_model("gpt2")
+    logits = model.record(PROMPT).logits[-2:]
+    odds = logits.double().softmax(-1)
+    torch.testing.assert_close(probability(model, 5)(logits), odds[:, 5])
+    expected = (odds[0] * (odds[0] / odds[1]).log()).sum()
+    found = divergence(logits[0])(logits)
+    assert float(found[0]) == pytest.approx(0, abs=1e-12)
+    assert float(found[1]) == pytest.approx(float(expected))
+
+
+def test_a_heat_map_is_a_picture_of_the_table():
+    model = replacement_model("gpt2")
+    metric = logit_difference(model, 3, 4)
+    table = patch(model, PROMPT, OTHER, metric)
+    picture = heat_map(table, value="recovered", labels=["<s>", *"bcdef"])
+    texts = [node.text for node in ElementTree.fromstring(picture).iter() if node.text]
+    assert {"layer 2", "layer 0", "<s>", "f", "recovered by layer and position"} <= set(texts)
+    with pytest.raises(TraceError, match="has empty rows"):
+        heat_map(table, columns="index")
+    with pytest.raises(TraceError, match="no column 'depth'"):
+        heat_map(table, rows="depth")
+
+
+def test_patches_that_cannot_be_are_refused():
+    model = replacement_model("gpt2")
+    metric = logit_difference(model, 3, 4)
+    for said, call in (
+        ("needs as many of each", lambda: patch(model, PROMPT, OTHER[:4], metric)),
+        ("'neuron' is unknown", lambda: patch(model, PROMPT, OTHER, metric, sites="neuron")),
+        ("does not exist", lambda: ablate(model, PROMPT, metric, sites=[Site(Kind.MLP, 9)])),
+        ("needs prompts", lambda: ablate(model, PROMPT, metric, using="mean")),
+        ("take an index", lambda: Site(Kind.HEAD, 0)),
+        (
+            "has 4 tokens, expected 6",
+            lambda: ablate(model, PROMPT, metric, using="resample", prompts=[OTHER[:4]]),
+        ),
+    ):
+        with pytest.raises(TraceError, match=said):
+            call()

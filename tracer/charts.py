@@ -1,0 +1,155 @@
+"""Small charts as SVG text: points, lines, and a heat map. No plotting library."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from jaxtyping import Float
+
+WIDTH, HEIGHT = 420, 300
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44
+COLOURS = ("#1f5fa8", "#c2571a", "#3b8a4f", "#8a8a8a", "#7a4fa0")
+CELL_WIDTH, CELL_HEIGHT = 44, 26
+TICKS = 4
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to pixels, in a straight line."""
+
+    label: str
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, label: str, values: Sequence[float], zero: bool = True) -> "Axis":
+        """An axis that holds all finite values, and 0 where `zero`."""
+        finite = [value for value in values if math.isfinite(value)]
+        held = [*finite, 0.0] if zero or not finite else finite
+        low, high = min(held), max(held)
+        return cls(label, low, high if high > low else low + 1)
+
+    def pixel(self, value: float, first: float, last: float) -> float:
+        """Where a value stands between two pixels."""
+        return first + (value - self.low) / (self.high - self.low) * (last - first)
+
+    def ticks(self) -> list[float]:
+        """A few values to write beside the axis."""
+        return [self.low + (self.high - self.low) * step / TICKS for step in range(TICKS + 1)]
+
+
+def points(title: str, x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]]) -> str:
+    """A scatter of one set of points; each axis comes with its label."""
+    across, up = (Axis.around(*axis) for axis in (x, y))
+    place = _placing(across, up)
+    dots = [
+        f'<circle cx="{place(a, b)[0]:.1f}" cy="{place(a, b)[1]:.1f}" r="2.2" '
+        f'fill="{COLOURS[0]}" fill-opacity="0.5"/>'
+        for a, b in zip(x[1], y[1], strict=True)
+    ]
+    return _chart(title, across, up, dots)
+
+
+def lines(
+    title: str,
+    x: tuple[str, Sequence[float]],
+    label: str,
+    series: Mapping[str, Sequence[float | None]],
+) -> str:
+    """Lines over shared x values; None leaves a point out."""
+    everything = [value for values in series.values() for value in values if value is not None]
+    across, up = Axis.around(*x, zero=False), Axis.around(label, everything)
+    place, drawn = _placing(across, up), []
+    for row, (name, values) in enumerate(series.items()):
+        colour = COLOURS[row % len(COLOURS)]
+        known = [place(a, b) for a, b in zip(x[1], values, strict=True) if b is not None]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in known)
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        drawn += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{colour}"/>' for a, b in known]
+        drawn.append(_text(LEFT + 8, TOP + 12 + 14 * row, name, colour=colour))
+    return _chart(title, across, up, drawn)
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Float[np.ndarray, "rows columns"],
+) -> str:
+    """A table of numbers, blue below zero and red above; NaN stays empty."""
+    finite = np.abs(values[np.isfinite(values)])
+    most = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    left = 12 + 7 * max((len(name) for name in rows), default=0)
+    width = left + CELL_WIDTH * len(columns) + RIGHT
+    height = TOP + CELL_HEIGHT * len(rows) + 30
+    drawn = [_text(8, 18, title, size=12)]
+    for down, name in enumerate(rows):
+        middle = TOP + CELL_HEIGHT * (down + 0.5)
+        drawn.append(_text(left - 6, middle + 4, name, anchor="end"))
+        for across, value in enumerate(values[down].tolist()):
+            if math.isfinite(value):
+                drawn += _cell(left + CELL_WIDTH * across, middle, value, value / most)
+    base = TOP + CELL_HEIGHT * len(rows) + 16
+    drawn += [
+        _text(left + CELL_WIDTH * (across + 0.5), base, name[:8], anchor="middle")
+        for across, name in enumerate(columns)
+    ]
+    return _svg(width, height, drawn)
+
+
+def _cell(x: float, middle: float, value: float, share: float) -> list[str]:
+    """One coloured cell with its number."""
+    fade = round(255 * (1 - 0.75 * abs(share)))
+    colour = f"rgb(255,{fade},{fade})" if share > 0 else f"rgb({fade},{fade},255)"
+    return [
+        f'<rect x="{x:.1f}" y="{middle - CELL_HEIGHT / 2:.1f}" width="{CELL_WIDTH}" '
+        f'height="{CELL_HEIGHT}" fill="{colour}"/>',
+        _text(x + CELL_WIDTH / 2, middle + 4, f"{value:.2g}", anchor="middle"),
+    ]
+
+
+def _placing(across: Axis, up: Axis) -> Callable[[float, float], tuple[float, float]]:
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            across.pixel(x, LEFT, WIDTH - RIGHT),
+            up.pixel(y, HEIGHT - BOTTOM, TOP),
+        )
+
+    return place
+
+
+def _chart(title: str, across: Axis, up: Axis, drawn: Sequence[str]) -> str:
+    """Axes, ticks and labels around what is drawn."""
+    place = _placing(across, up)
+    frame = [
+        f'<path d="M{LEFT},{TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" fill="none" stroke="#444"/>',
+        _text(WIDTH / 2, 16, title, anchor="middle", size=12),
+        _text(WIDTH / 2, HEIGHT - 8, across.label, anchor="middle"),
+        f'<g transform="rotate(-90 12 {HEIGHT / 2})">'
+        f"{_text(12, HEIGHT / 2, up.label, anchor='middle')}</g>",
+    ]
+    for x in across.ticks():
+        frame.append(_text(place(x, up.low)[0], HEIGHT - BOTTOM + 16, f"{x:.3g}", anchor="middle"))
+    for y in up.ticks():
+        frame.append(_text(LEFT - 6, place(across.low, y)[1] + 4, f"{y:.3g}", anchor="end"))
+    return _svg(WIDTH, HEIGHT, [*frame, *drawn])
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", size: int = 10, colour: str = "#222"
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
+        f'fill="{colour}">{escape(text)}</text>'
+    )
+
+
+def _svg(width: float, height: float, drawn: Sequence[str]) -> str:
+    body = "\n".join(drawn)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" font-family="sans-serif">\n'
+        f'<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
+    )

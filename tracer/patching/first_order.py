@@ -1,0 +1,100 @@
+"""Attribution patching: every patch to first order, from one forward and one backward pass."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from replacement_models import ReplacementModel
+from replacement_models.hooks import first_tensor, replaced_first
+from replacement_models.recording import write_module
+from tracer.interventions.forward import Rows, Run, run
+from tracer.interventions.freezing import replaced, rows_of
+from tracer.patching.exact import Wanted
+from tracer.patching.metrics import Metric
+from tracer.patching.sites import Kind, Site, Values
+
+Gradients = dict[tuple[Kind, int], Float[Tensor, "positions d_model"]]
+"""Of the metric, at the residual stream, the attention output and the MLP output of every layer."""
+
+
+def estimated(
+    model: ReplacementModel,
+    tokens: Sequence[int],
+    base: Values,
+    rows: Sequence[Wanted],
+    metric: Metric,
+) -> Float[np.ndarray, " rows"]:
+    """The metric plus gradient times change, summed over each row's sites."""
+    before, gradients = _gradients(model, tokens, metric)
+    found = []
+    for wanted in rows:
+        change = sum(
+            _effect(model, gradients, site, value - base.at(site)) for site, value in wanted
+        )
+        found.append(before + change)
+    return np.array(found)
+
+
+def _gradients(
+    model: ReplacementModel, tokens: Sequence[int], metric: Metric
+) -> tuple[float, Gradients]:
+    """The metric and its gradient at every place something can be added to."""
+    shape = (1, len(tokens), model.host.d_model)
+    places = (Kind.RESIDUAL, Kind.ATTENTION, Kind.MLP)
+    zero = {
+        (kind, layer): torch.zeros(
+            shape, dtype=model.dtype, device=model.device, requires_grad=True
+        )
+        for kind in places
+        for layer in range(len(model.host.blocks))
+    }
+    hooks: list[tuple[nn.Module, Any]] = []
+    for layer, block in enumerate(model.host.blocks):
+        write = write_module(block, model.transcoder.write)
+        hooks += [
+            (block.attention, _adding_first(zero[Kind.ATTENTION, layer])),
+            (write, _adding(zero[Kind.MLP, layer])),
+        ]
+    added = [
+        (block.module, _plus(zero[Kind.RESIDUAL, layer]))
+        for layer, block in enumerate(model.host.blocks)
+    ]
+    ids = torch.tensor([list(tokens)], device=model.device)
+    with torch.enable_grad():
+        how = Run(edit=Rows([[]]), keep=False, hooks=hooks, added=added)
+        value = metric(run(model, ids, how).logits[:, -1])[0]
+        found = torch.autograd.grad(value, list(zero.values()))
+    return float(value.detach()), {place: gradient[0] for place, gradient in zip(zero, found, strict=True)}
+
+
+def _plus(zero: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda stream: stream + zero
+
+
+def _adding_first(zero: Tensor) -> Callable[..., Any]:
+    return lambda _, output: replaced_first(output, output[0] + zero)
+
+
+def _adding(zero: Tensor) -> Callable[..., Any]:
+    return lambda inputs, output: replaced(output, rows_of(output, first_tensor(inputs)) + zero)
+
+
+def _effect(model: ReplacementModel, gradients: Gradients, site: Site, change: Tensor) -> float:
+    """Gradient times change at one site."""
+    at = slice(None) if site.position is None else site.position
+    if site.kind is Kind.HEAD:
+        assert site.index is not None
+        output = model.host.blocks[site.layer].output[site.index]
+        return float((gradients[Kind.ATTENTION, site.layer][at] * (change @ output)).sum())
+    if site.kind is not Kind.FEATURE:
+        return float((gradients[site.kind, site.layer][at] * change).sum())
+    feature = torch.tensor([site.index], device=model.device)
+    rows = model.transcoder.decoder_rows(site.layer, feature)[0]
+    return sum(
+        float((gradients[Kind.MLP, target][at] @ rows[slot] * change).sum())
+        for slot, target in enumerate(model.transcoder.targets(site.layer))
+    )

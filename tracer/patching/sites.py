@@ -1,0 +1,146 @@
+"""Places that can be patched, and their values in one forward pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from replacement_models import ReplacementModel
+from replacement_models.hooks import eager_attention, first_tensor
+from replacement_models.host import Block
+from replacement_models.recording import write_module
+from tracer.errors import TraceError
+from tracer.interventions.forward import Rows, Run, run
+from tracer.interventions.freezing import rows_of
+
+
+class Kind(StrEnum):
+    """What is patched."""
+
+    RESIDUAL = "residual"
+    """The residual stream entering a layer."""
+    ATTENTION = "attention"
+    """An attention layer's output, all heads."""
+    MLP = "mlp"
+    """What the transcoder stands in for."""
+    HEAD = "head"
+    """One head's part of the attention output."""
+    FEATURE = "feature"
+    """One feature's activation, through its decoder rows at all layers it writes to."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place."""
+
+    kind: Kind
+    layer: int
+    position: int | None = None
+    """None: all positions."""
+    index: int | None = None
+    """Head or feature."""
+
+    def __post_init__(self) -> None:
+        if (self.index is None) == (self.kind in (Kind.HEAD, Kind.FEATURE)):
+            raise TraceError(f"{self}: heads and features take an index, other kinds none")
+
+
+@dataclass
+class Values:
+    """What every site holds for one prompt; lists are in layer order."""
+
+    residual: list[Float[Tensor, "positions d_model"]] = field(default_factory=list)
+    attention: list[Float[Tensor, "positions d_model"]] = field(default_factory=list)
+    mlp: list[Float[Tensor, "positions d_model"]] = field(default_factory=list)
+    head: list[Float[Tensor, "positions heads d_head"]] = field(default_factory=list)
+    feature: list[Float[Tensor, "positions features"]] = field(default_factory=list)
+    logits: Float[Tensor, " vocabulary"] | None = None
+    """Of the next token."""
+
+    def at(self, site: Site) -> Tensor:
+        """The value of one site: (P, ...) or that of one position."""
+        value: Tensor = getattr(self, site.kind)[site.layer]
+        if site.position is not None:
+            value = value[site.position]
+        return (
+            value if site.index is None else value.select(value.ndim - self._rank(site), site.index)
+        )
+
+    def _rank(self, site: Site) -> int:
+        return 2 if site.kind is Kind.HEAD else 1
+
+
+def head_values(
+    block: Block, hidden: Float[Tensor, "rows positions d_model"], pattern: Tensor
+) -> Float[Tensor, "rows positions heads d_head"]:
+    """What each head reads, before its output map: its pattern's mix of value vectors."""
+    kv_heads, d_head, _ = block.value.shape
+    values = block.values(hidden).unflatten(-1, (kv_heads, d_head))
+    per_head = values.repeat_interleave(len(block.output) // kv_heads, dim=-2)
+    return torch.einsum("bhqk,bkhd->bqhd", pattern, per_head)
+
+
+@torch.no_grad()
+def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
+    """Run the model once and keep the value of every site."""
+    seen = Values()
+    hooks: list[tuple[nn.Module, Any]] = []
+    for block in model.host.blocks:
+        hooks += [
+            (block.module, _keep_residual(seen)),
+            (block.attention, _keep_attention(block, seen)),
+            (write_module(block, model.transcoder.write), _keep_mlp(seen)),
+        ]
+    ids = torch.tensor([list(tokens)], device=model.device)
+    with eager_attention(model.host.model):
+        outcome = run(model, ids, Run(edit=Rows([[]]), hooks=hooks))
+    seen.feature = [layer[0] for layer in outcome.activations]
+    seen.logits = outcome.logits[0, -1]
+    return seen
+
+
+def _keep_residual(seen: Values) -> Callable[..., None]:
+    return lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])
+
+
+def _keep_attention(block: Block, seen: Values) -> Callable[..., None]:
+    def keep(inputs: Any, output: Any) -> None:
+        seen.attention.append(output[0][0])
+        seen.head.append(head_values(block, first_tensor(inputs), output[1])[0])
+
+    return keep
+
+
+def _keep_mlp(seen: Values) -> Callable[..., None]:
+    return lambda _, output: seen.mlp.append(rows_of(output, seen.attention[-1][None])[0])
+
+
+def sites_of(
+    model: ReplacementModel, kind: Kind | str, runs: Sequence[Values], by_position: bool = True
+) -> list[Site]:
+    """Every site of a kind; of features those that are active in one of some runs.
+
+    Args:
+        model: the model.
+        kind: what to patch.
+        runs: forward passes of equally long prompts.
+        by_position: one site for each position, or one for all positions together.
+    """
+    kind, positions = Kind(kind), len(runs[0].residual[0])
+    places: Sequence[int | None] = range(positions) if by_position else [None]
+    found = []
+    for layer, block in enumerate(model.host.blocks):
+        if kind is Kind.FEATURE:
+            active = torch.stack([one.feature[layer] != 0 for one in runs]).any(0)
+            active = active if by_position else active.any(0, keepdim=True)
+            found += [
+                Site(kind, layer, places[row], index) for row, index in active.nonzero().tolist()
+            ]
+        else:
+            indices = range(len(block.output)) if kind is Kind.HEAD else [None]
+            found += [Site(kind, layer, at, index) for at in places for index in indices]
+    return found

@@ -1,0 +1,151 @@
+"""How far to believe a graph: what it predicts beside what interventions on the model measure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from graphs import AttributionGraph
+from graphs.schema import number, plain_metadata
+from replacement_models import ReplacementModel
+from tracer.validation.ablation import ablations
+from tracer.validation.correlation import direct_logit, feature_to_feature, spearman
+from tracer.validation.faithfulness import Faithfulness, faithfulness
+from tracer.validation.means import Means, corpus_means
+from tracer.validation.response import Prediction, Response, by_distance, responses
+from tracer.validation.subject import Subject, subject
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What a graph predicted and what was measured."""
+
+    graph: AttributionGraph
+    """The graph with the summary in its metadata, under "validation"."""
+    summary: dict[str, Any]
+    features: pa.Table
+    """One row a feature node: id, influence, measured (fall of the target's demeaned logit when it
+    alone is zeroed), activation, direct (the baseline's |activation x decoder x target|)."""
+    responses: pa.Table
+    """One row a zeroed feature and layer above it: id, distance, cosine, error, measured."""
+    circuits: pa.Table | None
+    """One row a threshold, as in `Faithfulness.curve`; None without a corpus."""
+
+
+def validate(
+    model: ReplacementModel,
+    graph: AttributionGraph,
+    corpus: Sequence[str | Sequence[int]] | Means | None = None,
+    *,
+    draws: int = 10,
+    seed: int = 0,
+) -> Validation:
+    """Test an unpruned graph against interventions on the model it was traced from.
+
+    Rank correlation: influence against the size of the change of the target's demeaned logit when a
+    feature alone is zeroed in mode "free", over all feature nodes (at least 30), over the half
+    with most influence, and feature to feature; beside it two baselines, activation and |activation
+    x decoder x target|. Responses: predicted against measured changes of activations, by layers
+    above the feature. Faithfulness: what is left of the target's lead over its strongest
+    competitor with all features and all errors outside the pruned circuit at their corpus mean.
+
+    Args:
+        model: the model the graph was traced from.
+        graph: as `trace` returned it.
+        corpus: prompts for the means, or the means; None leaves faithfulness out.
+        draws: random circuits for each threshold.
+        seed: of the random circuits.
+
+    Raises:
+        TraceError: the graph is pruned, of another model, or its targets are directions.
+
+    Source: Ameisen et al. 2025, "Circuit Tracing", section on evaluating graphs; Marks et al. 2025,
+    "Sparse Feature Circuits", for faithfulness and completeness.
+    """
+    about = subject(model, graph)
+    if corpus is not None and not isinstance(corpus, Means):
+        corpus = corpus_means(model, corpus, about.skipped)
+    measured, changes, found = _measure(about)
+    kept = None if corpus is None else faithfulness(about, corpus, draws, seed)
+    features = _feature_table(about, measured)
+    summary = _summary(about, features, changes, found, kept)
+    return Validation(
+        graph=replace(graph, metadata=plain_metadata(graph.metadata | {"validation": summary})),
+        summary=summary,
+        features=features,
+        responses=_response_table(about, found),
+        circuits=None if kept is None else pa.Table.from_pylist(kept.curve),
+    )
+
+
+@torch.no_grad()
+def _measure(about: Subject) -> tuple[np.ndarray, np.ndarray, list[Response]]:
+    """Effects on the target (features), on other features (features, features), and responses."""
+    prediction, count = Prediction(about), len(about.features)
+    effect, changes = np.zeros(count), np.zeros((count, count))
+    found: list[Response] = []
+    for ablated in ablations(about):
+        rows = slice(ablated.features.start, ablated.features.stop)
+        effect[rows] = ablated.effect.double().cpu().numpy()
+        for number_, (layer, position, feature) in enumerate(about.features):
+            change = ablated.responses[layer][:, position, feature]
+            changes[rows, number_] = change.double().abs().cpu().numpy()
+        found += responses(prediction, ablated)
+    return effect, changes, found
+
+
+def _feature_table(about: Subject, measured: np.ndarray) -> pa.Table:
+    nodes, rows = about.graph.nodes, about.rows
+    return pa.table(
+        {
+            "id": nodes["id"].take(rows),
+            "influence": number(nodes, "influence")[rows],
+            "measured": measured,
+            "activation": number(nodes, "activation")[rows],
+            "direct": direct_logit(about),
+        }
+    )
+
+
+def _response_table(about: Subject, found: list[Response]) -> pa.Table:
+    ids = about.graph.nodes["id"].take(about.rows).to_pylist()
+    return pa.table(
+        {
+            "id": pa.array([ids[one.feature] for one in found], pa.string()),
+            "distance": pa.array([one.distance for one in found], pa.int32()),
+            "cosine": pa.array([one.cosine for one in found], pa.float64()),
+            "error": pa.array([one.error for one in found], pa.float64()),
+            "measured": pa.array([one.measured for one in found], pa.float64()),
+        }
+    )
+
+
+def _summary(
+    about: Subject,
+    features: pa.Table,
+    changes: np.ndarray,
+    found: list[Response],
+    kept: Faithfulness | None,
+) -> dict[str, Any]:
+    columns = {name: features[name].to_numpy() for name in features.column_names[1:]}
+    size = np.abs(columns["measured"])
+    order = np.argsort(-columns["influence"], kind="stable")
+    top = order[: len(order) // 2]
+    between = feature_to_feature(about, changes)
+    return {
+        "features": len(size),
+        "target": about.graph.nodes["id"][about.aim.row].as_py(),
+        "spearman": {
+            "influence": spearman(columns["influence"], size),
+            "top_half": spearman(columns["influence"][top], size[top]),
+            "activation": spearman(np.abs(columns["activation"]), size),
+            "direct": spearman(columns["direct"], size),
+            "feature_to_feature": float(np.median(between)) if between else None,
+            "feature_targets": len(between),
+        },
+        "responses": {str(distance): row for distance, row in by_distance(found).items()},
+        "faithfulness": None if kept is None else kept.summary(),
+    }

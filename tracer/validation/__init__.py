@@ -1,0 +1,1 @@
+"""How far to believe a graph: its predictions beside what interventions do to the model."""

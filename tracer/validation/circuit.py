@@ -1,0 +1,146 @@
+"""The original model with everything outside a circuit at its corpus mean.
+
+Features inside answer as they will, with everything downstream recomputed; features outside, fired
+or not, are held at their mean; errors inside are what the transcoders miss in this very pass, those
+outside are held at theirs. Skipped positions and attention are the model's own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from graphs import AttributionGraph, NodeKind
+from tracer.interventions.forward import Changes, Run, run
+from tracer.validation.means import Means
+from tracer.validation.subject import Subject
+
+BATCH = 32
+"""Circuits in one forward pass."""
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Which features and errors are left as they are."""
+
+    features: frozenset[tuple[int, int, int]]
+    """(layer, position, feature)."""
+    errors: frozenset[tuple[int, int]]
+    """(layer, position)."""
+
+    @property
+    def size(self) -> int:
+        """Nodes."""
+        return len(self.features) + len(self.errors)
+
+    def without_errors(self) -> "Circuit":
+        """The same features, every error at its mean."""
+        return Circuit(self.features, frozenset())
+
+    def complement(self, whole: "Circuit") -> "Circuit":
+        """What of `whole` is not in it."""
+        return Circuit(whole.features - self.features, whole.errors - self.errors)
+
+    def drawn(self, whole: "Circuit", random: np.random.Generator) -> "Circuit":
+        """As many features and as many errors, at random out of `whole`."""
+        parts: list[list[tuple[int, ...]]] = []
+        for mine, every in ((self.features, whole.features), (self.errors, whole.errors)):
+            listed = sorted(every)
+            chosen = random.permutation(len(listed))[: len(mine)]
+            parts.append([listed[index] for index in chosen])
+        return Circuit(frozenset(parts[0]), frozenset(parts[1]))  # type: ignore[arg-type]
+
+
+def circuit_of(graph: AttributionGraph) -> Circuit:
+    """The features and errors of a graph."""
+    nodes = graph.nodes.to_pylist()
+    return Circuit(
+        frozenset(
+            (node["layer"], node["position"], node["feature"])
+            for node in nodes
+            if node["kind"] == NodeKind.FEATURE
+        ),
+        frozenset(
+            (node["layer"], node["position"]) for node in nodes if node["kind"] == NodeKind.ERROR
+        ),
+    )
+
+
+@dataclass
+class Ablation:
+    """The edit that leaves one circuit a row; made for one forward pass."""
+
+    subject: Subject
+    means: Means
+    features: Sequence[Bool[Tensor, "rows positions features"]]
+    """What to leave as it is, a layer each."""
+    errors: Bool[Tensor, "rows layers positions"]
+    decoded: dict[int, Tensor] = field(default_factory=dict)
+    """Layer to what its transcoders make of this pass's activations, unchanged."""
+
+    def reads(self, layer: int) -> bool:
+        """Every layer."""
+        return True
+
+    def changes(
+        self, layer: int, active: Float[Tensor, "rows positions features"]
+    ) -> Changes | None:
+        """Activations outside to zero, inside less the mean; `output` adds the mean to all."""
+        keep, mean = self.features[layer], self.means.activations[layer]
+        skipped = self.subject.skipped
+        used = ((active != 0) | keep).flatten(0, 1).any(0).nonzero()[:, 0]
+        amount = torch.where(keep[..., used], -mean[used].expand_as(active[..., used]), 0.0)
+        amount = torch.where(keep[..., used], amount, -active[..., used])
+        amount[:, :skipped] = 0
+        transcoder = self.subject.model.transcoder
+        rows = transcoder.decoder_rows(layer, used)
+        for slot, target in enumerate(transcoder.targets(layer)):
+            write = active[..., used] @ rows[:, slot]
+            self.decoded[target] = self.decoded.get(target, 0) + write
+        return used, amount
+
+    def output(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
+        """The MLP's output with errors outside at their mean, plus all mean writes."""
+        transcoder, skipped = self.subject.model.transcoder, self.subject.skipped
+        decoded = self.decoded[layer] + transcoder.layers[layer].b_dec
+        skip = transcoder.skip(layer)
+        if skip is not None:
+            decoded = decoded + x @ skip
+        average = decoded + self.means.errors[layer]
+        kept = torch.where(self.errors[:, layer, :, None], output, average)
+        kept = kept + self.means.written[layer]
+        return torch.cat([output[:, :skipped], kept[:, skipped:]], dim=1)
+
+
+@torch.no_grad()
+def leads(
+    subject: Subject, means: Means, circuits: Sequence[Circuit]
+) -> Float[np.ndarray, " circuits"]:
+    """The target's lead over the clean run's strongest competitor, in each circuit alone."""
+    found: list[float] = []
+    for start in range(0, len(circuits), BATCH):
+        batch = circuits[start : start + BATCH]
+        edit = Ablation(subject, means, *_masks(subject, batch))
+        tokens = subject.tokens.expand(len(batch), -1)
+        outcome = run(subject.model, tokens, Run(edit=edit, keep=False))
+        found += subject.aim.lead(outcome.logits_before_cap[:, -1]).tolist()
+    return np.array(found)
+
+
+def _masks(subject: Subject, circuits: Sequence[Circuit]) -> tuple[list[Tensor], Tensor]:
+    positions, device = len(subject.tokens), subject.model.device
+    weights = subject.model.transcoder.layers
+    features = [
+        torch.zeros(len(circuits), positions, len(layer.b_enc), dtype=torch.bool, device=device)
+        for layer in weights
+    ]
+    errors = torch.zeros(len(circuits), len(weights), positions, dtype=torch.bool, device=device)
+    for row, circuit in enumerate(circuits):
+        for layer, position, feature in circuit.features:
+            features[layer][row, position, feature] = True
+        for layer, position in circuit.errors:
+            errors[row, layer, position] = True
+    return features, errors

@@ -1,0 +1,127 @@
+"""Predicted against measured changes of activations downstream of a zeroed feature.
+
+The prediction is the graph's own: the feature's write and the answers of other features are passed
+along the edges in computation order, each feature's new pre-activation put through its activation
+function. Attention, norms and errors stay frozen, and a silent feature stays silent; in the
+measurement nothing does, and every feature of the dictionary counts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from graphs.schema import number
+from tracer.validation.ablation import Ablated
+from tracer.validation.subject import Subject
+
+SILENT = 1e-5
+"""Changes below this share of a layer's activations are rounding, not responses."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One zeroed feature, one layer above it."""
+
+    feature: int
+    """Number in `Subject.features`."""
+    distance: int
+    """Layers above the feature."""
+    cosine: float
+    """0 where one of the two is silent and the other is not."""
+    error: float | None
+    """Squared size of the difference over that of the measured change; None where that is 0."""
+    measured: float
+    """Size of the measured change."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The graph as a model of what zeroing its features does."""
+
+    subject: Subject
+
+    @cached_property
+    def effects(self) -> Float[Tensor, "features features"]:
+        """effects[target, source] among features."""
+        rows = self.subject.rows
+        dense = self.subject.graph.effect[rows][:, rows].toarray()
+        return torch.as_tensor(dense, dtype=self.subject.model.dtype)
+
+    @cached_property
+    def activation(self) -> Float[Tensor, " features"]:
+        """Recorded activations."""
+        values = number(self.subject.graph.nodes, "activation")[self.subject.rows]
+        return torch.as_tensor(values, dtype=self.subject.model.dtype)
+
+    @cached_property
+    def hidden(self) -> list[Float[Tensor, "positions features"]]:
+        """Recorded pre-activations of every layer."""
+        transcoder, inputs = self.subject.model.transcoder, self.subject.recording.inputs
+        return [transcoder.encode(layer, x)[0].cpu() for layer, x in enumerate(inputs)]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(features, 3): layer, position, feature."""
+        return torch.tensor(self.subject.features).reshape(-1, 3)
+
+    def changes(self, zeroed: range) -> list[Float[Tensor, "rows positions features"]]:
+        """Predicted changes of activations in every layer, a row for each zeroed feature."""
+        rows = len(zeroed)
+        ratio = self.activation.new_zeros(rows, len(self.places))
+        ratio[range(rows), list(zeroed)] = -1
+        found = []
+        for layer, hidden in enumerate(self.hidden):
+            here = (self.places[:, 0] == layer).nonzero()[:, 0]
+            position, feature = self.places[here, 1], self.places[here, 2]
+            moved = hidden.repeat(rows, 1, 1)
+            moved[:, position, feature] += ratio @ self.effects[here].T
+            activate = self.subject.model.transcoder.layers[layer].activation.to(
+                hidden.device, hidden.dtype
+            )
+            change = activate(moved) - activate(hidden)
+            ratio[:, here] += change[:, position, feature] / self.activation[here]
+            found.append(change)
+        return found
+
+
+def responses(prediction: Prediction, ablated: Ablated) -> Iterator[Response]:
+    """Compare, for every zeroed feature and every layer above it."""
+    predicted = prediction.changes(ablated.features)
+    layers = [prediction.subject.features[number][0] for number in ablated.features]
+    for layer, (guess, seen) in enumerate(zip(predicted, ablated.responses, strict=True)):
+        size = float(prediction.hidden[layer].norm())
+        a, b = guess.flatten(1).double(), seen.flatten(1).double().cpu()
+        products = torch.stack([(a * b).sum(1), a.norm(dim=1), b.norm(dim=1), (a - b).norm(dim=1)])
+        for row, (dot, mine, theirs, gap) in enumerate(products.T.tolist()):
+            distance = layer - layers[row]
+            limit = SILENT * size
+            if distance < 1 or max(mine, theirs) <= limit:
+                continue
+            both = min(mine, theirs) > limit
+            yield Response(
+                feature=ablated.features[row],
+                distance=distance,
+                cosine=dot / (mine * theirs) if both else 0.0,
+                error=(gap / theirs) ** 2 if theirs > limit else None,
+                measured=theirs,
+            )
+
+
+def by_distance(found: list[Response]) -> dict[int, dict[str, float]]:
+    """Mean and median cosine, and median normalised error, for every number of layers."""
+    summary = {}
+    for distance in sorted({one.distance for one in found}):
+        cosines = [one.cosine for one in found if one.distance == distance]
+        errors = [one.error for one in found if one.distance == distance and one.error is not None]
+        summary[distance] = {
+            "cosine": float(np.mean(cosines)),
+            "cosine_median": float(np.median(cosines)),
+            "error_median": float(np.median(errors)) if errors else float("nan"),
+            "count": len(cosines),
+        }
+    return summary
