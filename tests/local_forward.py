@@ -23,9 +23,10 @@ class LocalForward:
 
     def __post_init__(self) -> None:
         layers, positions = len(self.recording.layers), len(self.recording.tokens)
-        self.token = torch.ones(positions, dtype=torch.float64)
-        self.error = torch.ones(layers, positions, dtype=torch.float64)
-        self.feature = torch.ones(len(self.recording.features), dtype=torch.float64)
+        dtype = self.recording.token_vectors.dtype
+        self.token = torch.ones(positions, dtype=dtype)
+        self.error = torch.ones(layers, positions, dtype=dtype)
+        self.feature = torch.ones(len(self.recording.features), dtype=dtype)
 
     def __call__(self) -> tuple[list[Tensor], Tensor]:
         """Pre-activations of every layer, (P, F) each, and logits (P, V)."""

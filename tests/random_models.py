@@ -105,10 +105,10 @@ def language_model(family: str, dtype: torch.dtype = torch.float64) -> Any:
     """A random model of one of FAMILIES, as transformers builds it."""
     model_type, options = FAMILIES[family]
     config = AutoConfig.for_model(model_type, **options)
-    return _randomised(AutoModelForCausalLM.from_config(config), dtype)
+    return randomised(AutoModelForCausalLM.from_config(config), dtype)
 
 
-def _randomised(model: Any, dtype: torch.dtype) -> Any:
+def randomised(model: Any, dtype: torch.dtype) -> Any:
     """All parameters random, those of norms around their usual value; the same every time."""
     generator = torch.Generator().manual_seed(0)
     model = model.to(dtype).eval()

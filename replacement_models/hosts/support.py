@@ -45,8 +45,8 @@ LINEAR_ATTENTION = {
     "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text",
 }  # fmt: skip
 """Models with linear-attention or gated delta-rule layers."""
-RECURRENT = {"inkling2_text", "inkling_text", "recurrent_gemma", "rwkv", "xlstm"}
-CONVOLUTION = {"lfm2", "lfm2_moe", "lfm3", "zaya"}
+RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
+CONVOLUTION = {"inkling2_text", "inkling_text", "lfm2", "lfm2_moe", "lfm3", "zaya"}
 AFTER_AN_ENCODER = {"musicgen", "musicgen_melody", "speech_to_text_2", "trocr", "whisper"}
 
 
@@ -100,3 +100,16 @@ def _reason(model_type: str) -> str:
     if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "not yet supported: tracer does not know how it is laid out"
     return "no causal language model of the installed transformers"
+
+
+def support_table() -> str:
+    """Every decoder of the installed transformers, by support and reason, as Markdown."""
+    found: dict[str, list[str]] = {}
+    for model_type in decoders():
+        supported, reason = support(model_type)
+        title = "**supported**" if supported else f"refused: {reason}"
+        found.setdefault(title, []).append(f"`{model_type}`")
+    lines = [f"| {len(decoders())} decoders of transformers | `model_type` |", "|---|---|"]
+    for title in sorted(found, key=lambda title: (not title.startswith("**"), title)):
+        lines.append(f"| {title} ({len(found[title])}) | {', '.join(found[title])} |")
+    return "\n".join(lines)
