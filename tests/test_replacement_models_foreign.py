@@ -1,0 +1,407 @@
+"""Other tools' transcoder files, laid out as those tools write them, against their own formulas."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import tracer
+from graphs import AttributionGraph
+from replacement_models import (
+    ModelError,
+    ReadPoint,
+    ReplacementModel,
+    load_transcoder,
+    save_transcoder,
+)
+from replacement_models.formats import FORMATS, convert
+from tests.dictionaries import assert_same, computed
+from tests.peers import L, Peer, inputs, write_json
+from tests.peers_cross_layer import (
+    CltForge,
+    CrosslayerCoding,
+    CrosslayerTranscoder,
+    OpenMoss,
+    Sparsify,
+)
+from tests.peers_per_layer import GemmaScope, GemmaScope2, SaeLens
+
+CASES: dict[str, Callable[[], Peer]] = {
+    "gemma-scope": GemmaScope,
+    "gemma-scope-2 per-layer": GemmaScope2,
+    "gemma-scope-2 plain": lambda: GemmaScope2(skip=False),
+    "gemma-scope-2 cross-layer": lambda: GemmaScope2(cross_layer=True),
+    "saelens": SaeLens,
+    "saelens skip": lambda: SaeLens(skip=True),
+    "saelens jumprelu": lambda: SaeLens("jumprelu", skip=True),
+    "saelens old": lambda: SaeLens("jumprelu", old=True),
+    "saelens old topk": lambda: SaeLens("topk", skip=True, old=True),
+    "sparsify": lambda: Sparsify(norms=False),
+    "sparsify normed": Sparsify,
+    "sparsify clt": lambda: Sparsify(L),
+    "sparsify clt window": lambda: Sparsify(2),
+    "sparsify clt tied by source": lambda: Sparsify(L, tied=True),
+    "sparsify clt tied by target": lambda: Sparsify(L, "concat"),
+    "sparsify clt per layer": lambda: Sparsify(L, "per-layer"),
+    "sparsify clt per layer window": lambda: Sparsify(2, "per-layer"),
+    "openmoss clt": lambda: OpenMoss(True, "jumprelu"),
+    "openmoss clt topk": lambda: OpenMoss(True, "topk"),
+    "openmoss clt relu": lambda: OpenMoss(True, "relu"),
+    "openmoss clt ungated": lambda: OpenMoss(True, "topk", gate=False),
+    "openmoss plt": lambda: OpenMoss(False, "jumprelu"),
+    "openmoss plt inference": lambda: OpenMoss(False, "topk", "inference"),
+    "clt-forge": CltForge,
+    "clt-forge per-layer": lambda: CltForge(cross_layer=False),
+    "clt-forge sharded": lambda: CltForge(shards=2),
+    **{
+        f"crosslayer-transcoder {kind}": lambda kind=kind: CrosslayerTranscoder(kind)
+        for kind in ("ReLU", "JumpReLU", "PerLayerTopK", "BatchTopK", "PerLayerBatchTopK")
+    },
+    "crosslayer-transcoder folded": lambda: CrosslayerTranscoder("JumpReLU", folded=True),
+    "crosslayer-transcoder per-layer": lambda: CrosslayerTranscoder("JumpReLU", cross_layer=False),
+    **{
+        f"crosslayer-coding {tying} {method}": lambda tying=tying, method=method: CrosslayerCoding(
+            tying, method
+        )
+        for tying in ("none", "per_source", "per_target")
+        for method in ("none", "mean_std", "sqrt_d_model")
+    },
+    "crosslayer-coding relu": lambda: CrosslayerCoding(act="relu"),
+}
+"""A name that begins with the format's, and what writes it."""
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture
+def peer(name: str) -> Peer:
+    """The tool of this case, with its weights."""
+    return CASES[name]()
+
+
+@pytest.fixture
+def folder(peer: Peer, tmp_path: Path) -> Path:
+    """What that tool writes."""
+    path = tmp_path / "set"
+    path.mkdir()
+    peer.save(path)
+    return path
+
+
+def close(got: list[Tensor], expected: list[Tensor]) -> None:
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@every_case
+def test_the_format_is_recognised_and_no_other_is_before_it(name: str, folder: Path):
+    first, *_ = [format for format, module in FORMATS.items() if module.recognise(folder)]
+    assert name == first or name.startswith(f"{first} ")
+
+
+@every_case
+@pytest.mark.parametrize("lazy", [False, True])
+def test_outputs_are_those_of_the_peers_formula(peer: Peer, folder: Path, lazy: bool):
+    found = load_transcoder(folder, lazy=lazy)
+    assert found.kind == ("cross_layer" if peer.cross_layer else "per_layer")
+    assert (found.read, found.write) == (peer.read, peer.write)
+    x = inputs()
+    active, outputs = computed(found, x)
+    assert any((a != 0).any() for a in active)
+    close(outputs, peer.outputs(x))
+    if not peer.own_unit:
+        close(active, peer.activations(x))
+
+
+@every_case
+def test_lazy_rows_are_the_eager_ones_and_eager_ones_are_in_memory(folder: Path):
+    eager, lazy = (load_transcoder(folder, lazy=lazy) for lazy in (False, True))
+    assert_same(lazy, eager)
+    wanted = torch.tensor([7, 2, 2, 9])
+    for index in range(L):
+        rows = lazy.to("cpu", torch.float64).decoder_rows(index, wanted)
+        assert torch.equal(rows, eager.decoder_rows(index, wanted).double())
+        assert lazy.decoder_rows(index, wanted[:0]).shape[0] == 0
+        assert type(eager.layers[index].decoder).__name__ == "DenseDecoder"
+        assert type(lazy.layers[index].decoder).__name__ != "DenseDecoder"
+
+
+@every_case
+def test_our_own_format_holds_all_of_it(folder: Path, tmp_path: Path):
+    found = load_transcoder(folder)
+    assert_same(load_transcoder(convert(folder, tmp_path / "ours")), found)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ModelError) as error:
+        load_transcoder(folder)
+    line = str(error.value)
+    assert "\n" not in line
+    assert str(folder) in line
+    return line
+
+
+@every_case
+def test_a_missing_or_torn_weight_file_is_one_line(folder: Path):
+    weights = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz"))
+    weights[-1].write_bytes(weights[-1].read_bytes()[:-40])
+    line = refusal(folder)
+    assert "cannot be read as" in line
+    assert weights[-1].name in line
+
+
+TENSORS = [name for name in CASES if not name.startswith(("gemma-scope", "crosslayer-coding"))]
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_tensor_nobody_reads_is_refused_rather_than_dropped(folder: Path):
+    file = sorted(folder.rglob("*.safetensors"))[0]
+    save_file(load_file(file) | {"W_gate": torch.ones(2)}, file)
+    assert "tensor 'W_gate' is not known in this format" in refusal(folder)
+
+
+def edited(folder: Path, file: str, **changes: Any) -> None:
+    """Change fields of every configuration file of that name."""
+    for path in folder.rglob(file):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes", "message"),
+    [
+        ("gemma-scope-2 per-layer", "config.json", {"type": "crosscoder"}, "type is 'crosscoder'"),
+        (
+            "gemma-scope-2 per-layer",
+            "config.json",
+            {"architecture": "topk"},
+            "architecture is 'topk'",
+        ),
+        (
+            "gemma-scope-2 cross-layer",
+            "config.json",
+            {"hf_hook_point_in": "model.layers.0.output"},
+            "hf_hook_point_in is 'model.layers.0.output'",
+        ),
+        ("saelens", "cfg.json", {"architecture": "gated"}, "architecture is 'gated'"),
+        (
+            "saelens",
+            "cfg.json",
+            {"normalize_activations": "layer_norm"},
+            "normalize_activations is 'layer_norm', a variant that is not supported",
+        ),
+        (
+            "saelens",
+            "cfg.json",
+            {"normalize_activations": "expected_average_only_in"},
+            "there is no activation_scaler.json",
+        ),
+        ("saelens", "cfg.json", {"apply_b_dec_to_input": True}, "apply_b_dec_to_input is True"),
+        (
+            "saelens",
+            "cfg.json",
+            {"metadata": {"hook_name": "blocks.0.hook_resid_pre"}},
+            "hook_name is 'blocks.0.hook_resid_pre'",
+        ),
+        ("sparsify", "cfg.json", {"transcode": False}, "transcode is False"),
+        ("sparsify", "cfg.json", {"activation": "groupmax"}, "activation is 'groupmax'"),
+        ("sparsify", "cfg.json", {"k": None}, "k is None"),
+        ("sparsify clt", "cfg.json", {"activation": "batchtopk"}, "activation is 'batchtopk'"),
+        ("sparsify clt", "cfg.json", {"coalesce_topk": "group"}, "coalesce_topk is 'group'"),
+        ("sparsify clt", "cfg.json", {"divide_cross_layer": True}, "divide_cross_layer is True"),
+        ("openmoss clt", "config.json", {"act_fn": "layertopk"}, "act_fn is 'layertopk'"),
+        ("openmoss clt", "config.json", {"norm_activation": "token-wise"}, "'token-wise'"),
+        ("openmoss plt", "config.json", {"use_glu_encoder": True}, "use_glu_encoder is True"),
+        ("openmoss plt", "config.json", {"sae_type": "lorsa"}, "sae_type is 'lorsa'"),
+        ("clt-forge", "clt_cfg.json", {"n_layers": 0}, "n_layers is 0"),
+        ("clt-forge", "clt_cfg.json", {"n_layers": 2}, "expected 2 and 3 matrices"),
+        ("clt-forge", "clt_cfg.json", {"feature_sharding": True}, "rank0_clt_weights.safetensors"),
+        (
+            "crosslayer-coding none mean_std",
+            "cfg.json",
+            {"activation_fn": "batchtopk"},
+            "activation_fn is 'batchtopk'",
+        ),
+        (
+            "crosslayer-coding none mean_std",
+            "cfg.json",
+            {"mlp_input_template": None},
+            "mlp_input_template is None",
+        ),
+        (
+            "crosslayer-coding none none",
+            "cfg.json",
+            {"normalization_method": "mean_std"},
+            "there is no norm_stats.json",
+        ),
+    ],
+)
+def test_an_unsupported_variant_is_named_by_its_field(
+    folder: Path, file: str, changes: dict[str, Any], message: str
+):
+    edited(folder, file, **changes)
+    assert message in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["crosslayer-transcoder JumpReLU"])
+@pytest.mark.parametrize(
+    ("part", "path", "message"),
+    [
+        ("nonlinearity", "x.HeavysideStep", "nonlinearity is 'HeavysideStep'"),
+        ("decoder", "x.MOLT", "decoder is 'MOLT'"),
+        (
+            "input_standardizer",
+            "x.SamplewiseInputStandardizer",
+            "input_standardizer is 'SamplewiseInputStandardizer'",
+        ),
+    ],
+)
+def test_a_part_of_a_crosslayer_transcoder_that_is_not_supported_is_named(
+    folder: Path, part: str, path: str, message: str
+):
+    file = folder / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["model"]["init_args"][part]["class_path"] = path
+    file.write_text(yaml.safe_dump(config))
+    assert message in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "key"),
+    [
+        ("sparsify clt", "h.0.mlp/sae.safetensors", "W_skips.1"),
+        ("sparsify clt", "h.1.mlp/sae.safetensors", "post_encs.0"),
+        (
+            "crosslayer-coding per_target none",
+            "model.safetensors",
+            "decoder_module.feature_offset.1",
+        ),
+    ],
+)
+def test_what_no_linear_decoder_can_express_is_refused_unless_zero(
+    folder: Path, file: str, key: str
+):
+    tensors = load_file(folder / file)
+    save_file(tensors | {key: torch.ones_like(tensors[key])}, folder / file)
+    assert f"{key} is not zero, a variant that is not supported" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["gemma-scope", "gemma-scope-2 per-layer", "saelens", "sparsify"])
+def test_a_layer_that_is_missing_is_named(folder: Path):
+    first = sorted(path for path in folder.iterdir() if path.is_dir())[1]
+    first.rename(first.parent.parent / "elsewhere")
+    assert "layer 1 is missing (found layers [0, 2])" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["gemma-scope"])
+def test_several_dictionaries_for_a_layer_are_refused(folder: Path):
+    layer = folder / "layer_1" / "width_16k"
+    (layer / "average_l0_7").rename(layer / "average_l0_20")
+    (folder / "layer_0" / "width_16k" / "average_l0_7").rename(layer / "average_l0_7")
+    assert "layer 1 has 2 transcoders (layer_1/width_16k/average_l0_20," in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["gemma-scope"])
+def test_a_compressed_archive_is_read_and_python_objects_are_not(folder: Path):
+    expected = load_transcoder(folder)
+    path = next(folder.glob("layer_1/**/*.npz"))
+    arrays = dict(np.load(path))
+    np.savez_compressed(path, **arrays)
+    assert_same(load_transcoder(folder, lazy=True), expected)
+    np.savez(path, **{**arrays, "b_dec": np.array([object()], dtype=object)})
+    assert "params.npz: cannot be read as npz" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["gemma-scope", "gemma-scope-2 per-layer"])
+def test_circuit_tracers_list_may_name_gemma_scopes_files(folder: Path):
+    expected = load_transcoder(folder)
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".npz", ".safetensors"))
+    read = {"normed": "mlp.hook_in", "normed_unweighted": "ln2.hook_normalized"}[expected.read]
+    config = {
+        "model_kind": "transcoder_set",
+        "model_name": expected.model,
+        "feature_input_hook": read,
+        "feature_output_hook": "hook_mlp_out",
+        "transcoders": [file.relative_to(folder).as_posix() for file in files],
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert next(n for n, m in FORMATS.items() if m.recognise(folder)) == "circuit-tracer"
+    assert_same(load_transcoder(folder), expected)
+
+
+@pytest.mark.parametrize("name", ["sparsify"])
+def test_a_run_that_read_before_the_norm_says_so(folder: Path):
+    write_json(folder / "config.json", {"hookpoints_in": [f"h.{i}.ln_2" for i in range(L)]})
+    assert load_transcoder(folder).read is ReadPoint.RESIDUAL
+
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+def traced(transcoders: Path, case: str) -> AttributionGraph:
+    model = ReplacementModel.load(GOLDEN / case / "model", transcoders)
+    return tracer.trace(model, json.loads((GOLDEN / case / "meta.json").read_text())["tokens"])
+
+
+WAYS = [
+    ("llama_gqa_plt", "tracer"),
+    ("llama_gqa_plt", "circuit-tracer"),
+    ("llama_gqa_plt", "saelens"),
+    ("llama_gqa_plt", "gemma-scope-2"),
+    ("llama_gqa_clt", "tracer"),
+    ("llama_gqa_clt", "circuit-tracer"),
+    ("llama_skip_topk_plt", "tracer"),
+    ("llama_skip_topk_plt", "circuit-tracer"),
+    ("gpt2_plt", "saelens"),
+]
+
+
+@pytest.mark.parametrize(("case", "format"), WAYS)
+def test_a_dictionary_converted_there_and_back_gives_the_identical_graph(
+    case: str, format: str, tmp_path: Path
+):
+    source = GOLDEN / case / "transcoders"
+    there = convert(source, tmp_path / "there", format)
+    back = convert(there, tmp_path / "back", "circuit-tracer")
+    expected = traced(source, case)
+    for folder in (there, back):
+        found = traced(folder, case)
+        assert found.nodes.equals(expected.nodes)
+        assert (found.effect != expected.effect).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "format", "message"),
+    [
+        ("llama_gqa_clt", "saelens", "SAELens holds per-layer transcoders, not cross_layer ones"),
+        ("llama_gqa_clt", "gemma-scope-2", "Gemma Scope 2 has JumpReLU only; layer 0 has relu"),
+        ("llama_skip_topk_plt", "saelens", "layer 0 has topk"),
+        ("llama_skip_topk_plt", "gemma-scope-2", "layer 0 has topk"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_and_nothing_is_left(
+    case: str, format: str, message: str, tmp_path: Path
+):
+    with pytest.raises(ModelError, match=message):
+        convert(GOLDEN / case / "transcoders", tmp_path / "there", format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_cross_layer_gemma_scope_is_written_as_it_was_read(skip: bool, tmp_path: Path):
+    (tmp_path / "set").mkdir()
+    GemmaScope2(cross_layer=True, skip=skip).save(tmp_path / "set")
+    there = convert(tmp_path / "set", tmp_path / "there", "gemma-scope-2")
+    assert_same(load_transcoder(there, lazy=True), load_transcoder(tmp_path / "set"))
+
+
+def test_conversion_to_a_format_without_a_writer_is_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match="format is 'openmoss', expected one of"):
+        save_transcoder(
+            load_transcoder(GOLDEN / "gpt2_plt" / "transcoders"), tmp_path / "x", "openmoss"
+        )
