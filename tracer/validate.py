@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from graphs import AttributionGraph
 from graphs.schema import number, plain_metadata
@@ -15,8 +17,13 @@ from tracer.validation.ablation import ablations
 from tracer.validation.correlation import direct_logit, feature_to_feature, spearman
 from tracer.validation.faithfulness import Faithfulness, faithfulness
 from tracer.validation.means import Means, corpus_means
+from tracer.validation.report import TABLES, write_plots, write_tables
 from tracer.validation.response import Prediction, Response, by_distance, responses
+from tracer.validation.scrubbing import Hypothesis, scrub
 from tracer.validation.subject import Subject, subject
+
+ROUNDING = 16
+"""Changes below so many units in the last place of the largest value are rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +41,33 @@ class Validation:
     circuits: pa.Table | None
     """One row a threshold, as in `Faithfulness.curve`; None without a corpus."""
 
+    @property
+    def tables(self) -> dict[str, pa.Table | None]:
+        """All tables by name."""
+        return {name: getattr(self, name) for name in TABLES}
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Save the graph with its summary; into a folder the tables and plots as well.
+
+        Returns:
+            What was written.
+
+        Raises:
+            GraphError: the place cannot be written.
+        """
+        path = Path(path)
+        self.graph.save(path)
+        if path.suffix == ".zip":
+            return [path]
+        return [path, *write_tables(path, self.tables), *write_plots(path, self.tables)]
+
 
 def validate(
     model: ReplacementModel,
     graph: AttributionGraph,
     corpus: Sequence[str | Sequence[int]] | Means | None = None,
     *,
+    hypotheses: Sequence[Hypothesis] = (),
     draws: int = 10,
     seed: int = 0,
 ) -> Validation:
@@ -56,6 +84,7 @@ def validate(
         model: the model the graph was traced from.
         graph: as `trace` returned it.
         corpus: prompts for the means, or the means; None leaves faithfulness out.
+        hypotheses: claims to scrub, each from its own prompts.
         draws: random circuits for each threshold.
         seed: of the random circuits.
 
@@ -72,6 +101,10 @@ def validate(
     kept = None if corpus is None else faithfulness(about, corpus, draws, seed)
     features = _feature_table(about, measured)
     summary = _summary(about, features, changes, found, kept)
+    if hypotheses:
+        tokens = about.recording.tokens
+        scrubbed = [scrub(model, tokens, one, about.aim.lead) for one in hypotheses]
+        summary["scrubbing"] = [one.summary() for one in scrubbed]
     return Validation(
         graph=replace(graph, metadata=plain_metadata(graph.metadata | {"validation": summary})),
         summary=summary,
@@ -86,15 +119,23 @@ def _measure(about: Subject) -> tuple[np.ndarray, np.ndarray, list[Response]]:
     """Effects on the target (features), on other features (features, features), and responses."""
     prediction, count = Prediction(about), len(about.features)
     effect, changes = np.zeros(count), np.zeros((count, count))
+    places = np.array(about.features, dtype=np.int64).reshape(-1, 3)
     found: list[Response] = []
     for ablated in ablations(about):
         rows = slice(ablated.features.start, ablated.features.stop)
-        effect[rows] = ablated.effect.double().cpu().numpy()
-        for number_, (layer, position, feature) in enumerate(about.features):
-            change = ablated.responses[layer][:, position, feature]
-            changes[rows, number_] = change.double().abs().cpu().numpy()
+        effect[rows] = _settled(ablated.effect, about.recording.logits_before_cap)
+        for layer, response in enumerate(ablated.responses):
+            here = np.flatnonzero(places[:, 0] == layer)
+            change = response[:, places[here, 1], places[here, 2]]
+            changes[rows, here] = np.abs(_settled(change, about.recording.features.activation))
         found += responses(prediction, ablated)
     return effect, changes, found
+
+
+def _settled(change: Tensor, size: Tensor) -> np.ndarray:
+    """Changes with those that are only rounding at zero, where they tie."""
+    limit = ROUNDING * torch.finfo(size.dtype).eps * float(size.abs().max())
+    return torch.where(change.abs() > limit, change, 0.0).double().cpu().numpy()
 
 
 def _feature_table(about: Subject, measured: np.ndarray) -> pa.Table:

@@ -68,7 +68,9 @@ def _gradients(
         how = Run(edit=Rows([[]]), keep=False, hooks=hooks, added=added)
         value = metric(run(model, ids, how).logits[:, -1])[0]
         found = torch.autograd.grad(value, list(zero.values()))
-    return float(value.detach()), {place: gradient[0] for place, gradient in zip(zero, found, strict=True)}
+    return float(value.detach()), {
+        place: gradient[0] for place, gradient in zip(zero, found, strict=True)
+    }
 
 
 def _plus(zero: Tensor) -> Callable[[Tensor], Tensor]:

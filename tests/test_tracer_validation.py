@@ -1,0 +1,302 @@
+"""Validation: its definitions by hand, its laws, and what it refuses."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import tracer
+from graphs import AttributionGraph
+from replacement_models import ReplacementModel
+from tests.random_models import LAYERS, PROMPT, replacement_model
+from tracer import Difference, Direction, Intervention, TraceError
+from tracer.patching import Kind, Site
+from tracer.validation.ablation import ablations
+from tracer.validation.circuit import Circuit, circuit_of, leads
+from tracer.validation.correlation import feature_to_feature, spearman, upstream
+from tracer.validation.means import corpus_means
+from tracer.validation.report import rows
+from tracer.validation.response import Prediction, responses
+from tracer.validation.scrubbing import Hypothesis, outside, scrub
+from tracer.validation.subject import Subject, subject
+
+CORPUS = [PROMPT, (1, 3, 12, 8, 22, 4), (1, 6, 2, 11)]
+NOTHING = Circuit(frozenset(), frozenset())
+
+
+@cache
+def made(family: str = "gpt2", **options: Any) -> tuple[ReplacementModel, AttributionGraph]:
+    model = replacement_model(family, **options)
+    return model, tracer.trace(model, PROMPT)
+
+
+def subject_of(family: str = "gpt2", **options: Any) -> Subject:
+    return subject(*made(family, **options))
+
+
+def test_spearman_by_hand_with_ties_and_too_few():
+    a = np.arange(30.0)
+    assert spearman(a, a**3) == pytest.approx(1)
+    assert spearman(a, -a) == pytest.approx(-1)
+    tied = np.repeat([0.0, 1.0], 15)
+    assert spearman(a, tied) == pytest.approx(0.8665, abs=1e-3)
+    assert spearman(a[:29], a[:29]) is None
+    assert spearman(a, np.zeros(30)) is None
+
+
+def test_effects_are_those_of_single_interventions():
+    model, graph = made()
+    found = tracer.validate(model, graph)
+    token = graph.nodes["token"][subject(model, graph).aim.row].as_py()
+    nodes = {node["id"]: node for node in graph.nodes.to_pylist()}
+    for row in found.features.to_pylist()[::29]:
+        place = {name: nodes[row["id"]][name] for name in ("layer", "position", "feature")}
+        change = tracer.intervene(model, PROMPT, [Intervention(**place, value=0.0)], "free")
+        after, before = (s.logits_before_cap[-1] for s in (change, change.base))
+        expected = (before[token] - before.mean()) - (after[token] - after.mean())
+        assert row["measured"] == pytest.approx(float(expected), abs=1e-12)
+        assert row["influence"] == nodes[row["id"]]["influence"]
+
+
+def test_the_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+    model, graph = made()
+    once = tracer.validate(model, graph)
+    monkeypatch.setattr("tracer.validation.ablation.LARGEST", 7)
+    again = tracer.validate(model, graph)
+    np.testing.assert_allclose(once.features["measured"], again.features["measured"], atol=1e-12)
+    assert once.summary["spearman"]["influence"] == again.summary["spearman"]["influence"]
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_a_prediction_is_what_direct_interventions_and_activations_make_of_it(
+    kind: str, activation: str
+):
+    about = subject_of(kind=kind, activation=activation)
+    prediction = Prediction(about)
+    number = int(np.argmax([layer == 1 for layer, _, _ in about.features]))
+    layer, position, feature = about.features[number]
+    changes = prediction.changes(range(number, number + 1))
+    off = Intervention(layer=layer, position=position, feature=feature, value=0.0)
+    direct = tracer.intervene(about.model, PROMPT, [off])
+    activate = about.model.transcoder.layers[layer + 1].activation
+    # one layer on nothing stands between, but silent features stay silent in a graph
+    expected = activate(direct.pre_activations[layer + 1]) - activate(prediction.hidden[layer + 1])
+    traced = torch.zeros_like(expected, dtype=torch.bool)
+    for one in about.features:
+        traced[one[1], one[2]] |= one[0] == layer + 1
+    if activation == "relu":
+        torch.testing.assert_close(
+            changes[layer + 1][0][traced], expected[traced], rtol=0, atol=1e-9
+        )
+    assert not changes[layer].any()
+    assert not changes[0].any()
+
+
+def test_responses_are_zero_or_one_where_that_is_plain():
+    about = subject_of()
+    prediction = Prediction(about)
+    for ablated in ablations(about):
+        own = replace(ablated, responses=prediction.changes(ablated.features))
+        for response in responses(prediction, own):
+            assert response.cosine == pytest.approx(1)
+            assert response.error == pytest.approx(0)
+        silent = replace(ablated, responses=[torch.zeros_like(r) for r in ablated.responses])
+        for response in responses(prediction, silent):
+            assert (response.cosine, response.error) == (0.0, None)
+
+
+def test_features_are_compared_with_those_that_could_reach_them():
+    about = subject_of()
+    target = len(about.features) - 1
+    below = upstream(about.features, target)
+    layer, position, _ = about.features[target]
+    for (one, at, _), counted in zip(about.features, below, strict=True):
+        assert counted == (one < layer and at <= position)
+    perfect = np.zeros((len(about.features),) * 2)
+    assert feature_to_feature(about, perfect) == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("options", [{"skip": True}, {"kind": "per_layer"}])
+def test_a_circuit_of_everything_is_the_model(family: str, options: dict[str, Any]):
+    about = subject_of(family, **options)
+    means = corpus_means(about.model, CORPUS)
+    whole = frozenset(
+        (layer, position, feature)
+        for layer, weights in enumerate(about.model.transcoder.layers)
+        for position in range(len(PROMPT))
+        for feature in range(len(weights.b_enc))
+    )
+    errors = frozenset((layer, p) for layer in range(LAYERS) for p in range(len(PROMPT)))
+    [kept] = leads(about, means, [Circuit(whole, errors)])
+    clean = float(about.aim.lead(about.recording.logits_before_cap[-1:]))
+    assert kept == pytest.approx(clean, abs=2e-5)
+
+
+def test_an_ablated_layer_writes_its_means():
+    about = subject_of(skip=True)
+    means = corpus_means(about.model, CORPUS)
+    [kept] = leads(about, means, [NOTHING])
+    weights = about.model.transcoder.layers
+    held: dict[int, torch.Tensor] = {}
+
+    def hook(layer: int):
+        def write(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            x = inputs[0]
+            mean = means.written[layer] + means.errors[layer] + weights[layer].b_dec
+            held[layer] = mean + x @ weights[layer].W_skip
+            return torch.cat([output[:, :1], held[layer][:, 1:]], dim=1)
+
+        return write
+
+    blocks = about.model.host.blocks
+    handles = [block.mlp.register_forward_hook(hook(i)) for i, block in enumerate(blocks)]
+    try:
+        with torch.no_grad():
+            expected = float(about.aim.lead(about.model.host.run(PROMPT)[-1:]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert kept == pytest.approx(expected, abs=1e-9)
+
+
+def test_circuits_of_a_batch_do_not_touch_one_another():
+    about = subject_of()
+    means = corpus_means(about.model, CORPUS)
+    whole = circuit_of(about.graph)
+    pruned = circuit_of(about.graph.prune())
+    circuits = [pruned, NOTHING, whole, pruned.complement(whole), pruned.without_errors()]
+    together = leads(about, means, circuits)
+    for circuit, kept in zip(circuits, together, strict=True):
+        assert leads(about, means, [circuit])[0] == pytest.approx(kept, abs=1e-12)
+
+
+def test_means_are_over_all_counted_positions():
+    model = replacement_model("gpt2")
+    means = corpus_means(model, CORPUS)
+    assert means.positions == sum(len(prompt) - 1 for prompt in CORPUS)
+    active = [
+        model.transcoder.encode(1, model.record(prompt).inputs[1])[1][1:] for prompt in CORPUS
+    ]
+    torch.testing.assert_close(means.activations[1], torch.cat(active).mean(0))
+    with pytest.raises(TraceError, match="no position to average over"):
+        corpus_means(model, [(5,)])
+
+
+def test_random_circuits_are_of_equal_size_and_seeded():
+    whole = circuit_of(made()[1])
+    pruned = circuit_of(made()[1].prune())
+    one, same, other = (pruned.drawn(whole, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one == same != other
+    assert (len(one.features), len(one.errors)) == (len(pruned.features), len(pruned.errors))
+    assert one.features <= whole.features
+    assert pruned.complement(whole).size == whole.size - pruned.size
+
+
+def test_the_curve_is_what_its_circuits_keep():
+    model, graph = made()
+    found = tracer.validate(model, graph, CORPUS, draws=2)
+    about, means = subject(model, graph), corpus_means(model, CORPUS)
+    clean = found.summary["faithfulness"]["clean"]
+    for row in found.circuits.to_pylist():
+        circuit = circuit_of(graph.prune(row["nodes"], 0.98))
+        whole = circuit_of(graph)
+        chosen = [circuit, circuit.without_errors(), circuit.complement(whole)]
+        expected = leads(about, means, chosen) / clean
+        got = [row["circuit"], row["without_errors"], row["rest"]]
+        np.testing.assert_allclose(got, expected, atol=1e-12)
+    assert tracer.validate(model, graph, CORPUS, draws=2).summary == found.summary
+
+
+def test_scrubbing_nothing_that_matters_survives_and_everything_does_not():
+    model = replacement_model("gpt2")
+    other = CORPUS[1]
+
+    def metric(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 3] - logits[:, 4]
+
+    stream = tuple(Site(Kind.RESIDUAL, 1, position) for position in range(len(PROMPT)))
+    gone = scrub(model, PROMPT, Hypothesis("all of it", stream, (other,)), metric)
+    assert gone.survives == pytest.approx(0, abs=1e-9)
+    later = Site(Kind.RESIDUAL, LAYERS - 1, 2)
+    kept = scrub(
+        model, PROMPT, Hypothesis("an early token, late", (later,), (PROMPT, other)), metric
+    )
+    assert kept.survives is not None
+    assert 0 < kept.survives < 2
+    with pytest.raises(TraceError, match="has 4 tokens, expected 6"):
+        scrub(model, PROMPT, Hypothesis("short", (later,), (CORPUS[2],)), metric)
+    with pytest.raises(TraceError, match="needs sites to resample and prompts"):
+        Hypothesis("empty", (), (PROMPT,))
+
+
+def test_a_pruned_graph_states_a_hypothesis():
+    model, graph = made()
+    stated = outside(model, graph.prune(), [CORPUS[1]])
+    kept = circuit_of(graph.prune()).features
+    assert stated.resampled
+    for site in stated.resampled:
+        assert (site.layer, site.position, site.index) not in kept
+        assert site.position is not None
+        assert site.position > 0
+    found = tracer.validate(model, graph, hypotheses=[stated])
+    assert found.summary["scrubbing"][0]["name"] == "features outside the circuit"
+
+
+def test_a_difference_is_measured_as_a_difference():
+    model = replacement_model("gpt2")
+    graph = tracer.trace(model, PROMPT, targets=[Difference(3, 4)])
+    found = tracer.validate(model, graph)
+    node = next(n for n in graph.nodes.to_pylist() if n["id"] == found.features["id"][5].as_py())
+    place = {name: node[name] for name in ("layer", "position", "feature")}
+    change = tracer.intervene(model, PROMPT, [Intervention(**place, value=0.0)], "free")
+    moved = (change.base.logits - change.logits)[-1]
+    assert found.features["measured"][5].as_py() == pytest.approx(float(moved[3] - moved[4]))
+
+
+def test_a_validation_is_stored_with_its_graph(tmp_path):
+    model, graph = made()
+    found = tracer.validate(model, graph, CORPUS, draws=1)
+    written = found.save(tmp_path / "g.graph")
+    again = AttributionGraph.load(tmp_path / "g.graph")
+    assert again.metadata["validation"] == found.graph.metadata["validation"]
+    assert {path.suffix for path in written} == {".graph", ".arrow", ".svg"}
+    with pa.memory_map(str(tmp_path / "g.graph" / "validation_features.arrow")) as source:
+        assert pa.ipc.open_file(source).read_all().equals(found.features)
+    for path in written:
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    found.save(tmp_path / "g.zip")
+    assert AttributionGraph.load(tmp_path / "g.zip").metadata == again.metadata
+    names = [name for name, _, _ in rows(again.metadata["validation"])]
+    assert names[0] == "Spearman, influence"
+    assert "circuit keeps" in names
+
+
+def test_a_graph_without_features_can_be_validated():
+    model = replacement_model("gpt2")
+    found = tracer.validate(model, tracer.trace(model, PROMPT, max_features=0), CORPUS, draws=1)
+    assert found.summary["spearman"]["influence"] is None
+    assert list(rows(found.summary))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m, g: (m, g.prune()), "graph is pruned"),
+        (lambda m, g: (replace(m, name="other"), g), "the model's is 'other'"),
+        (
+            lambda m, g: (m, tracer.trace(m, PROMPT, targets=[Direction([1.0] * 16, "up")])),
+            "'up' is a direction",
+        ),
+    ],
+)
+def test_what_cannot_be_validated_is_refused(change: Any, said: str):
+    with pytest.raises(TraceError, match=said):
+        tracer.validate(*change(*made()))
