@@ -5,16 +5,15 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test install clean
+.PHONY: demo test install readme clean
 
 demo: $(INSTALLED)
+	@sh install_graphviz.sh
 	@mkdir -p demo
-	$(BIN)/tracer trace "The capital of the state containing Dallas is" -o demo/dallas.graph > demo/trace.txt
-	$(BIN)/tracer show demo/dallas.graph
-	@if command -v neato > /dev/null; then for kind in svg png; do \
-		$(BIN)/tracer render demo/dallas.graph -o demo/dallas.$$kind || exit; done; \
-	else sh install_graphviz.sh; $(BIN)/tracer render demo/dallas.graph -o demo/dallas.dot; fi
-	@echo "The files are in $(CURDIR)/demo:" && ls demo
+	$(BIN)/tracer trace "The capital of the state containing Dallas is" -o demo/dallas.graph
+	@for kind in $$(command -v neato > /dev/null && echo svg png || echo dot); do \
+		$(BIN)/tracer render demo/dallas.graph -o demo/dallas.$$kind || exit; done
+	@echo "The graph and its pictures are in $(CURDIR)/demo"
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -31,6 +30,10 @@ $(INSTALLED): pyproject.toml constraints.txt install_graphviz.sh
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	sh install_graphviz.sh
 	@touch $@
+
+# Draws the picture and fills in the output shown in README.md, from the embedded default as it is now.
+readme: $(INSTALLED)
+	$(BIN)/python docs/fill_readme.py
 
 clean:
 	rm -rf .venv demo

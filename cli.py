@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help must not wait: imports stand inside
+    from torch import Tensor
+
     from graphs import AttributionGraph
     from replacement_models import ReplacementModel
     from tracer import Change, Difference
@@ -250,6 +252,10 @@ def trace(
         output = output.with_name(f"{output.stem}.partial{output.suffix}")
     graph.save(output)
     print_summary(graph)
+    print_answers(
+        model, [("next token", model.record(text, keep_patterns=False).logits[options["position"]])]
+    )
+    print_paths(graph, 10)
     place, picture = (shlex.quote(str(path)) for path in (output, output.with_suffix(".svg")))
     click.echo(f"Saved {output}. To draw it: tracer render {place} -o {picture}")
     if partial:
@@ -360,7 +366,7 @@ def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options
     ]
     with progress("Running the model"):
         result = tracer.intervene(model, text, interventions, mode)
-    print_answers(model, result)
+    print_answers(model, [("before", result.base.logits[-1]), ("after", result.logits[-1])])
     print_responses(result, [model.token_string(token) for token in model.tokenize(text)])
 
 
@@ -510,10 +516,16 @@ def print_origin(graph: "AttributionGraph") -> None:
 
 
 def print_summary(graph: "AttributionGraph") -> None:
-    """Print what comes next, and how much of it the graph explains."""
+    """Print what the graph explains, and how much of it."""
+    tokens = map(quoted, graph.metadata.get("tokens", []))
+    targets = (
+        f"{quoted(node['text'] or node['label'])} {node['probability']:.4g}"
+        for node in nodes_of(graph, "logit")
+    )
     features, errors = len(nodes_of(graph, "feature")), len(nodes_of(graph, "error"))
     rows = [
-        ("tokens", " ".join(map(quoted, graph.metadata.get("tokens", [])))),
+        ("tokens", " ".join(tokens)),
+        ("explained", ", ".join(targets)),
         ("graph", f"{features} features, {errors} errors, {graph.effect.nnz} edges"),
         ("replacement score", f"{graph.scores.replacement:.4f}"),
         ("completeness score", f"{graph.scores.completeness:.4f}"),
@@ -522,12 +534,6 @@ def print_summary(graph: "AttributionGraph") -> None:
         where = f"of the largest pre-activation, in row {worst['node']}"
         rows.append(("conservation error", f"at worst {worst['relative']:.1e} {where}"))
     print_table((), rows)
-    logits = nodes_of(graph, "logit")
-    chosen = any(node["token"] is None for node in logits)
-    print_table(
-        ("target", "weight") if chosen else ("next token", "probability"),
-        [(quoted(node["text"] or node["label"]), node["probability"]) for node in logits],
-    )
 
 
 def print_features(graph: "AttributionGraph", count: int) -> None:
@@ -553,14 +559,23 @@ def print_paths(graph: "AttributionGraph", count: int) -> None:
     )
 
 
-def print_answers(model: "ReplacementModel", result: "Change", count: int = 5) -> None:
-    """Print the likeliest next tokens before and after, side by side."""
-    columns = []
-    for logits in (result.base.logits, result.logits):
-        top = logits[-1].softmax(-1).topk(min(count, logits.shape[-1]))
+def print_answers(
+    model: "ReplacementModel", answers: "Sequence[tuple[str, Tensor]]", count: int = 5
+) -> None:
+    """Print the likeliest next tokens of one or more runs side by side.
+
+    Args:
+        model: which model's tokens they are.
+        answers: heading and logits (V,) of each run.
+        count: how many tokens.
+    """
+    header, columns = [], []
+    for heading, logits in answers:
+        top = logits.softmax(-1).topk(min(count, len(logits)))
+        header += [heading, "probability"]
         columns.append([quoted(model.token_string(token)) for token in top.indices.tolist()])
         columns.append(top.values.tolist())
-    print_table(("before", "probability", "after", "probability"), zip(*columns, strict=True))
+    print_table(header, zip(*columns, strict=True))
 
 
 def print_responses(result: "Change", tokens: Sequence[str], count: int = 10) -> None:

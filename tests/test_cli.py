@@ -156,7 +156,11 @@ def test_trace_writes_the_whole_graph_and_says_where():
     assert f"completeness score\t{graph.scores.completeness:.4f}" in text
     assert "conservation error\tat worst" in text
     logit = next(node for node in graph.nodes.to_pylist() if node["kind"] == "logit")
-    assert f'"{logit["text"]}"\t{logit["probability"]:.4g}' in text
+    likeliest = f'"{logit["text"]}"\t{logit["probability"]:.4g}\n'
+    assert f"next token\tprobability\n{likeliest}" in text
+    assert text.split("carries\n")[1].splitlines()[:10] == list(
+        map(graph.describe, graph.paths(10))
+    )
     assert text.endswith("Saved small.graph. To draw it: tracer render small.graph -o small.svg\n")
 
 
@@ -190,7 +194,7 @@ def test_targets_may_be_tokens_or_differences():
     kinds = AttributionGraph.load("a.graph").nodes.to_pylist()
     assert [node["text"] for node in kinds if node["kind"] == "logit"] == ["w5", "w6"]
     text = succeed("trace", *IDS, "-o", "a.graph", "--target", "w5", "--minus", "w6")
-    assert "target\tweight\n" in text
+    assert 'explained\t"w5 − w6" 1\n' in text
 
 
 def test_the_output_is_named_after_the_prompt():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli import main
+from docs.fill_readme import SHOWN, output
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +38,30 @@ def test_the_python_blocks_run_as_they_stand(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 4
+
+
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]\d+)?")
+
+
+def without_conservation(text: str) -> str:
+    """The text less the one line in which rounding shows."""
+    lines = text.split("conservation error", 1)
+    return lines[0] + lines[1].split("\n", 1)[1]
+
+
+def test_the_output_shown_is_what_the_commands_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    printed = without_conservation(output("demo/dallas.graph", "demo/dallas.dot"))
+    shown = without_conservation(SHOWN.findall(README)[0]).replace("dallas.svg\n", "dallas.dot\n")
+    fresh, old = (
+        (NUMBER.sub("#", text), [float(number) for number in NUMBER.findall(text)])
+        for text in (printed.replace("-o demo/dallas.svg", "-o demo/dallas.dot"), shown)
+    )
+    assert fresh[0] == old[0], "make readme"
+    assert fresh[1] == pytest.approx(old[1], rel=0.02, abs=0.002), "make readme"
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
