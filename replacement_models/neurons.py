@@ -9,7 +9,8 @@ a gate that is frozen for the prompt. With the gate held, the neuron is linear i
 attention is with its pattern held, so its row explains its whole activation and not only whether it
 fires; and the sign of the activation is the sign of what was read, up to the gate's. Reading the
 gate instead would leave the product with W_up x unexplained. What opened the gate is not in the
-graph.
+graph. In a mixture of experts every expert's neurons are features, F = experts · neurons, and the
+router's share of the expert is part of the gate: zero where the token is not sent.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from replacement_models.activation import Elementwise
 from replacement_models.errors import ModelError
+from replacement_models.hooks import float64_experts
 from replacement_models.host import Host
-from replacement_models.hosts.weights import linear_map
+from replacement_models.hosts.weights import linear_map, read
 from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.transcoder import DenseDecoder, TranscoderLayer
 
@@ -53,45 +55,93 @@ class NeuronGate:
         return NeuronGate(self.weight.to(device, dtype), bias, self.function)
 
 
+@dataclass(frozen=True, eq=False)
+class ExpertGate:
+    """The router's share of each expert times f(W_gate x) of its neurons."""
+
+    router: Any
+    """The model's own: (tokens, d_model) to (logits, shares, experts chosen)."""
+    weight: Float[Tensor, "experts neurons d_model"]
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, inputs: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch features"]:
+        """The gate's factors at `inputs`."""
+        tokens = inputs.reshape(-1, inputs.shape[-1])
+        _, shares, chosen = self.router(tokens)
+        share = tokens.new_zeros(len(tokens), len(self.weight))
+        share = share.scatter(1, chosen, shares.detach().to(share.dtype))
+        opened = self.function(torch.einsum("td,end->ten", tokens, self.weight))
+        return (share[:, :, None] * opened).reshape(*inputs.shape[:-1], -1)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "ExpertGate":
+        """The same gate on `device` in `dtype`; the router stays the model's."""
+        return ExpertGate(self.router, self.weight.to(device, dtype), self.function)
+
+
 def neurons(host: Host) -> PerLayerTranscoder:
     """The host's MLP neurons as a per-layer dictionary that shares the model's weights.
 
     Raises:
-        ModelError: an MLP is of a kind that is not known, such as a mixture of experts.
+        ModelError: an MLP is of a kind that is not known, or does more than its weights say.
     """
     like = host.unembedding
     layers = [_layer(block.mlp, like) for block in host.blocks]
     found = PerLayerTranscoder(layers)
-    for index, block in enumerate(host.blocks):
-        _check_exact(found, index, block.mlp, like)
+    with float64_experts(host.model):
+        for index, block in enumerate(host.blocks):
+            _check_exact(found, index, block.mlp, like)
     return found
 
 
 def _layer(mlp: Any, like: Tensor) -> TranscoderLayer:
+    if hasattr(mlp, "experts"):
+        return _experts(mlp, like)
     function = next((getattr(mlp, name) for name in FUNCTIONS if hasattr(mlp, name)), None)
     plain = next((names for names in PLAIN if all(hasattr(mlp, name) for name in names)), None)
     gated = hasattr(mlp, "gate_up_proj") or (hasattr(mlp, "gate_proj") and hasattr(mlp, "up_proj"))
     if function is None or not (plain or (gated and isinstance(mlp.down_proj, nn.Module))):
         raise ModelError(
-            f"neurons: {type(mlp).__name__} is not known; plain and gated MLPs are supported, "
-            "mixtures of experts are not"
+            f"neurons: {type(mlp).__name__} is not known; plain and gated MLPs are supported, and "
+            "mixtures of gated ones"
         )
     width = like.shape[1]
     if plain:
-        read, b_enc = linear_map(getattr(mlp, plain[0]), width, like)
+        rows, b_enc = linear_map(getattr(mlp, plain[0]), width, like)
         gate, activation = None, Elementwise(function)
         down = getattr(mlp, plain[1])
     else:
-        gate, read, b_enc = _gated(mlp, like, function)
+        gate, rows, b_enc = _gated(mlp, like, function)
         activation, down = Elementwise(_identity), mlp.down_proj
-    write, b_dec = linear_map(down, read.shape[1], like)
+    write, b_dec = linear_map(down, rows.shape[1], like)
     return TranscoderLayer(
-        W_enc=read.T,
-        b_enc=read.new_zeros(read.shape[1]) if b_enc is None else b_enc,
+        W_enc=rows.T,
+        b_enc=rows.new_zeros(rows.shape[1]) if b_enc is None else b_enc,
         decoder=DenseDecoder(write[:, None]),
         b_dec=write.new_zeros(width) if b_dec is None else b_dec,
         activation=activation,
         gate=gate,
+    )
+
+
+def _experts(mlp: Any, like: Tensor) -> TranscoderLayer:
+    """A mixture of gated experts with stacked weights (Mixtral, Qwen 3 MoE)."""
+    experts = mlp.experts
+    known = isinstance(getattr(experts, "gate_up_proj", None), nn.Parameter)
+    if not known or hasattr(experts, "gate_up_proj_bias") or not hasattr(mlp, "gate"):
+        raise ModelError(
+            f"neurons: experts of {type(mlp).__name__} are not known; mixtures of plainly gated "
+            "experts with stacked weights are supported"
+        )
+    closed, up = read(experts, "gate_up_proj").chunk(2, dim=1)
+    write = read(experts, "down_proj").transpose(1, 2).flatten(0, 1)
+    features, d_model = write.shape
+    return TranscoderLayer(
+        W_enc=up.flatten(0, 1),
+        b_enc=like.new_zeros(features),
+        decoder=DenseDecoder(write[:, None]),
+        b_dec=like.new_zeros(d_model),
+        activation=Elementwise(_identity),
+        gate=ExpertGate(mlp.gate, closed, experts.act_fn),
     )
 
 
@@ -104,9 +154,9 @@ def _gated(
         closed, bias = linear_map(mlp.gate_proj, width, like)
         return NeuronGate(closed.T, bias, function), *linear_map(mlp.up_proj, width, like)
     both, biases = linear_map(mlp.gate_up_proj, width, like)
-    closed, read = both.chunk(2, dim=1)
+    closed, rows = both.chunk(2, dim=1)
     bias, b_enc = (None, None) if biases is None else biases.chunk(2)
-    return NeuronGate(closed.T, bias, function), read, b_enc
+    return NeuronGate(closed.T, bias, function), rows, b_enc
 
 
 def _identity(hidden: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from tracer import Intervention
 GOLDEN = Path(__file__).parent / "data" / "golden"
 PLAIN = ("gpt2", "gpt_neox")
 GATED = ("llama_multi_head", "qwen3", "gemma2", "phi3", "olmo2")
+EXPERTS = ("mixtral", "qwen3_moe")
 EXACT = PLAIN
 """Families whose norms honour float64 inside transformers."""
-every_family = pytest.mark.parametrize("family", [*PLAIN, *GATED])
+every_family = pytest.mark.parametrize("family", [*PLAIN, *GATED, *EXPERTS])
 
 
 def bare(family: str) -> ReplacementModel:
@@ -126,10 +127,23 @@ def test_neurons_share_the_models_weights():
     assert model.transcoder.layers[0].W_enc.data_ptr() == mlp.up_proj.weight.data_ptr()
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "mixtral"])
-def test_mixtures_of_experts_are_refused_by_name(family: str):
-    with pytest.raises(ModelError, match=r"neurons: \w+(MLP|Block) is not known; plain and gated"):
-        neurons(host_of(language_model(family)))
+@pytest.mark.parametrize("family", EXPERTS)
+def test_an_experts_neurons_are_silent_where_the_token_is_not_sent(family: str):
+    model = bare(family)
+    recording = model.record(PROMPT)
+    mlp, x = model.host.blocks[0].mlp, recording.inputs[0]
+    hidden, active = model.transcoder.encode(0, x)
+    _, _, chosen = mlp.gate(x)
+    by_expert = active.unflatten(-1, (4, -1))
+    for token, experts in enumerate(chosen.tolist()):
+        assert sorted(experts) == by_expert[token].abs().sum(1).nonzero()[:, 0].tolist()
+    tripled = model.transcoder.activate(0, 3 * hidden, x)
+    torch.testing.assert_close(tripled, 3 * active, rtol=0, atol=1e-12)
+
+
+def test_experts_that_are_not_plainly_gated_are_refused_by_name():
+    with pytest.raises(ModelError, match="neurons: experts of GptOssMLP are not known"):
+        neurons(host_of(language_model("gpt_oss")))
 
 
 def test_an_mlp_that_does_more_than_its_weights_say_is_refused():
