@@ -47,8 +47,13 @@ def load(folder: Path, case: dict[str, Any]) -> TransformerLensReplacementModel:
     """The case as the peer's replacement model."""
     original = AutoModelForCausalLM.from_pretrained(folder / "model", use_safetensors=True).eval()
     settings = _settings(original.config)
-    points = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
-    paths, device = folder / "transcoders", torch.device("cpu")
+    paths = folder / "transcoders"
+    points: dict[str, Any] = {
+        "feature_input_hook": "mlp.hook_in",
+        "feature_output_hook": "mlp.hook_out",
+        "dtype": torch.float32,  # the peer's default for cross-layer dictionaries is bfloat16
+    }
+    device = torch.device("cpu")
     if case["kind"] == "cross_layer":
         transcoders: Any = load_clt(
             str(paths),
