@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from torch import Tensor
 import tracer
 from graphs import AttributionGraph
 from replacement_models import (
+    JumpReLU,
     ModelError,
+    PerLayerTranscoder,
     ReadPoint,
     ReplacementModel,
+    Transcoder,
     load_transcoder,
     save_transcoder,
 )
 from replacement_models.formats import FORMATS, convert
-from tests.dictionaries import assert_same, computed
-from tests.peers import L, Peer, inputs, write_json
+from tests.dictionaries import assert_same, computed, weights_of
+from tests.peers import F, L, Peer, inputs, write_json
 from tests.peers_cross_layer import (
     CltForge,
     CrosslayerCoding,
@@ -378,10 +382,14 @@ def test_a_dictionary_converted_there_and_back_gives_the_identical_graph(
 @pytest.mark.parametrize(
     ("case", "format", "message"),
     [
-        ("llama_gqa_clt", "saelens", "SAELens holds per-layer transcoders, not cross_layer ones"),
-        ("llama_gqa_clt", "gemma-scope-2", "Gemma Scope 2 has JumpReLU only; layer 0 has relu"),
-        ("llama_skip_topk_plt", "saelens", "layer 0 has topk"),
-        ("llama_skip_topk_plt", "gemma-scope-2", "layer 0 has topk"),
+        ("llama_gqa_clt", "saelens", "SAELens cannot hold kind cross_layer, only per_layer"),
+        (
+            "llama_gqa_clt",
+            "gemma-scope-2",
+            "Gemma Scope 2 cannot hold activation of layer 0 relu, only jump_relu",
+        ),
+        ("llama_skip_topk_plt", "saelens", "activation of layer 0 topk"),
+        ("llama_skip_topk_plt", "gemma-scope-2", "activation of layer 0 topk"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_and_nothing_is_left(
@@ -390,6 +398,55 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_is_left(
     with pytest.raises(ModelError, match=message):
         convert(GOLDEN / case / "transcoders", tmp_path / "there", format)
     assert not list(tmp_path.iterdir())
+
+
+REWRITTEN = [
+    name
+    for name in CASES
+    if name.startswith(("gemma-scope", "sparsify", "clt-forge", "crosslayer-transcoder"))
+    or name in ("saelens", "saelens skip", "saelens jumprelu", "saelens old")
+]
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_a_format_is_written_as_it_is_read(peer: Peer, folder: Path, name: str, tmp_path: Path):
+    expected = load_transcoder(folder)
+    format = next(format for format, module in FORMATS.items() if module.recognise(folder))
+    there = convert(folder, tmp_path / "there", format)
+    found = load_transcoder(there, lazy=True)
+    assert next(f for f, module in FORMATS.items() if module.recognise(there)) == format
+    if format == "clt-forge":  # thresholds go through a logarithm
+        found, expected = (rounded(one) for one in (found, expected))
+    assert (found.kind, found.read, found.write) == (expected.kind, expected.read, expected.write)
+    theirs, ours = weights_of(expected), weights_of(found)
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    stored = {key for file in folder.rglob("*.safetensors") for key in load_file(file)}
+    written = {key for file in there.rglob("*.safetensors") for key in load_file(file)}
+    untied = ("W_decs", "b_decs", "W_skips")
+    assert {key for key in written - stored if not key.startswith(untied)} <= {"threshold"}
+
+
+def rounded(transcoder: Transcoder) -> Transcoder:
+    layers = [
+        replace(layer, activation=JumpReLU(layer.activation.threshold.round(decimals=5)))
+        for layer in transcoder.layers
+    ]
+    return type(transcoder)(layers, read=transcoder.read, write=transcoder.write)
+
+
+def gemma_scope_in(folder: Path) -> Path:
+    GemmaScope().save(folder / "set")
+    return folder / "set"
+
+
+def test_thresholds_below_zero_are_refused_where_they_would_pass_nothing(tmp_path: Path):
+    layers = [
+        replace(layer, activation=JumpReLU(torch.full((F,), -1.0)))
+        for layer in load_transcoder(gemma_scope_in(tmp_path)).layers
+    ]
+    with pytest.raises(ModelError, match="SAELens lets nothing below 0 pass, but layer 0 has"):
+        save_transcoder(PerLayerTranscoder(layers), tmp_path / "there", "saelens")
 
 
 @pytest.mark.parametrize("skip", [False, True])

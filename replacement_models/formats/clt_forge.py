@@ -8,19 +8,22 @@ and (L, D). Inputs were multiplied by estimated_norm_scaling_factor_in (L), outp
 post-norm, as CLT-Forge's own loader for circuit-tracer says.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from replacement_models.activation import JumpReLU
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.limits import Limits, plain
 from replacement_models.formats.points import read_json, refuse
 from replacement_models.formats.rows import ShardedRows, StackedDecoder, StoredRows, widened
-from replacement_models.formats.tensors import TensorFile, loaded
+from replacement_models.formats.tensors import TensorFile, all_rows, loaded
 from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
 
@@ -29,6 +32,16 @@ SCALE_IN, SCALE_OUT = "estimated_norm_scaling_factor_in", "estimated_norm_scalin
 TENSORS = (
     *("W_enc", "b_enc", "W_dec", "b_dec", "log_threshold", SCALE_IN, SCALE_OUT),
     *("feature_count", "layer_mask", "l_idx", "k_idx"),
+)
+
+
+LIMITS = Limits(
+    "CLT-Forge",
+    (CrossLayerTranscoder, PerLayerTranscoder),
+    (JumpReLU,),
+    read=(ReadPoint.NORMED_UNWEIGHTED,),
+    write=(WritePoint.POST_NORM,),
+    uniform=True,
 )
 
 
@@ -60,6 +73,45 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         write=WritePoint.POST_NORM,
         model=str(config.get("model_name", "")),
     )
+
+
+def save(transcoder: Transcoder, folder: Path) -> None:
+    """Write a dictionary, scales folded in, into `folder`, which must exist.
+
+    A decoder bias stands with its own layer's decoder; thresholds are stored as logarithms.
+
+    Raises:
+        ModelError: the format has no place for what the transcoder holds.
+    """
+    LIMITS.check(transcoder)
+    layers, cross_layer = transcoder.layers, isinstance(transcoder, CrossLayerTranscoder)
+    biases = []
+    for layer in layers:
+        beyond = layer.decoder.shape[1] - 1
+        biases += [layer.b_dec[None], layer.b_dec.new_zeros(beyond, transcoder.d_model)]
+    thresholds = [
+        one.activation.threshold for one in layers if isinstance(one.activation, JumpReLU)
+    ]
+    weights = {
+        "W_enc": torch.stack([layer.W_enc.T for layer in layers]),
+        "b_enc": torch.stack([layer.b_enc for layer in layers]),
+        "W_dec": torch.cat([all_rows(layer.decoder).transpose(0, 1) for layer in layers]),
+        "b_dec": torch.cat(biases),
+        "log_threshold": torch.stack(thresholds).log(),
+        SCALE_IN: torch.ones(len(layers)),
+        SCALE_OUT: torch.ones(len(layers)),
+    }
+    config = {
+        "d_in": transcoder.d_model,
+        "d_latent": transcoder.features,
+        "n_layers": len(layers),
+        "model_name": transcoder.model,
+        "dtype": str(layers[0].W_enc.dtype).removeprefix("torch."),
+        "cross_layer_decoders": cross_layer,
+        "feature_sharding": False,
+    }
+    save_file(plain(weights), folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,17 +7,20 @@ they are folded in here. They read the residual stream before the MLP's norm and
 output.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
 from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, ReLUTopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.limits import Limits, by_target, plain
 from replacement_models.formats.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.tensors import TensorFile, loaded
 from replacement_models.per_layer import PerLayerTranscoder
@@ -30,6 +33,16 @@ STANDARDIZERS = (
     *("DimensionwiseInputStandardizer", "DimensionwiseOutputStandardizer"),
     *("LayerwiseInputStandardizer", "LayerwiseOutputStandardizer"),
     *("Standardizer", None),
+)
+
+
+LIMITS = Limits(
+    "crosslayer-transcoder",
+    (CrossLayerTranscoder, PerLayerTranscoder),
+    (ReLU, JumpReLU, ReLUTopK, BatchTopK),
+    read=(ReadPoint.RESIDUAL,),
+    write=(WritePoint.MLP_OUTPUT,),
+    uniform=True,
 )
 
 
@@ -58,6 +71,69 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         read=ReadPoint.RESIDUAL,
         write=WritePoint.MLP_OUTPUT,
     )
+
+
+def save(transcoder: Transcoder, folder: Path) -> None:
+    """Write a dictionary, already folded, into `folder`, which must exist.
+
+    Raises:
+        ModelError: the format has no place for what the transcoder holds.
+    """
+    LIMITS.check(transcoder)
+    layers, cross_layer = transcoder.layers, isinstance(transcoder, CrossLayerTranscoder)
+    writes = [by_target(transcoder, target) for target in range(len(layers))]
+    weights = {
+        "encoder.W": torch.stack([layer.W_enc.T for layer in layers]),
+        "encoder.b": torch.stack([layer.b_enc for layer in layers]),
+        "decoder.b": torch.stack([layer.b_dec for layer in layers]),
+    }
+    if cross_layer:
+        weights |= {f"decoder.W_{target}": rows for target, rows in enumerate(writes)}
+    else:
+        weights["decoder.W"] = torch.cat(writes)
+    name, thresholds = _nonlinearity([layer.activation for layer in layers])
+    save_file(plain(weights | thresholds), folder / WEIGHTS)
+    size = {
+        "d_acts": transcoder.d_model,
+        "d_features": transcoder.features,
+        "n_layers": len(layers),
+    }
+    parts = {
+        "encoder": _part("clt.Encoder", size),
+        "decoder": _part("clt.CrosslayerDecoder" if cross_layer else "clt.Decoder", size),
+        "nonlinearity": _part(*_arguments(name, layers[0].activation, size)),
+        "input_standardizer": None,
+        "output_standardizer": None,
+    }
+    model = _part("clt.CrossLayerTranscoder", parts) | {"is_folded": True}
+    (folder / CONFIG).write_text(yaml.safe_dump({"model": model}))
+
+
+def _nonlinearity(activations: Sequence[Activation]) -> tuple[str, dict[str, Tensor]]:
+    """Class name, and thresholds under their key."""
+    thresholds = [one.threshold for one in activations if isinstance(one, JumpReLU | BatchTopK)]
+    if isinstance(activations[0], JumpReLU):
+        bandwidth = {"nonlinearity.bandwidth": torch.tensor(1.0)}
+        return "JumpReLU", {"nonlinearity.theta": torch.stack(thresholds)[None]} | bandwidth
+    if isinstance(activations[0], BatchTopK):
+        return "PerLayerBatchTopK", {"nonlinearity.threshold": torch.cat(thresholds)}
+    return ("PerLayerTopK" if isinstance(activations[0], ReLUTopK) else "ReLU"), {}
+
+
+def _arguments(
+    name: str, activation: Activation, size: dict[str, int]
+) -> tuple[str, dict[str, Any]]:
+    """Class path and arguments of a nonlinearity."""
+    if name == "JumpReLU":
+        return "jumprelu.JumpReLU", {k: size[k] for k in ("n_layers", "d_features")}
+    if name == "ReLU":
+        return "jumprelu.ReLU", {}
+    k = getattr(activation, "k", 1)
+    return f"topk.{name}", {"k": k, "e": 0.01, "n_layers": size["n_layers"]}
+
+
+def _part(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": f"crosslayer_transcoder.model.{path}", "init_args": dict(arguments)}
 
 
 def _parts(path: Path) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from replacement_models.activation import JumpReLU
 from replacement_models.errors import ModelError
+from replacement_models.formats.limits import Limits, plain
 from replacement_models.formats.points import in_layer_order
-from replacement_models.formats.tensors import loaded
+from replacement_models.formats.rows import widened
+from replacement_models.formats.tensors import all_rows, loaded
 from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
 
@@ -29,6 +31,15 @@ WEIGHTS = "params.npz"
 TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a zip entry: lengths of the name and of the extra field, after which its bytes begin."""
+
+
+LIMITS = Limits(
+    "Gemma Scope",
+    (PerLayerTranscoder,),
+    (JumpReLU,),
+    read=(ReadPoint.NORMED_UNWEIGHTED,),
+    write=(WritePoint.POST_NORM,),
+)
 
 
 def recognise(folder: Path) -> bool:
@@ -93,6 +104,27 @@ def layer_from(path: Path, lazy: bool) -> TranscoderLayer:
         b_dec=whole("b_dec"),
         activation=JumpReLU(whole("threshold").clamp(min=0)),
     )
+
+
+def save(transcoder: Transcoder, folder: Path) -> None:
+    """Write `layer_{l}/params.npz` for each layer into `folder`, which must exist.
+
+    Raises:
+        ModelError: the format has no place for what the transcoder holds.
+    """
+    LIMITS.check(transcoder)
+    for index, layer in enumerate(transcoder.layers):
+        assert isinstance(layer.activation, JumpReLU)
+        arrays = {
+            "W_enc": layer.W_enc.T,
+            "W_dec": all_rows(layer.decoder)[:, 0],
+            "b_enc": layer.b_enc,
+            "b_dec": layer.b_dec,
+            "threshold": layer.activation.threshold,
+        }
+        (folder / f"layer_{index}").mkdir()
+        dense = {key: widened(value).numpy() for key, value in plain(arrays).items()}
+        np.savez(folder / f"layer_{index}" / WEIGHTS, **dense)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)

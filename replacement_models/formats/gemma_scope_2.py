@@ -18,6 +18,7 @@ from torch import Tensor
 from replacement_models.activation import JumpReLU
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.limits import Limits, plain
 from replacement_models.formats.members import members
 from replacement_models.formats.points import (
     READ,
@@ -35,6 +36,15 @@ from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer
 CONFIG, WEIGHTS, FIRST = "config.json", "params.safetensors", "params_layer_0.safetensors"
 SKIP = "affine_skip_connection"
 TENSORS = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold", SKIP)
+
+
+LIMITS = Limits(
+    "Gemma Scope 2",
+    (PerLayerTranscoder, CrossLayerTranscoder),
+    (JumpReLU,),
+    read=(ReadPoint.RESIDUAL, ReadPoint.NORMED),
+    skip=True,
+)
 
 
 def recognise(folder: Path) -> bool:
@@ -95,24 +105,19 @@ def save(transcoder: Transcoder, folder: Path) -> None:
     Raises:
         ModelError: the format has no place for what the transcoder holds.
     """
-    if not isinstance(transcoder, PerLayerTranscoder | CrossLayerTranscoder):
-        raise ModelError(f"Gemma Scope 2 holds transcoders, not {transcoder.kind}")
-    if transcoder.read is ReadPoint.NORMED_UNWEIGHTED:
-        raise ModelError("Gemma Scope 2 has no name for what is normed but not weighted")
+    LIMITS.check(transcoder)
     cross = isinstance(transcoder, CrossLayerTranscoder)
     for index, layer in enumerate(transcoder.layers):
-        if not isinstance(layer.activation, JumpReLU):
-            raise ModelError(
-                f"Gemma Scope 2 has JumpReLU only; layer {index} has {layer.activation.name}"
-            )
         place = folder if cross else folder / f"layer_{index}"
         place.mkdir(exist_ok=True)
         (place / CONFIG).write_text(json.dumps(_described(transcoder, index), indent=2) + "\n")
         rows = all_rows(layer.decoder)
         unused = rows.new_zeros(len(rows), index, transcoder.d_model)
         decoder = torch.cat([unused, rows], dim=1) if cross else rows[:, 0]
-        found = {key: value.contiguous().cpu() for key, value in _tensors(layer, decoder).items()}
-        save_file(found, place / (f"params_layer_{index}.safetensors" if cross else WEIGHTS))
+        save_file(
+            plain(_tensors(layer, decoder)),
+            place / (f"params_layer_{index}.safetensors" if cross else WEIGHTS),
+        )
 
 
 def _cross_layer(folder: Path, lazy: bool) -> Transcoder:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from replacement_models.activation import Activation, JumpReLU, ReLU, ReLUTopK
 from replacement_models.errors import ModelError
+from replacement_models.formats.limits import Limits, plain
 from replacement_models.formats.members import members
 from replacement_models.formats.points import (
     READ,
@@ -39,6 +40,9 @@ TENSORS = (
     *("W_enc", "b_enc", "W_dec", "b_dec", "W_skip"),
     *("threshold", "log_threshold", "scaling_factor"),
 )
+
+
+LIMITS = Limits("SAELens", (PerLayerTranscoder,), (ReLU, JumpReLU), skip=True)
 
 
 def recognise(folder: Path) -> bool:
@@ -166,20 +170,13 @@ def save(transcoder: Transcoder, folder: Path) -> None:
     Raises:
         ModelError: the format has no place for what the transcoder holds.
     """
-    if not isinstance(transcoder, PerLayerTranscoder):
-        raise ModelError(f"SAELens holds per-layer transcoders, not {transcoder.kind} ones")
+    LIMITS.check(transcoder)
     for index, layer in enumerate(transcoder.layers):
-        if not isinstance(layer.activation, ReLU | JumpReLU):
-            raise ModelError(
-                f"SAELens transcoders are ReLU or JumpReLU; layer {index} has "
-                f"{layer.activation.name}"
-            )
         member = folder / f"layer_{index}"
         member.mkdir()
         config = _described(transcoder, index)
         (member / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        found = {key: value.contiguous().cpu() for key, value in _tensors(layer).items()}
-        save_file(found, member / WEIGHTS)
+        save_file(plain(_tensors(layer)), member / WEIGHTS)
 
 
 def _described(transcoder: Transcoder, index: int) -> dict[str, Any]:

@@ -9,16 +9,19 @@ inputs and outputs to a mean norm of √D. All of it is folded in. TopK keeps wh
 `config.json` of a run names other input hook points, where it read them before the norm.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from replacement_models.activation import ReLUTopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.limits import Limits, plain
 from replacement_models.formats.members import members
 from replacement_models.formats.points import (
     READ,
@@ -30,9 +33,9 @@ from replacement_models.formats.points import (
     refuse,
 )
 from replacement_models.formats.rows import NoRows, Rows, StackedDecoder, StoredRows, widened
-from replacement_models.formats.tensors import TensorFile, loaded
+from replacement_models.formats.tensors import TensorFile, all_rows, loaded
 from replacement_models.per_layer import PerLayerTranscoder
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer
+from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
 
 CONFIG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 SINGLE = (
@@ -40,6 +43,16 @@ SINGLE = (
     *("post_enc", "post_enc_scale", "in_norm", "out_norm"),
 )
 LISTED = ("W_decs", "b_decs", "W_skips", "post_encs", "post_enc_scales")
+
+
+LIMITS = Limits(
+    "sparsify",
+    (CrossLayerTranscoder, PerLayerTranscoder),
+    (ReLUTopK,),
+    read=(ReadPoint.NORMED,),
+    write=(WritePoint.MLP_OUTPUT,),
+    skip=True,
+)
 
 
 def recognise(folder: Path) -> bool:
@@ -72,6 +85,48 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         read=_read_point(folder),
         write=one_of(writes, "folder", folder),
     )
+
+
+def save(transcoder: Transcoder, folder: Path) -> None:
+    """Write a folder `layers.{l}.mlp` for each layer into `folder`, which must exist.
+
+    Raises:
+        ModelError: the format has no place for what the transcoder holds.
+    """
+    LIMITS.check(transcoder)
+    cross_layer = isinstance(transcoder, CrossLayerTranscoder)
+    for index, layer in enumerate(transcoder.layers):
+        assert isinstance(layer.activation, ReLUTopK)
+        targets = layer.decoder.shape[1] if cross_layer else 0
+        config = {
+            "activation": "topk",
+            "k": layer.activation.k,
+            "num_latents": len(layer.W_enc),
+            "skip_connection": layer.W_skip is not None,
+            "transcode": True,
+            "n_targets": targets,
+            "n_sources": index + 1 if cross_layer else 0,
+            "coalesce_topk": "none",
+            "d_in": transcoder.d_model,
+        }
+        member = folder / f"layers.{index}.mlp"
+        member.mkdir()
+        (member / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file(plain(_tensors(layer, targets)), member / WEIGHTS)
+
+
+def _tensors(layer: TranscoderLayer, targets: int) -> dict[str, Tensor]:
+    """One layer's weights; its bias and skip are kept for its own output only."""
+    rows = all_rows(layer.decoder)
+    skip = {} if layer.W_skip is None else {"W_skip": layer.W_skip.T}
+    found = {"encoder.weight": layer.W_enc, "encoder.bias": layer.b_enc}
+    if targets == 0:
+        return found | {"W_dec": rows[:, 0], "b_dec": layer.b_dec} | skip
+    for j in range(targets):
+        own = float(j == 0)
+        found |= {f"W_decs.{j}": rows[:, j], f"b_decs.{j}": layer.b_dec * own}
+        found |= {f"{key}s.{j}": value * own for key, value in skip.items()}
+    return found
 
 
 def _read_point(folder: Path) -> ReadPoint:
