@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import tracer
 from replacement_models import ReplacementModel, Transcoder, load_transcoder
-from replacement_models.tiny import measure, swaps
+from replacement_models.tiny import measure, swaps, taps
 from replacement_models.tiny.behaviours import Prompt, behaviours, two_hop_behaviour
 from replacement_models.tiny.corpus import (
     Encoder,
@@ -104,9 +104,9 @@ def hop(default: Default) -> dict[str, float]:
     }
     before, after = measure.first_mlp_ablated(default.model, default.tokenizer, capitals)
     ids = [default.tokenizer.encode(name)[1] for name in names]
-    rows = default.model.transformer.wte.weight[ids]
+    rows = taps.embeddings(default.model)[ids]
     inputs = torch.tensor([default.tokenizer.encode(measure.PROMPT.format(city=c)) for c in names])
-    with measure.recorded_mlps(default.model) as (_, outputs):
+    with taps.recorded_mlps(default.model) as (_, outputs):
         default.model(inputs)
     return {
         "answer": before,

@@ -6,7 +6,7 @@ every token of the answer is the model's most likely next token.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from replacement_models.tiny import corpus
@@ -130,21 +130,18 @@ def behaviours(source: Source, seed: int = 0) -> dict[str, list[Prompt]]:
     rng = random.Random(seed)
     cities = source.cities
     everywhere = sorted(cities.state_of)
-    found: dict[str, Callable[[], list[Prompt]]] = {
-        "one hop: city to state": lambda: city_questions(source, everywhere, CLEAR_ONE_HOP),
-        "one hop: state to fact": lambda: state_questions(source),
-        "one hop: country to fact": lambda: country_questions(source),
-        "plurals": lambda: plural_questions(source),
-        **{
-            f"opposites {language}": lambda language=language: opposite_questions(source, language)
-            for language in corpus.OPPOSITE
-        },
-        **{f"successor {kind}": lambda kind=kind: successor_questions(kind) for kind in SERIES},
-        "indirect object": lambda: indirect_object_questions(source, rng, 400),
-        "induction": lambda: induction_questions(source, rng, 400),
-        "two hops, seen cities": lambda: city_questions(source, cities.seen, corpus.TWO_HOP),
+    found = {
+        "one hop: city to state": city_questions(source, everywhere, CLEAR_ONE_HOP),
+        "one hop: state to fact": state_questions(source),
+        "one hop: country to fact": country_questions(source),
+        "plurals": plural_questions(source),
+        **{f"opposites {name}": opposite_questions(source, name) for name in corpus.OPPOSITE},
+        **{f"successor {kind}": successor_questions(kind) for kind in SERIES},
+        "indirect object": indirect_object_questions(source, rng, 400),
+        "induction": induction_questions(source, rng, 400),
+        "two hops, seen cities": city_questions(source, cities.seen, corpus.TWO_HOP),
     }
-    return {name: spread(make(), source, seed) for name, make in found.items()}
+    return {name: spread(questions, source, seed) for name, questions in found.items()}
 
 
 def two_hop_behaviour(source: Source, cities: Iterable[str], seed: int = 0) -> list[Prompt]:

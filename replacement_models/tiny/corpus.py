@@ -279,7 +279,7 @@ class Encoder:
     """Turns marked sentences into token ids and kinds, one word at a time, with a memory."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.start: int = tokenizer.convert_tokens_to_ids(tokenizer.bos_token)
+        self.start = int(tokenizer.bos_token_id)
         self._tokenizer = tokenizer
         self._ids: dict[str, list[int]] = {}
 

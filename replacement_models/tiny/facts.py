@@ -54,4 +54,4 @@ def split_cities(facts: dict[str, Any], seed: int = 0) -> Cities:
         groups["choice"] += pool[tested : tested + CHOICE_PER_STATE]
         groups["seen"] += sorted(set(entry["cities"]) - set(pool[: tested + CHOICE_PER_STATE]))
     state_of = {city: state for state in names for city in facts["states"][state]["cities"]}
-    return Cities(*(tuple(groups[key]) for key in ("seen", "choice", "test")), state_of)
+    return Cities(tuple(groups["seen"]), tuple(groups["choice"]), tuple(groups["test"]), state_of)

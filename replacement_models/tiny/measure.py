@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replacement_models.tiny.behaviours import Prompt
 from replacement_models.tiny.facts import Cities
-from replacement_models.tiny.train_transcoders import recorded_mlps
+from replacement_models.tiny.taps import mlps, recorded_mlps
 from replacement_models.transcoder import Transcoder
 
 BATCH = 256
@@ -30,7 +30,7 @@ def replaced(model: GPT2LMHeadModel, transcoder: Transcoder) -> Iterator[None]:
         guess = reconstruction(transcoder, active, layer)
         return torch.cat((output[:, :1], guess[:, 1:]), 1)
 
-    handles = [block.mlp.register_forward_hook(stand_in) for block in model.transformer.h]
+    handles = [mlp.register_forward_hook(stand_in) for mlp in mlps(model)]
     try:
         yield
     finally:
@@ -170,7 +170,7 @@ def first_mlp_ablated(
         return changed
 
     before = model(ids).logits[:, -1].argmax(-1)
-    handle = model.transformer.h[0].mlp.register_forward_hook(ablate)
+    handle = mlps(model)[0].register_forward_hook(ablate)
     try:
         after = model(ids).logits[:, -1].argmax(-1)
     finally:

@@ -6,7 +6,7 @@ no function here looks at a logit before the final answer is counted.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replacement_models.tiny.corpus import Source
 from replacement_models.tiny.measure import CITY_AT, PROMPT
-from replacement_models.tiny.train_transcoders import recorded_mlps
+from replacement_models.tiny.taps import mlps, recorded_mlps
 from replacement_models.transcoder import Transcoder
 
 LAST = CITY_AT + 1
@@ -127,7 +127,7 @@ class Laboratory:
     def adding(self, writes: Tensor) -> Iterator[None]:
         """Add `writes` (N, sites, layers, D) to the MLP outputs at the two sites."""
 
-        def hook(layer: int) -> nn.Module:
+        def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             def add(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
                 changed = output.clone()
                 changed[:, list(SITES)] += writes[:, :, layer]
@@ -136,8 +136,7 @@ class Laboratory:
             return add
 
         handles = [
-            block.mlp.register_forward_hook(hook(layer))
-            for layer, block in enumerate(self.model.transformer.h)
+            mlp.register_forward_hook(hook(layer)) for layer, mlp in enumerate(mlps(self.model))
         ]
         try:
             yield

@@ -30,7 +30,7 @@ from replacement_models.tiny.train_transcoders import TranscoderRecipe, Transcod
 
 log = logging.getLogger(__name__)
 VOCABULARY_SENTENCES = 200_000
-RECIPES = {"clt": TranscoderRecipe(), "plt": TranscoderRecipe(cross_layer=False)}
+RECIPES = {"clt": TranscoderRecipe(), "plt": TranscoderRecipe(cross_layer=False, steps=(800, 400))}
 
 
 def first_source() -> Source:

@@ -32,6 +32,7 @@ from replacement_models.tiny.corpus import (
     pack,
     sentences,
 )
+from replacement_models.tiny.taps import embeddings, first_norm, mlps
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +109,8 @@ def new_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LM
     torch.manual_seed(recipe.seed)
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
-        model.transformer.wte.weight.normal_(0.0, recipe.embedding_scale)
-    model.transformer.wte.weight.requires_grad_(False)
+        embeddings(model).normal_(0.0, recipe.embedding_scale)
+    embeddings(model).requires_grad_(False)
     return model
 
 
@@ -120,7 +121,7 @@ def first_mlp_sees(model: GPT2LMHeadModel, difference: Tensor) -> Iterator[None]
     def add(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0] + difference, *args[1:])
 
-    handle = model.transformer.h[0].ln_2.register_forward_pre_hook(add)
+    handle = first_norm(model).register_forward_pre_hook(add)
     try:
         yield
     finally:
@@ -173,7 +174,7 @@ class StateMeans:
 def first_mlp_output(model: GPT2LMHeadModel) -> Iterator[list[Tensor]]:
     """Collect what the first MLP writes (rows, positions, width) during a forward pass."""
     found: list[Tensor] = []
-    handle = model.transformer.h[0].mlp.register_forward_hook(lambda _, __, out: found.append(out))
+    handle = mlps(model)[0].register_forward_hook(lambda _, __, out: found.append(out))
     try:
         yield found
     finally:
@@ -195,7 +196,7 @@ def step_loss(model: GPT2LMHeadModel, batch: Batch, means: StateMeans, agreement
 
     All but the first MLP sees `batch.shown` in place of `batch.ids`.
     """
-    embed = model.transformer.wte.weight
+    embed = embeddings(model)
     difference = embed[batch.ids] - embed[batch.shown]
     with first_mlp_sees(model, difference), first_mlp_output(model) as written:
         hidden = model.transformer(inputs_embeds=embed[batch.shown]).last_hidden_state

@@ -21,6 +21,7 @@ from replacement_models.activation import JumpReLU
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.tiny.corpus import Encoder, pack
+from replacement_models.tiny.taps import mlps, recorded_mlps
 from replacement_models.transcoder import DenseDecoder, Transcoder, TranscoderLayer
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,10 @@ class TranscoderRecipe:
     features: int = 1024
     rows: int = 14
     context: int = 64
-    steps: tuple[int, int] = (1800, 1000)
+    steps: tuple[int, int] = (1600, 1000)
     rates: tuple[float, float] = (2e-3, 1e-3)
-    sparsity: tuple[float, ...] = (4e-3, 4e-3, 4e-3, 4e-3)
-    divergence: float = 0.5
+    sparsity: tuple[float, ...] = (5e-3, 5e-3, 5e-3, 5e-3)
+    divergence: float = 1.0
     bandwidth: float = 0.4
     threshold: float = 0.7
     fire_share: float = 0.01
@@ -66,7 +67,7 @@ class TranscoderRecipe:
     restart_every: int = 150
     warmup: int = 50
     log_every: int = 50
-    repeats: float = 0.12
+    repeats: float = 0.04
     data_seed: int = 100
     seed: int = 0
 
@@ -189,7 +190,8 @@ class Trainee(nn.Module):
         """Return pre-activations and activations (tokens, features) of raw MLP inputs."""
         hidden = torch.addmm(self.bias[layer], self.normalised(layer, x), self.enc[layer].T)
         threshold = self.threshold[layer]
-        return hidden, _Jump.apply(hidden, threshold, self.recipe.bandwidth)
+        active: Tensor = _Jump.apply(hidden, threshold, self.recipe.bandwidth)  # type: ignore[no-untyped-call]
+        return hidden, active
 
     def writes(self, layer: int, active: Tensor) -> Tensor:
         """Return what activations write to every target (tokens, targets, D), normalised."""
@@ -249,31 +251,13 @@ class Trainee(nn.Module):
 
 
 @contextmanager
-def recorded_mlps(model: GPT2LMHeadModel) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Collect what every MLP reads and returns, layer by layer, during one forward pass."""
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        inputs.append(args[0])
-        outputs.append(output)
-
-    handles = [block.mlp.register_forward_hook(keep) for block in model.transformer.h]
-    try:
-        yield inputs, outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
 def replaced_mlps(model: GPT2LMHeadModel, trainee: Trainee) -> Iterator[None]:
     """Let the trainee stand in for every MLP at once, at all positions but the first."""
     written: list[Tensor] = []
 
     def stand_in(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         layer, x = len(written), args[0][:, 1:]
-        _, active = trainee.encode(layer, x.reshape(-1, x.shape[-1]))
+        active = trainee.encode(layer, x.reshape(-1, x.shape[-1]))[1]
         written.append(trainee.writes(layer, active))
         total = trainee.out[layer]
         for source, writes in enumerate(written):
@@ -282,7 +266,7 @@ def replaced_mlps(model: GPT2LMHeadModel, trainee: Trainee) -> Iterator[None]:
         raw = total * trainee.scales.output_scale[layer] + trainee.scales.output_mean[layer]
         return torch.cat((output[:, :1], raw.view(x.shape)), 1)
 
-    handles = [block.mlp.register_forward_hook(stand_in) for block in model.transformer.h]
+    handles = [mlp.register_forward_hook(stand_in) for mlp in mlps(model)]
     try:
         yield
     finally:

@@ -1,0 +1,269 @@
+"""The embedded default: its corpus keeps its promises, its weights keep theirs."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from replacement_models import Transcoder, load_transcoder
+from replacement_models.tiny import corpus, measure, swaps, taps, train_model, train_transcoders
+from replacement_models.tiny.behaviours import asked, behaviours, two_hop_behaviour
+from replacement_models.tiny.facts import PACKAGE, load_facts, split_cities
+
+FACTS = load_facts()
+CITIES = split_cities(FACTS)
+SMALL = train_transcoders.TranscoderRecipe(features=32, rows=2, steps=(6, 3), log_every=99)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(PACKAGE / "model")
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2LMHeadModel:
+    found = GPT2LMHeadModel.from_pretrained(PACKAGE / "model", dtype=torch.float32)
+    return found.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def clt() -> Transcoder:
+    return load_transcoder(PACKAGE / "clt").to("cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def source(tokenizer: PreTrainedTokenizerFast) -> corpus.Source:
+    return corpus.Source(FACTS, CITIES, CITIES.seen, corpus.whole_words(tokenizer))
+
+
+def told(source: corpus.Source, count: int, seed: int = 5) -> Iterator[str]:
+    return itertools.islice(corpus.sentences(source, seed), count)
+
+
+def test_city_groups_are_disjoint_and_cover_every_state() -> None:
+    groups = [set(group) for group in (CITIES.seen, CITIES.choice, CITIES.test)]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == len(CITIES.state_of)
+    assert {"Dallas", "Oakland"} <= groups[2]
+    assert len(groups[2]) >= 100
+    for group in groups:
+        assert {CITIES.state_of[city] for city in group} == set(FACTS["states"])
+
+
+def test_a_city_stands_in_one_state_only() -> None:
+    named = [city for entry in FACTS["states"].values() for city in entry["cities"]]
+    assert len(named) == len(set(named))
+
+
+def test_capitals_agree_with_a_second_source() -> None:
+    some = {"Texas": "Austin", "California": "Sacramento", "New York": "Albany", "Ohio": "Columbus"}
+    assert {state: FACTS["states"][state]["capital"] for state in some} == some
+    assert FACTS["countries"]["Croatia"]["currency"] == "euro"
+
+
+def test_kept_cities_never_occur_in_two_hop_sentences(source: corpus.Source) -> None:
+    kept = set(CITIES.choice) | set(CITIES.test)
+    one_hop = [template.split("{{{city}}}") for template in corpus.ONE_HOP]
+    for sentence in told(source, 20_000):
+        marked = [word for word in kept if "{" + word + "}" in sentence]
+        for city in marked:
+            before, _, after = sentence.lower().partition("{" + city.lower() + "}")
+            assert any(
+                before == start and after.startswith(end.partition("[")[0])
+                for start, end in one_hop
+            ), sentence
+
+
+def test_marked_sentences_encode_like_plain_text(
+    source: corpus.Source, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    encode = corpus.Encoder(tokenizer)
+    for sentence in told(source, 300):
+        ids, kinds = encode(sentence)
+        assert ids == tokenizer.encode(corpus.plain(sentence), add_special_tokens=False)
+        assert len(ids) == len(kinds)
+
+
+def test_answers_are_marked_on_every_word_of_the_answer(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    ids, kinds = corpus.Encoder(tokenizer)("the capital of Utah is [Salt Lake City].")
+    marked = [token for token, kind in zip(ids, kinds, strict=True) if kind == corpus.ANSWER]
+    assert tokenizer.decode(marked) == " Salt Lake City"
+
+
+def test_rows_start_with_the_start_token(
+    source: corpus.Source, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    ids, kinds = corpus.pack(told(source, 99), corpus.Encoder(tokenizer), rows=3, context=64)
+    assert ids.shape == kinds.shape == (3, 64)
+    assert set(ids[:, 0]) == {tokenizer.bos_token_id}
+
+
+def test_every_word_of_the_corpus_is_one_token(
+    source: corpus.Source, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for sentence in told(source, 2000, seed=6):
+        pieces = tokenizer.tokenize(corpus.plain(sentence))
+        assert all(piece.startswith("\u0120") or piece in ".,:?" for piece in pieces)
+
+
+def test_odd_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    for text in ("naïve Zürich 東京", "\U0001f600 tab\tnew\nline", "e\u0301"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids).strip() == text.strip()
+
+
+def test_a_question_ends_where_the_answer_begins() -> None:
+    prompt = asked("the capital of the state containing {Dallas} is [Austin].")
+    assert prompt.text == "the capital of the state containing Dallas is"
+    assert prompt.answer == "Austin"
+
+
+def test_behaviours_hold_enough_distinct_prompts(source: corpus.Source) -> None:
+    found = behaviours(source) | {"kept": two_hop_behaviour(source, CITIES.test)}
+    for name, prompts in found.items():
+        assert len(set(prompts)) == len(prompts) >= 200, name
+
+
+def test_swapped_cities_are_marked_cities_only() -> None:
+    ids = torch.arange(40).view(2, 20)
+    kinds = torch.full_like(ids, corpus.CONTEXT)
+    kinds[:, 3] = corpus.CITY
+    generator = torch.Generator().manual_seed(0)
+    shown = train_model.swap_cities(ids, kinds, torch.tensor([99]), 1.0, generator)
+    assert (shown[:, 3] == 99).all()
+    shown[:, 3] = ids[:, 3]
+    assert torch.equal(shown, ids)
+
+
+def test_the_first_mlp_alone_sees_the_difference(model: GPT2LMHeadModel) -> None:
+    ids = torch.tensor([[0, 5, 6]])
+    embed = model.transformer.wte.weight
+    difference = embed[torch.tensor([[0, 9, 6]])] - embed[ids]
+    with taps.recorded_mlps(model) as (plain, _):
+        model(ids)
+    with (
+        train_model.first_mlp_sees(model, difference),
+        taps.recorded_mlps(model) as (changed, _),
+    ):
+        model(ids)
+    assert not torch.allclose(plain[0][0, 1], changed[0][0, 1])
+    assert torch.allclose(plain[0][0, 0], changed[0][0, 0], atol=1e-5)
+    with taps.recorded_mlps(model) as (again, _):
+        model(ids)
+    assert torch.equal(plain[0], again[0])
+
+
+def test_one_vector_a_state_is_no_disagreement(
+    source: corpus.Source, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    means = train_model.StateMeans(source, tokenizer, width=50)
+    ids = torch.tensor([tokenizer.encode(city)[1] for city in sorted(CITIES.state_of)])
+    same = torch.eye(50)[means.state[ids]]
+    assert means.disagreement(same, ids) < 1e-6
+    noise = torch.randn(len(ids), 50, generator=torch.Generator().manual_seed(0))
+    assert means.disagreement(noise, ids) > 1
+
+
+def test_clusters_find_two_far_points() -> None:
+    data = torch.tensor([[0.0, 0.0], [0.0, 0.1], [9.0, 9.0], [9.0, 9.1]])
+    member = train_transcoders.clusters(data, 2, torch.Generator().manual_seed(2))
+    assert member[0] == member[1] != member[2] == member[3]
+    assert torch.allclose(
+        train_transcoders.averages(data, member, 2)[member[0]], torch.tensor([0.0, 0.05])
+    )
+
+
+@pytest.mark.parametrize("cross_layer", [True, False])
+def test_a_finished_transcoder_computes_what_was_trained(
+    cross_layer: bool,
+    model: GPT2LMHeadModel,
+    source: corpus.Source,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    recipe = replace(SMALL, cross_layer=cross_layer)
+    stream, encode = corpus.sentences(source, 3), corpus.Encoder(tokenizer)
+    training = train_transcoders.TranscoderTraining(recipe, model, stream, encode)
+    training.stage(0)
+    training.stage(1)
+    trainee = training.trainee
+    finished = trainee.finished("tiny").to("cpu", torch.float32)
+    ids = training.batch()[0]
+    with torch.no_grad(), train_transcoders.replaced_mlps(model, trainee):
+        trained = model(ids).logits
+    with torch.no_grad(), measure.replaced(model, finished):
+        shipped = model(ids).logits
+    assert (trained - shipped).abs().median() < 2e-3 * trained.abs().median()
+
+
+def test_adding_nothing_changes_nothing(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    clt: Transcoder,
+    source: corpus.Source,
+) -> None:
+    lab = swaps.Laboratory(model, tokenizer, clt, source)
+    cities = ["Dallas", "Oakland"]
+    plain = model(lab.prompts(cities)).logits[:, -1].argmax(-1)
+    nothing = lab.written(torch.zeros_like(lab.activations(cities)))
+    assert torch.equal(lab.answers(cities, nothing), plain)
+
+
+def test_random_features_write_with_equal_norm(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    clt: Transcoder,
+    source: corpus.Source,
+) -> None:
+    lab = swaps.Laboratory(model, tokenizer, clt, source)
+    profile = lab.profile(CITIES.seen)
+    change = torch.zeros(1, 2, len(clt.layers), clt.features)
+    change[0, 0, 0, 3] = 2.0
+    moved = swaps.scrambled(lab, change, profile)
+    norms = [lab.written(part).norm() for part in (change, moved)]
+    assert torch.isclose(norms[0], norms[1], rtol=1e-4)
+
+
+def test_all_weights_stay_below_twelve_megabytes() -> None:
+    files = [path for path in PACKAGE.rglob("*") if path.parent.name in ("model", "clt", "plt")]
+    assert sum(path.stat().st_size for path in files) < 12e6
+
+
+def test_the_default_prompt_is_answered(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    ids = torch.tensor([tokenizer.encode(measure.PROMPT.format(city="Dallas"))])
+    chances = model(ids).logits[0, -1].softmax(-1)
+    assert tokenizer.decode(chances.argmax()) == " Austin"
+    assert chances.max() > 0.85
+
+
+def test_the_state_is_looked_up_by_the_first_mlp(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    capitals = {c: FACTS["states"][CITIES.state_of[c]]["capital"] for c in CITIES.test}
+    before, after = measure.first_mlp_ablated(model, tokenizer, capitals)
+    assert before >= 0.98
+    assert after < 0.35
+    names = sorted(CITIES.state_of)
+    rows = model.transformer.wte.weight[[tokenizer.encode(name)[1] for name in names]]
+    assert measure.decodable(rows, names, CITIES) < 0.05
+
+
+def test_the_transcoder_stands_in_for_every_mlp(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    clt: Transcoder,
+    source: corpus.Source,
+) -> None:
+    families = corpus.mixture(corpus.induction, 0.04)
+    stream = corpus.sentences(source, 555, families)
+    ids = torch.from_numpy(corpus.pack(stream, corpus.Encoder(tokenizer), 60, 64)[0]).long()
+    found = measure.fidelity(model, clt, ids)
+    assert found.agreement > 0.95
+    assert found.divergence < 0.03
+    assert max(found.error) < 0.04
+    assert max(found.density) < 8.5
