@@ -13,6 +13,7 @@ from torch import Tensor
 from graphs import AttributionGraph
 from graphs.schema import number, plain_metadata
 from replacement_models import ReplacementModel
+from tracer.interventions.freezing import Freezing
 from tracer.validation.ablation import ablations
 from tracer.validation.correlation import direct_logit, feature_to_feature, spearman
 from tracer.validation.faithfulness import Faithfulness, faithfulness
@@ -37,7 +38,8 @@ class Validation:
     """One row a feature node: id, influence, measured (fall of the target's demeaned logit when it
     alone is zeroed), activation, direct (the baseline's |activation x decoder x target|)."""
     responses: pa.Table
-    """One row a zeroed feature and layer above it: id, distance, cosine, error, measured."""
+    """One row a zeroed feature and layer above it: id, what was frozen while measuring, distance,
+    cosine, error, measured."""
     circuits: pa.Table | None
     """One row a threshold, as in `Faithfulness.curve`; None without a corpus."""
 
@@ -77,8 +79,9 @@ def validate(
     feature alone is zeroed in mode "free", over all feature nodes (at least 30), over the half
     with most influence, and feature to feature; beside it two baselines, activation and |activation
     x decoder x target|. Responses: predicted against measured changes of activations, by layers
-    above the feature. Faithfulness: what is left of the target's lead over its strongest
-    competitor with all features and all errors outside the pruned circuit at their corpus mean.
+    above the feature; then again with attention, and with attention and norms, frozen. Faithfulness:
+    what is left of the target's lead over its strongest competitor with all features and all errors
+    outside the pruned circuit at their corpus mean.
 
     Args:
         model: the model the graph was traced from.
@@ -129,6 +132,10 @@ def _measure(about: Subject) -> tuple[np.ndarray, np.ndarray, list[Response]]:
             change = response[:, places[here, 1], places[here, 2]]
             changes[rows, here] = np.abs(_settled(change, about.recording.features.activation))
         found += responses(prediction, ablated)
+    for name, norms in (("attention", False), ("attention and norms", True)):
+        frozen = Freezing(about.recording, attention=True, norms=norms, layers=range(0))
+        for ablated in ablations(about, frozen):
+            found += responses(prediction, ablated, name)
     return effect, changes, found
 
 
@@ -156,6 +163,7 @@ def _response_table(about: Subject, found: list[Response]) -> pa.Table:
     return pa.table(
         {
             "id": pa.array([ids[one.feature] for one in found], pa.string()),
+            "frozen": pa.array([one.frozen for one in found], pa.string()),
             "distance": pa.array([one.distance for one in found], pa.int32()),
             "cosine": pa.array([one.cosine for one in found], pa.float64()),
             "error": pa.array([one.error for one in found], pa.float64()),
@@ -187,6 +195,9 @@ def _summary(
             "feature_to_feature": float(np.median(between)) if between else None,
             "feature_targets": len(between),
         },
-        "responses": {str(distance): row for distance, row in by_distance(found).items()},
+        "responses": {
+            frozen: by_distance([one for one in found if one.frozen == frozen])
+            for frozen in dict.fromkeys(one.frozen for one in found)
+        },
         "faithfulness": None if kept is None else kept.summary(),
     }

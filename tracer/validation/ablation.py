@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.interventions.forward import Outcome, Rows, Run, run
+from tracer.interventions.freezing import Freezing
 from tracer.interventions.values import Intervention
 from tracer.validation.subject import Subject
 
@@ -19,7 +20,7 @@ LARGEST = 256
 
 @dataclass(frozen=True, eq=False)
 class Ablated:
-    """Some features, zeroed one a row; in mode "free", so everything downstream is recomputed."""
+    """Some features, zeroed one a row; MLP outputs downstream are always recomputed."""
 
     features: range
     """Numbers in `Subject.features`."""
@@ -30,17 +31,17 @@ class Ablated:
 
 
 @torch.no_grad()
-def ablations(subject: Subject) -> Iterator[Ablated]:
-    """Zero every feature of the graph alone and measure."""
+def ablations(subject: Subject, frozen: Freezing | None = None) -> Iterator[Ablated]:
+    """Zero every feature of the graph alone and measure; in mode "free" unless parts are frozen."""
     model, layers = subject.model, len(subject.model.host.blocks)
     size = layers * len(subject.tokens) * model.transcoder.features
     step = max(1, min(LARGEST, ENTRIES // size))
-    clean = _run(subject, [[]])
+    clean = _run(subject, [[]], frozen)
     before = subject.aim.effect(clean.logits_before_cap[:, -1])
     for start in range(0, len(subject.features), step):
         chosen = range(start, min(start + step, len(subject.features)))
         rows = [[subject.features[number]] for number in chosen]
-        outcome = _run(subject, rows)
+        outcome = _run(subject, rows, frozen)
         yield Ablated(
             features=chosen,
             effect=before - subject.aim.effect(outcome.logits_before_cap[:, -1]),
@@ -51,7 +52,9 @@ def ablations(subject: Subject) -> Iterator[Ablated]:
         )
 
 
-def _run(subject: Subject, rows: list[list[tuple[int, int, int]]]) -> Outcome:
+def _run(
+    subject: Subject, rows: list[list[tuple[int, int, int]]], frozen: Freezing | None
+) -> Outcome:
     placed = [
         [
             (Intervention(layer=layer, position=position, feature=feature, value=0.0), [position])
@@ -60,4 +63,4 @@ def _run(subject: Subject, rows: list[list[tuple[int, int, int]]]) -> Outcome:
         for row in rows
     ]
     tokens = subject.tokens.expand(len(rows), -1)
-    return run(subject.model, tokens, Run(edit=Rows(placed)))
+    return run(subject.model, tokens, Run(edit=Rows(placed), frozen=frozen))

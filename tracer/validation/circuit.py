@@ -6,7 +6,7 @@ outside are held at theirs. Skipped positions and attention are the model's own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ class Circuit:
     """(layer, position, feature)."""
     errors: frozenset[tuple[int, int]]
     """(layer, position)."""
+    ablated: frozenset[tuple[int, int, int]] | None = None
+    """Put only these at their mean (but for those in the circuit); None: every feature of the
+    dictionary, whether it fired in the clean run or not."""
 
     @property
     def size(self) -> int:
@@ -39,6 +42,10 @@ class Circuit:
     def without_errors(self) -> "Circuit":
         """The same features, every error at its mean."""
         return Circuit(self.features, frozenset())
+
+    def silent_left(self, whole: "Circuit") -> "Circuit":
+        """The same nodes; features that never fired are left to answer for themselves."""
+        return replace(self, ablated=whole.features)
 
     def complement(self, whole: "Circuit") -> "Circuit":
         """What of `whole` is not in it."""
@@ -139,6 +146,11 @@ def _masks(subject: Subject, circuits: Sequence[Circuit]) -> tuple[list[Tensor],
     ]
     errors = torch.zeros(len(circuits), len(weights), positions, dtype=torch.bool, device=device)
     for row, circuit in enumerate(circuits):
+        if circuit.ablated is not None:
+            for mask in features:
+                mask[row] = True
+            for layer, position, feature in circuit.ablated:
+                features[layer][row, position, feature] = False
         for layer, position, feature in circuit.features:
             features[layer][row, position, feature] = True
         for layer, position in circuit.errors:

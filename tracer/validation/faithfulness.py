@@ -24,8 +24,8 @@ class Faithfulness:
     """The lead itself, in logits."""
     curve: list[dict[str, float]]
     """One row a threshold: features, errors, then what survives in the circuit with its errors,
-    without any error, in random circuits of equal size, and in all the rest of the graph
-    (completeness: little should)."""
+    with features that never fired left alone as well, without any error, in random circuits of
+    equal size, and in all the rest of the graph (completeness: little should)."""
     empty: float
     """What survives with nothing kept."""
     minimal: float | None
@@ -62,20 +62,22 @@ def faithfulness(subject: Subject, means: Means, draws: int = 10, seed: int = 0)
     circuits = [nothing]
     for one in chosen:
         others = [one.drawn(whole, random) for _ in range(draws)]
-        circuits += [one, one.without_errors(), one.complement(whole), *others]
+        circuits += [one, one.silent_left(whole), one.without_errors(), one.complement(whole)]
+        circuits += others
     kept = leads(subject, means, circuits) / clean
     curve = []
     for index, (nodes, one) in enumerate(zip(THRESHOLDS, chosen, strict=True)):
-        mine = kept[1 + index * (3 + draws) :][: 3 + draws]
+        mine = kept[1 + index * (4 + draws) :][: 4 + draws]
         curve.append(
             {
                 "nodes": nodes,
                 "features": len(one.features),
                 "errors": len(one.errors),
                 "circuit": float(mine[0]),
-                "without_errors": float(mine[1]),
-                "rest": float(mine[2]),
-                "random": float(mine[3:].mean()) if draws else float("nan"),
+                "silent_left": float(mine[1]),
+                "without_errors": float(mine[2]),
+                "rest": float(mine[3]),
+                "random": float(mine[4:].mean()) if draws else float("nan"),
             }
         )
     at = THRESHOLDS.index(DEFAULT)

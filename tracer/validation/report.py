@@ -26,9 +26,12 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str]]:
     )
     yield "  baseline: activation", ranks["activation"], "what influence must beat"
     yield "  baseline: direct", ranks["direct"], "activation x decoder x target"
-    for distance, row in summary["responses"].items():
-        yield f"cosine, {distance} on", row["cosine"], f"mean of {row['count']}"
-        yield f"  error, {distance} on", row["error_median"], "median of |p - m|^2 / |m|^2"
+    for frozen, steps in summary["responses"].items():
+        for distance, row in steps.items():
+            held = "" if frozen == "nothing" else f", {frozen} frozen"
+            median = f"median {row['cosine_median']:.3g}, mean of {row['count']}"
+            yield f"cosine, {distance} on{held}", row["cosine"], median
+            yield f"  error, {distance} on{held}", row["error_median"], "median |p - m|^2 / |m|^2"
     yield from _faithfulness(summary.get("faithfulness"))
     for one in summary.get("scrubbing", []):
         yield f"scrubbed: {one['name']}", one["survives"], "share of the metric that survives"
@@ -40,6 +43,7 @@ def _faithfulness(kept: Mapping[str, Any] | None) -> Iterator[tuple[str, float |
         return
     size = f"{kept['features']} features, {kept['errors']} errors"
     yield "circuit keeps", kept["circuit"], f"of the lead of {kept['clean']:.3g} logits; {size}"
+    yield "  silent features left", kept["silent_left"], "features that never fired not at means"
     yield "  without its errors", kept["without_errors"], "every error at its mean"
     yield "  random circuits", kept["random"], "of equal size"
     yield "  the rest of the graph", kept["rest"], "completeness: should be little"
@@ -98,16 +102,18 @@ def plots(tables: Mapping[str, pa.Table | None]) -> dict[str, str]:
     }
     if responses.num_rows:
         distance, cosine = responses["distance"].to_numpy(), responses["cosine"].to_numpy()
-        steps = np.unique(distance)
+        frozen, steps = np.array(responses["frozen"].to_pylist()), np.unique(distance)
         series = {
-            "mean": [float(cosine[distance == step].mean()) for step in steps],
-            "median": [float(np.median(cosine[distance == step])) for step in steps],
+            f"{name} frozen": [
+                _mean(cosine[(distance == step) & (frozen == name)]) for step in steps
+            ]
+            for name in dict.fromkeys(frozen.tolist())
         }
         axis = ("layers above", steps.astype(float).tolist())
         title = "Predicted and measured responses"
-        found["responses"] = charts.lines(title, axis, "cosine", series)
+        found["responses"] = charts.lines(title, axis, "mean cosine", series)
     if circuits is not None:
-        names = ("circuit", "without_errors", "random", "rest")
+        names = ("circuit", "silent_left", "without_errors", "random", "rest")
         found["circuits"] = charts.lines(
             "What circuits keep of the target's lead",
             ("share of influence kept in the circuit", circuits["nodes"].to_pylist()),
@@ -115,6 +121,10 @@ def plots(tables: Mapping[str, pa.Table | None]) -> dict[str, str]:
             {name.replace("_", " "): circuits[name].to_pylist() for name in names},
         )
     return found
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def _ranks(values: np.ndarray) -> list[float]:

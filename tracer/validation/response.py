@@ -3,7 +3,8 @@
 The prediction is the graph's own: the feature's write and the answers of other features are passed
 along the edges in computation order, each feature's new pre-activation put through its activation
 function. Attention, norms and errors stay frozen, and a silent feature stays silent; in the
-measurement nothing does, and every feature of the dictionary counts.
+measurement nothing does, and every feature of the dictionary counts. Measuring again with attention
+held, then norms as well, shows how much of the gap each makes; what is left is the dictionary's.
 """
 
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ class Response:
     """Squared size of the difference over that of the measured change; None where that is 0."""
     measured: float
     """Size of the measured change."""
+    frozen: str = "nothing"
+    """What was held while measuring: "nothing", "attention", or "attention and norms"."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ class Prediction:
         return found
 
 
-def responses(prediction: Prediction, ablated: Ablated) -> Iterator[Response]:
+def responses(
+    prediction: Prediction, ablated: Ablated, frozen: str = "nothing"
+) -> Iterator[Response]:
     """Compare, for every zeroed feature and every layer above it."""
     predicted = prediction.changes(ablated.features)
     layers = [prediction.subject.features[number][0] for number in ablated.features]
@@ -109,19 +114,20 @@ def responses(prediction: Prediction, ablated: Ablated) -> Iterator[Response]:
                 cosine=dot / (mine * theirs) if both else 0.0,
                 error=(gap / theirs) ** 2 if theirs > limit else None,
                 measured=theirs,
+                frozen=frozen,
             )
 
 
-def by_distance(found: list[Response]) -> dict[int, dict[str, float]]:
+def by_distance(found: list[Response]) -> dict[str, dict[str, float | None]]:
     """Mean and median cosine, and median normalised error, for every number of layers."""
-    summary = {}
+    summary: dict[str, dict[str, float | None]] = {}
     for distance in sorted({one.distance for one in found}):
         cosines = [one.cosine for one in found if one.distance == distance]
         errors = [one.error for one in found if one.distance == distance and one.error is not None]
-        summary[distance] = {
+        summary[str(distance)] = {
             "cosine": float(np.mean(cosines)),
             "cosine_median": float(np.median(cosines)),
-            "error_median": float(np.median(errors)) if errors else float("nan"),
+            "error_median": float(np.median(errors)) if errors else None,
             "count": len(cosines),
         }
     return summary
