@@ -52,7 +52,7 @@ def _normed(norm: Norm | None, x: Tensor, scale: Tensor | None, last: bool = Tru
 
 def _check(host: Host, where: str, rebuilt: Tensor, recorded: Tensor) -> None:
     error = float((rebuilt - recorded).abs().max() / recorded.abs().max())
-    if error > max(8 * torch.finfo(recorded.dtype).eps, 3e-4):
+    if error > max(8 * torch.finfo(rebuilt.dtype).eps, 3e-4):
         raise ModelError(
             f"{host.family} model: {where} computes something else than embeddings, attention, MLP "
             f"and norms explain (off by {error:.1%}); this variant is not supported"

@@ -19,9 +19,9 @@ from tracer.linear import LocalModel, linearise
 from tracer.sweep import sweep
 from tracer.targets import feature_rows, logit_targets
 
-EXACT = ("gpt2", "gpt_neox", "gpt_neox_sequential")
+EXACT = ("gpt2", "gpt_neox", "gpt_neox_sequential", "phi")
 """Families whose norms honour float64; RMSNorm runs in float32 inside transformers."""
-POST_NORM = ("gemma2", "gemma3", "gemma3_text", "olmo2")
+POST_NORM = ("gemma2", "gemma3", "gemma3_text", "glm4", "olmo2")
 
 
 class Case(NamedTuple):

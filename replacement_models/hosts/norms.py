@@ -7,11 +7,14 @@ from torch import Tensor, nn
 from replacement_models.host import Norm
 from replacement_models.hosts.weights import read
 
+CENTRED = ("CohereLayerNorm", "Cohere2LayerNorm")
+"""Classes of transformers that take the mean off without being `nn.LayerNorm`s."""
+
 
 def norm_of(module: Any) -> Norm:
     """LayerNorm, `(x - mean x) / scale · w + b`, or RMSNorm, `x / scale · w`."""
-    centred = isinstance(module, nn.LayerNorm)
-    bias = read(module, "bias") if centred and module.bias is not None else None
+    centred = isinstance(module, nn.LayerNorm) or type(module).__name__ in CENTRED
+    bias = read(module, "bias") if getattr(module, "bias", None) is not None else None
     return Norm(module, read(module), bias, _eps(module), centred)
 
 

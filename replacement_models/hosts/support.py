@@ -7,10 +7,12 @@ from torch import nn
 
 from replacement_models.host import Host
 from replacement_models.hosts.gemma import gemma
-from replacement_models.hosts.gpt2 import gpt2
+from replacement_models.hosts.glm4 import glm4
+from replacement_models.hosts.gpt2 import gpt2, gpt_neo
 from replacement_models.hosts.gpt_neox import gpt_neox
 from replacement_models.hosts.llama import llama
 from replacement_models.hosts.olmo2 import olmo2
+from replacement_models.hosts.one_norm import cohere, gptj, phi
 from replacement_models.hosts.phi3 import phi3
 
 AS_LLAMA = (
@@ -23,8 +25,14 @@ AS_LLAMA = (
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
 AS_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 HOSTS: dict[str, Callable[[nn.Module], Host]] = {
+    "cohere": cohere,
+    "cohere2": cohere,
+    "glm4": glm4,
     "gpt2": gpt2,
+    "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
+    "gptj": gptj,
+    "phi": phi,
     "phi3": phi3,
     **dict.fromkeys(AS_LLAMA, llama),
     **dict.fromkeys(AS_OLMO2, olmo2),
