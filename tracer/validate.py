@@ -79,7 +79,7 @@ def validate(
     feature alone is zeroed in mode "free", over all feature nodes (at least 30), over the half
     with most influence, and feature to feature; beside it two baselines, activation and |activation
     x decoder x target|. Responses: predicted against measured changes of activations, by layers
-    above the feature; then again with attention, and with attention and norms, frozen. Faithfulness:
+    above the feature; again with attention, and with attention and norms, frozen. Faithfulness:
     what is left of the target's lead over its strongest competitor with all features and all errors
     outside the pruned circuit at their corpus mean.
 
