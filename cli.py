@@ -402,8 +402,12 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
     """Take the options of `model_options` out of `options` and load what they name."""
     names = ("name", "transcoders", "device", "dtype")
     with progress("Loading the model"):
+        from transformers.utils import logging
+
         from replacement_models import ReplacementModel
 
+        logging.set_verbosity_error()  # what is wrong, our own errors say in one line
+        logging.disable_progress_bar()
         return ReplacementModel.load(**{name: options.pop(name) for name in names})
 
 
