@@ -1,4 +1,4 @@
-"""Imports point one way, cli -> tracer -> {replacement_models, graphs}; nothing runs foreign code."""
+"""Imports point one way, cli -> tracer -> {replacement_models, graphs}; no file runs code."""
 
 import ast
 import subprocess
