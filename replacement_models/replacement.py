@@ -75,7 +75,7 @@ class ReplacementModel:
         folder, revision = folder_of(str(name), MODEL_FILES)
         bare = transcoders == NEURONS
         dictionary = None if bare else load_transcoder(transcoders, lazy)
-        host = host_of(_load_model(folder, kind).to(where))
+        host = host_of(_load_model(folder, kind, where))
         return cls(
             host=host,
             transcoder=(dictionary or neurons(host)).to(where, kind),
@@ -220,7 +220,7 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _load_model(folder: Path, dtype: torch.dtype) -> Any:
+def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (folder / "config.json").is_file():
@@ -228,15 +228,19 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         check_family(config.model_type)
+        # Some quantised models can be placed only as they are loaded.
+        quantised = getattr(config, "quantization_config", None) is not None
         with _no_progress_bar():
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
                 attn_implementation="eager",
                 use_safetensors=True,
                 local_files_only=True,
+                device_map={"": device} if quantised else None,
             ).eval()
+        return model if quantised else model.to(device)
     except ModelError:
         raise
     except Exception as error:

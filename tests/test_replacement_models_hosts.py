@@ -1,5 +1,6 @@
 """Every decoder of the installed transformers is supported and obeys, or is refused by name."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -272,6 +273,17 @@ def test_quantised_activations_are_refused_in_attention_only():
     of(quantised(MLP, inputs_too=True)).record(PROMPT)
     with pytest.raises(ModelError, match=r"EightBit is not linear .*quantise the MLPs only"):
         of(quantised(ATTENTION, inputs_too=True))
+
+
+def test_a_quantised_folder_without_its_library_is_one_line(tmp_path: Path):
+    language_model("llama", torch.float32).save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    settings = {**json.loads(config.read_text()), "quantization_config": {"quant_method": "gptq"}}
+    config.write_text(json.dumps(settings))
+    save_transcoder(transcoder(), tmp_path / "transcoders")
+    with pytest.raises(ModelError, match="the model cannot be loaded") as error:
+        ReplacementModel.load(tmp_path / "model", tmp_path / "transcoders")
+    assert "\n" not in str(error.value)
 
 
 def test_norms_in_no_floating_point_are_refused():
