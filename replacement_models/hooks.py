@@ -88,6 +88,22 @@ def eager_attention(model: Any) -> Iterator[None]:
 
 
 @contextmanager
+def recorders_removed(model: nn.Module) -> Iterator[None]:
+    """Take off what transformers 5 puts on a model, and leaves, when it is asked for patterns."""
+    flag = "_output_capturing_hooks_installed"
+    before = {module: set(module._forward_hooks) for module in model.modules()}
+    flagged = {module for module in before if getattr(module, flag, False)}
+    try:
+        yield
+    finally:
+        for module, known in before.items():
+            for key in set(module._forward_hooks) - known:
+                del module._forward_hooks[key]
+            if module not in flagged and getattr(module, flag, False):
+                setattr(module, flag, False)
+
+
+@contextmanager
 def float64_experts(model: Any) -> Iterator[None]:
     """Let experts run in float64, which the fused kernels of transformers 5 refuse."""
     if model.dtype != torch.float64 or not hasattr(model, "set_experts_implementation"):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement_models.hooks import float64_experts
+from replacement_models.hooks import float64_experts, recorders_removed
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class Host:
     def run(self, tokens: Sequence[int]) -> Float[Tensor, "positions vocabulary"]:
         """The model's own logits on a prompt, from one forward pass."""
         ids = torch.tensor([list(tokens)], device=self.unembedding.device)
-        with float64_experts(self.model):
+        with float64_experts(self.model), recorders_removed(self.model):
             out = self.model(input_ids=ids, use_cache=False, output_attentions=True)
         logits: Tensor = out.logits[0]
         return logits
