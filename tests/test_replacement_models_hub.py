@@ -173,6 +173,15 @@ def test_only_weights_and_configurations_are_asked_for(monkeypatch: pytest.Monke
     assert asked["allow_patterns"] is None
 
 
+def test_a_repository_of_hundreds_of_gigabytes_is_never_fetched_whole(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    for name in ("google/gemma-scope-2b-pt-transcoders", "google/gemma-scope-2-1b-pt@main"):
+        with pytest.raises(ModelError, match="many dictionaries a layer"):
+            load_transcoder(name)
+
+
 def test_a_local_folder_comes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     monkeypatch.chdir(tmp_path)

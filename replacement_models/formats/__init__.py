@@ -46,6 +46,8 @@ WANTED = ("*.safetensors", "*.npz", "*.json", "*.yaml")
 """What a hub id is asked for."""
 UNWANTED = ("features/*",)
 """Published sets carry gigabytes of example texts for a viewer there."""
+SPRAWLING = "google/gemma-scope"
+"""Repositories that are never fetched whole."""
 LAZY_ABOVE = 2 << 30
 """Bytes of weight files from which decoder rows stay on disk unless the caller says otherwise."""
 
@@ -136,6 +138,12 @@ def content_hash(name: str | Path) -> str:
 
 
 def _folder(name: str | Path) -> Path:
+    address = str(name).partition("@")[0]
+    if address.startswith(SPRAWLING) and address.count("/") == 1 and not Path(name).is_dir():
+        raise ModelError(
+            f"{name}: holds many dictionaries a layer, hundreds of gigabytes; name a subfolder, or "
+            "a repository whose config.yaml lists one file a layer (mwhanna/gemma-scope-…)"
+        )
     folder, _ = folder_of(str(name), WANTED, UNWANTED)
     return folder
 
