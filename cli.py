@@ -31,6 +31,10 @@ MADE_BY = {
     **dict.fromkeys((".json", ".graphml", ".csv"), "export"),
 }
 """Suffix of a file -> the command that writes it from a graph."""
+WRITTEN_FORMATS = (
+    *("tracer", "circuit-tracer", "clt-forge", "crosslayer-transcoder"),
+    *("gemma-scope", "gemma-scope-2", "saelens", "sparsify"),
+)
 FEATURE_VALUE = re.compile(r"(\d{1,9})/(-?\d{1,9}|(-?\d{1,9})?:(-?\d{1,9})?)/(\d{1,9})=(.+)")
 
 
@@ -140,7 +144,12 @@ prompt_options = together(
 )
 model_options = together(
     click.option("--model", "name", metavar="M", help="Folder or hub id.", show_default="embedded"),
-    click.option("--transcoders", metavar="T", help="Folder or hub id.", show_default="embedded"),
+    click.option(
+        "--transcoders",
+        metavar="T",
+        help="Folder, hub id, or neurons: the model's own.",
+        show_default="embedded",
+    ),
     click.option(
         "--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32"
     ),
@@ -368,6 +377,25 @@ def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options
         result = tracer.intervene(model, text, interventions, mode)
     print_answers(model, [("before", result.base.logits[-1]), ("after", result.logits[-1])])
     print_responses(result, [model.token_string(token) for token in model.tokenize(text)])
+
+
+@main.command(
+    epilog=examples(
+        "tracer convert owner/clt my-clt", "tracer convert my-clt there --format circuit-tracer"
+    )
+)
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST", type=EXISTING)
+@click.option(
+    "--format", type=click.Choice(WRITTEN_FORMATS), default="tracer", help="What to write."
+)
+def convert(source: str, target: Path, format: str) -> None:
+    """Rewrite transcoders, a folder or hub id in any known format, as another format."""
+    with progress("Converting"):
+        from replacement_models.formats import convert as rewritten
+
+        path = rewritten(source, target, format)
+    click.echo(f"Saved {path}")
 
 
 def only_one(prompt: str | None, tokens: list[int] | None) -> str | list[int]:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+import cli
 import tracer
+from graphs import AttributionGraph
 from replacement_models import ModelError, ReplacementModel, save_transcoder
 from replacement_models.hosts import host_of
 from replacement_models.neurons import neurons
@@ -159,3 +162,13 @@ def test_neurons_are_no_file(tmp_path: Path):
     with pytest.raises(ModelError, match="load them with transcoders 'neurons'"):
         save_transcoder(bare("gpt2").transcoder, tmp_path / "set")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_takes_neurons_too(tmp_path: Path):
+    model, graph = str(GOLDEN / "gpt2_plt" / "model"), tmp_path / "x.graph"
+    options = ["--model", model, "--transcoders", "neurons", "--max-features", "5"]
+    result = CliRunner().invoke(
+        cli.main, ["trace", "--tokens", "1,5,9", *options, "-o", str(graph)]
+    )
+    assert result.exit_code == 0, result.output
+    assert AttributionGraph.load(graph).metadata["transcoders"] == "neurons"
