@@ -115,6 +115,13 @@ def test_the_table_holds_every_decoder_once():
     assert set(HOSTS) & set(decoders()) <= set(SUPPORTED)
 
 
+def test_the_readme_holds_the_table():
+    readme = (Path(__file__).parents[1] / "replacement_models" / "README.md").read_text("utf-8")
+    if f"decoders of transformers {transformers.__version__} " in readme:
+        assert support_table() in readme
+    assert "decoders of transformers 5." in readme
+
+
 def test_a_model_that_is_no_decoder_is_refused():
     config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=9)
     with pytest.raises(ModelError, match=r"'t5' is not supported.*encoder-decoder"):

@@ -112,12 +112,15 @@ def _reason(model_type: str) -> str:
 
 def support_table() -> str:
     """Every decoder of the installed transformers, by support and reason, as Markdown."""
+    from transformers import __version__ as version
+
     found: dict[str, list[str]] = {}
     for model_type in decoders():
         supported, reason = support(model_type)
         title = "**supported**" if supported else f"refused: {reason}"
         found.setdefault(title, []).append(f"`{model_type}`")
-    lines = [f"| {len(decoders())} decoders of transformers | `model_type` |", "|---|---|"]
+    title = f"{len(decoders())} decoders of transformers {version}"
+    lines = [f"| {title} | `model_type` |", "|---|---|"]
     for title in sorted(found, key=lambda title: (not title.startswith("**"), title)):
         lines.append(f"| {title} ({len(found[title])}) | {', '.join(found[title])} |")
     return "\n".join(lines)
