@@ -17,7 +17,7 @@ from tracer.interventions.freezing import Freezing
 from tracer.validation.ablation import ablations
 from tracer.validation.correlation import direct_logit, feature_to_feature, spearman
 from tracer.validation.faithfulness import Faithfulness, faithfulness
-from tracer.validation.means import Means, corpus_means
+from tracer.validation.means import Means, corpus_means, embedded_corpus
 from tracer.validation.report import TABLES, write_plots, write_tables
 from tracer.validation.response import Prediction, Response, by_distance, responses
 from tracer.validation.scrubbing import Hypothesis, scrub
@@ -86,7 +86,8 @@ def validate(
     Args:
         model: the model the graph was traced from.
         graph: as `trace` returned it.
-        corpus: prompts for the means, or the means; None leaves faithfulness out.
+        corpus: prompts for the means, or the means. None takes sentences of the embedded default's
+            own corpus; for any other model it leaves faithfulness out.
         hypotheses: claims to scrub, each from its own prompts.
         draws: random circuits for each threshold.
         seed: of the random circuits.
@@ -98,6 +99,7 @@ def validate(
     "Sparse Feature Circuits", for faithfulness and completeness.
     """
     about = subject(model, graph)
+    corpus = embedded_corpus(model) if corpus is None else corpus
     if corpus is not None and not isinstance(corpus, Means):
         corpus = corpus_means(model, corpus, about.skipped)
     measured, changes, found = _measure(about)

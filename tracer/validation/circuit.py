@@ -1,8 +1,9 @@
 """The original model with everything outside a circuit at its corpus mean.
 
 Features inside answer as they will, with everything downstream recomputed; features outside, fired
-or not, are held at their mean; errors inside are what the transcoders miss in this very pass, those
-outside are held at theirs. Skipped positions and attention are the model's own.
+or not, are held at their mean. Errors inside keep what they were in the clean run, being constants
+of the local replacement model, those outside are held at their mean. Skipped positions and attention
+are the model's own.
 """
 
 from collections.abc import Sequence
@@ -110,16 +111,15 @@ class Ablation:
         return used, amount
 
     def output(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
-        """The MLP's output with errors outside at their mean, plus all mean writes."""
+        """What features write, plus errors: recorded ones inside the circuit, mean ones outside."""
         transcoder, skipped = self.subject.model.transcoder, self.subject.skipped
-        decoded = self.decoded[layer] + transcoder.layers[layer].b_dec
+        decoded = self.decoded[layer] + transcoder.layers[layer].b_dec + self.means.written[layer]
         skip = transcoder.skip(layer)
         if skip is not None:
             decoded = decoded + x @ skip
-        average = decoded + self.means.errors[layer]
-        kept = torch.where(self.errors[:, layer, :, None], output, average)
-        kept = kept + self.means.written[layer]
-        return torch.cat([output[:, :skipped], kept[:, skipped:]], dim=1)
+        inside = self.errors[:, layer, :, None]
+        error = torch.where(inside, self.subject.errors[layer], self.means.errors[layer])
+        return torch.cat([output[:, :skipped], (decoded + error)[:, skipped:]], dim=1)
 
 
 @torch.no_grad()

@@ -10,6 +10,11 @@ from torch import Tensor
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
 
+EMBEDDED = "embedded/model"
+"""What graphs call the model that ships with the project."""
+SENTENCES, SEED = 300, 77
+"""How many of its sentences stand for its corpus, and the seed they are drawn with."""
+
 
 @dataclass(frozen=True, eq=False)
 class Means:
@@ -56,6 +61,19 @@ def corpus_means(
         raise TraceError("corpus has no position to average over; give longer prompts, or more")
     means = [total / count for total in active]
     return Means(means, [total / count for total in errors], _written(model, means), count)
+
+
+def embedded_corpus(model: ReplacementModel) -> list[str] | None:
+    """Sentences of the embedded default's own corpus; None for any other model."""
+    if model.name != EMBEDDED:
+        return None
+    from replacement_models.tiny.corpus import Source, sample, whole_words
+    from replacement_models.tiny.facts import load_facts, split_cities
+
+    facts = load_facts()
+    cities = split_cities(facts)
+    source = Source(facts, cities, cities.seen, whole_words(model.tokenizer))
+    return list(sample(source, SENTENCES, SEED))
 
 
 def _written(model: ReplacementModel, means: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,14 @@ class Subject:
     def tokens(self) -> Tensor:
         """(P,) ids up to the position explained."""
         return torch.tensor(self.recording.tokens, device=self.model.device)
+
+    @cached_property
+    def errors(self) -> list[Float[Tensor, "positions d_model"]]:
+        """What the transcoders miss of the recorded MLP outputs, a layer each."""
+        transcoder, inputs = self.model.transcoder, self.recording.inputs
+        active = [transcoder.encode(layer, x)[1] for layer, x in enumerate(inputs)]
+        decoded = transcoder.decode(active, inputs)
+        return [out - made for out, made in zip(self.recording.outputs, decoded, strict=True)]
 
     @property
     def skipped(self) -> int:

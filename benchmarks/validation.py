@@ -1,0 +1,226 @@
+"""How far to believe the embedded default's graphs: `python -m benchmarks.validation [FILE.json]`.
+
+Validates one graph for each of some 100 prompts of all behaviours, and swaps the state in every
+ordered pair of states, all by interventions on the unmodified model. About ten minutes on one core;
+everything is drawn from fixed seeds. `-n 1` takes one prompt a behaviour, for a quick look.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import tracer
+from replacement_models import ReplacementModel
+from replacement_models.tiny import swaps
+from replacement_models.tiny.behaviours import Prompt, behaviours, two_hop_behaviour
+from replacement_models.tiny.corpus import Source, whole_words
+from replacement_models.tiny.facts import load_facts, split_cities
+from tracer import Intervention
+from tracer.interventions.forward import Rows, Run, run
+from tracer.validation.means import embedded_corpus
+
+BARE, TOLD = 4, 1
+"""Prompts of each behaviour: the bare question, and the question after other sentences."""
+SEED = 11
+SITES = {"city and last": (1, 1), "city": (1, 0)}
+GRID = tuple(product((0.02, 0.05, 0.1, 0.3), (0.0, -1.0, -2.0), (1.5, 2.0, 3.0, 4.0, 6.0)))
+CHOICE_PAIRS = 300
+"""Ordered pairs that a strength is chosen on; none of their cities is tested."""
+TARGETS = {
+    "swap, city and last": 0.95,
+    "Spearman, influence": 0.8,
+    "cosine, one layer on": 0.9,
+    "circuit with its errors": 0.8,
+    "circuit with its errors, silent features left": 0.8,
+    "random circuits (below)": 0.2,
+}
+
+
+def embedded_source(model: ReplacementModel) -> Source:
+    """What the embedded default's sentences are drawn from."""
+    facts = load_facts()
+    cities = split_cities(facts)
+    return Source(facts, cities, cities.seen, whole_words(model.tokenizer))
+
+
+def chosen_prompts(source: Source, count: int) -> list[tuple[str, Prompt]]:
+    """Some prompts of every behaviour, two hops about unseen cities included."""
+    every = behaviours(source)
+    every["two hops, TEST cities"] = two_hop_behaviour(source, source.cities.test)
+    found = []
+    for name, prompts in every.items():
+        drawn = random.Random(SEED).sample(prompts, len(prompts))
+        bare = [prompt for prompt in drawn if ". " not in prompt.text]
+        told = [prompt for prompt in drawn if ". " in prompt.text]
+        found += [(name, prompt) for prompt in [*bare[:count], *told[: count and TOLD]]]
+    return found
+
+
+def validated(
+    model: ReplacementModel, prompts: Sequence[tuple[str, Prompt]], means: Any
+) -> list[dict[str, Any]]:
+    """The summary of each prompt's graph."""
+    rows = []
+    for number, (behaviour, prompt) in enumerate(prompts):
+        graph = tracer.trace(model, prompt.text)
+        summary = tracer.validate(model, graph, means).summary
+        rows.append({"behaviour": behaviour, "prompt": prompt.text, **figures(summary)})
+        print(f"\r{number + 1} of {len(prompts)}", end="", flush=True)
+    print()
+    return rows
+
+
+def figures(summary: dict[str, Any]) -> dict[str, float | None]:
+    """The figures of one validation that the table shows."""
+    ranks, kept = summary["spearman"], summary["faithfulness"]
+    found = {"features": summary["features"], "Spearman, influence": ranks["influence"]}
+    for name in ("top_half", "feature_to_feature", "activation", "direct"):
+        found[f"Spearman, {name}"] = ranks[name]
+    for frozen, steps in summary["responses"].items():
+        held = "" if frozen == "nothing" else f", {frozen} frozen"
+        for distance, row in steps.items():
+            found[f"cosine, {distance} on{held}"] = row["cosine"]
+            found[f"median cosine, {distance} on{held}"] = row["cosine_median"]
+            found[f"error, {distance} on{held}"] = row["error_median"]
+    found |= {f"circuit, {name}": kept[name] for name in ("circuit", "silent_left")}
+    found |= {f"circuit, {name}": kept[name] for name in ("without_errors", "random", "rest")}
+    return found | {"circuit, nodes that matter": kept["minimal"], "circuit, empty": kept["empty"]}
+
+
+def medians(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Median of every figure over the prompts that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = {}
+    for name in names:
+        known = [row[name] for row in rows if isinstance(row.get(name), int | float)]
+        if known:
+            table[name] = float(np.median(known))
+    return table
+
+
+def swapped(model: ReplacementModel, source: Source) -> dict[str, Any]:
+    """Swap every ordered pair of states on test cities, at a strength chosen on other cities."""
+    lab = swaps.Laboratory(model.host.model, model.tokenizer, model.transcoder, source)
+    profile = lab.profile(source.cities.seen)
+    choice = swaps.ordered_pairs(lab, source.cities.choice)
+    choice = random.Random(SEED).sample(choice, CHOICE_PAIRS)
+    test = swaps.ordered_pairs(lab, source.cities.test)
+    table: dict[str, Any] = {}
+    for name, sites in SITES.items():
+        table[name] = answered(model, lab, profile, swaps.Swap(test, sites, swaps.CHOSEN))
+        best = strongest(lab, profile, swaps.Swap(choice, sites, swaps.CHOSEN))
+        row = answered(model, lab, profile, swaps.Swap(test, sites, best))
+        table[f"{name}, own strength"] = row | asdict(best)
+    control = swaps.Swap(test, SITES["city and last"], swaps.CHOSEN)
+    table["control: random features"] = asdict(swaps.random_control(lab, profile, control))
+    return table
+
+
+def strongest(lab: swaps.Laboratory, profile: swaps.Profile, swap: swaps.Swap) -> swaps.Strength:
+    """The strength that flips most of some pairs of choice cities."""
+    tried = [swaps.Strength(*setting) for setting in GRID]
+    return max(tried, key=lambda s: swaps.run(lab, profile, replace(swap, strength=s)).flipped)
+
+
+@torch.no_grad()
+def answered(
+    model: ReplacementModel, lab: swaps.Laboratory, profile: swaps.Profile, swap: swaps.Swap
+) -> dict[str, float]:
+    """Carry out a swap by interventions in mode "free" and count the answers."""
+    changes = swaps.changes(lab, profile, swap)
+    capitals = lab.capital_tokens()
+    flipped = kept = 0
+    for start in range(0, len(swap.pairs), 128):
+        pairs = swap.pairs[start : start + 128]
+        ids = lab.prompts([city for city, _ in pairs])
+        rows = [added(change) for change in changes[start : start + 128]]
+        logits = run(model, ids, Run(edit=Rows(rows), keep=False)).logits[:, -1]
+        for answer, (city, state) in zip(logits.argmax(-1).tolist(), pairs, strict=True):
+            flipped += answer == capitals[state]
+            kept += answer == capitals[lab.states.index(lab.state_of[city])]
+    count = len(swap.pairs)
+    return {"flipped": int(flipped) / count, "kept": int(kept) / count, "pairs": count}
+
+
+def added(change: Tensor) -> list[tuple[Intervention, list[int]]]:
+    """Changes of activations (sites, layers, F) as interventions."""
+    return [
+        (
+            Intervention(
+                layer=layer,
+                position=swaps.SITES[site],
+                feature=feature,
+                add=float(change[site, layer, feature]),
+            ),
+            [swaps.SITES[site]],
+        )
+        for site, layer, feature in change.nonzero().tolist()
+    ]
+
+
+def compared(table: dict[str, float], swap: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was to be reached, and what was."""
+    got = {
+        "swap, city and last": swap["city and last"]["flipped"],
+        "Spearman, influence": table["Spearman, influence"],
+        "cosine, one layer on": table["cosine, 1 on"],
+        "circuit with its errors": table["circuit, circuit"],
+        "circuit with its errors, silent features left": table["circuit, silent_left"],
+        "random circuits (below)": table["circuit, random"],
+    }
+    return {
+        name: {
+            "target": target,
+            "got": got[name],
+            "reached": got[name] < target if "below" in name else got[name] >= target,
+        }
+        for name, target in TARGETS.items()
+    }
+
+
+def show(title: str, lines: Iterable[tuple[str, Any]]) -> None:
+    """Print names and values."""
+    print(f"\n{title}")
+    for name, value in lines:
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        if isinstance(value, dict):
+            shown = "  ".join(
+                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
+            )
+        print(f"  {name:52s} {shown}")
+
+
+def main() -> None:
+    """Measure, print, and write JSON where a file is named."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("file", nargs="?", type=Path)
+    arguments.add_argument("-n", type=int, default=BARE, help="bare prompts a behaviour")
+    given = arguments.parse_args()
+    start, model = time.time(), ReplacementModel.load()
+    source = embedded_source(model)
+    swap = swapped(model, source)
+    show("State swaps, all ordered pairs of test cities", swap.items())
+    means = tracer.corpus_means(model, embedded_corpus(model) or [])
+    rows = validated(model, chosen_prompts(source, given.n), means)
+    table = medians(rows)
+    show(f"Medians over {len(rows)} prompts", table.items())
+    targets = compared(table, swap)
+    show("Targets", targets.items())
+    print(f"\n{time.time() - start:.0f} s")
+    if given.file is not None:
+        found = {"targets": targets, "medians": table, "swaps": swap, "prompts": rows}
+        given.file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
