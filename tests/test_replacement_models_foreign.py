@@ -462,3 +462,21 @@ def test_conversion_to_a_format_without_a_writer_is_refused(tmp_path: Path):
         save_transcoder(
             load_transcoder(GOLDEN / "gpt2_plt" / "transcoders"), tmp_path / "x", "openmoss"
         )
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_stored_in_another_number_format_agree_with_each_other(
+    folder: Path, dtype: torch.dtype
+):
+    for file in folder.rglob("*.safetensors"):
+        tensors = load_file(file)
+        save_file(
+            {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, file
+        )
+    found = load_transcoder(folder, lazy=True)
+    for index, layer in enumerate(found.layers):
+        weights = weights_of(type(found)(found.layers))
+        kinds = {value.dtype for key, value in weights.items() if key.startswith(f"{index} ")}
+        assert kinds == {layer.W_enc.dtype}
+    computed(found, [x.to(found.layers[0].W_enc.dtype) for x in inputs()])

@@ -8,6 +8,7 @@ A mean norm that was taken out of the activations (`expected_average_only_in`) i
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +110,23 @@ def _layer(file: TensorFile, config: dict[str, Any], lazy: bool) -> TranscoderLa
         raise ModelError(f"{file.path}: scaling_factor is not 1, a variant that is not supported")
     scale = _scale(file.path.parent, config)
     skip = file.optional("W_skip")
-    rows = StoredRows(file, "W_dec", by_target=None if scale == 1 else torch.tensor([1 / scale]))
-    encoder, bias = file.tensor("W_enc").T.contiguous(), file.tensor("b_dec")
-    return TranscoderLayer(
-        W_enc=encoder if scale == 1 else widened(encoder) * scale,
+    layer = TranscoderLayer(
+        W_enc=file.tensor("W_enc").T.contiguous(),
         b_enc=file.tensor("b_enc"),
-        decoder=loaded(StackedDecoder([rows]), lazy) if scale != 1 else file.decoder("W_dec", lazy),
-        b_dec=bias if scale == 1 else widened(bias) / scale,
+        decoder=file.decoder("W_dec", lazy),
+        b_dec=file.tensor("b_dec"),
         activation=_activation(file, config),
         W_skip=None if skip is None else skip.T.contiguous(),
+    )
+    if scale == 1:
+        return layer
+    rows = StoredRows(file, "W_dec", by_target=torch.tensor([1 / scale]))
+    layer = layer.to(torch.device("cpu"), widened(layer.W_enc[:0]).dtype)
+    return replace(
+        layer,
+        W_enc=layer.W_enc * scale,
+        decoder=loaded(StackedDecoder([rows]), lazy),
+        b_dec=layer.b_dec / scale,
     )
 
 
