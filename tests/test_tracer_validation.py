@@ -27,6 +27,7 @@ from tracer.validation.subject import Subject, subject
 
 CORPUS = [PROMPT, (1, 3, 12, 8, 22, 4), (1, 6, 2, 11)]
 NOTHING = Circuit(frozenset(), frozenset())
+EVERY_ERROR = frozenset((layer, p) for layer in range(LAYERS) for p in range(len(PROMPT)))
 
 
 @cache
@@ -133,23 +134,24 @@ def test_a_circuit_of_everything_is_the_model(family: str, options: dict[str, An
         for position in range(len(PROMPT))
         for feature in range(len(weights.b_enc))
     )
-    errors = frozenset((layer, p) for layer in range(LAYERS) for p in range(len(PROMPT)))
-    [kept] = leads(about, means, [Circuit(whole, errors)])
+    [kept] = leads(about, means, [Circuit(whole, EVERY_ERROR)])
     clean = float(about.aim.lead(about.recording.logits_before_cap[-1:]))
     assert kept == pytest.approx(clean, abs=2e-5)
 
 
-def test_an_ablated_layer_writes_its_means():
+@pytest.mark.parametrize("errors", [False, True])
+def test_an_ablated_layer_writes_its_means_and_the_errors_kept(errors: bool):
     about = subject_of(skip=True)
     means = corpus_means(about.model, CORPUS)
-    [kept] = leads(about, means, [NOTHING])
+    [kept] = leads(about, means, [Circuit(frozenset(), EVERY_ERROR if errors else frozenset())])
     weights = about.model.transcoder.layers
     held: dict[int, torch.Tensor] = {}
 
     def hook(layer: int):
         def write(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             x = inputs[0]
-            mean = means.written[layer] + means.errors[layer] + weights[layer].b_dec
+            error = about.errors[layer] if errors else means.errors[layer]
+            mean = means.written[layer] + error + weights[layer].b_dec
             held[layer] = mean + x @ weights[layer].W_skip
             return torch.cat([output[:, :1], held[layer][:, 1:]], dim=1)
 

@@ -2,8 +2,8 @@
 
 Features inside answer as they will, with everything downstream recomputed; features outside, fired
 or not, are held at their mean. Errors inside keep what they were in the clean run, being constants
-of the local replacement model, those outside are held at their mean. Skipped positions and attention
-are the model's own.
+of the local replacement model; those outside are held at their mean. Skipped positions and
+attention are the model's own.
 """
 
 from collections.abc import Sequence
