@@ -338,6 +338,26 @@ def test_circuit_tracers_list_may_name_gemma_scopes_files(folder: Path):
     assert_same(load_transcoder(folder), expected)
 
 
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("name", ["gemma-scope-2 cross-layer"])
+def test_circuit_tracers_list_of_a_cross_layer_one_may_have_an_entry_too_many(
+    folder: Path, extra: int
+):
+    expected = load_transcoder(folder)
+    files = [f"params_layer_{index}.safetensors" for index in range(L + extra)]
+    config = {
+        "model_kind": "cross_layer_transcoder",
+        "model_name": expected.model,
+        "feature_input_hook": "mlp.hook_in",
+        "feature_output_hook": "hook_mlp_out",
+        "transcoders": files,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert_same(load_transcoder(folder, lazy=True), expected)
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "transcoders": files[:2]}))
+    assert "expected (10, 2, 4) to go with" in refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["sparsify"])
 def test_a_run_that_read_before_the_norm_says_so(folder: Path):
     write_json(folder / "config.json", {"hookpoints_in": [f"h.{i}.ln_2" for i in range(L)]})

@@ -119,6 +119,11 @@ def test_circuit_tracers_listed_files_load_from_the_cache(tmp_path: Path, cache:
         (source / f"layer_{index}.safetensors").unlink()
     cache.add("owner/name", source, COMMIT, "main")
     assert_same(load_transcoder("owner/name"), transcoder("per_layer"))
+    before = content_hash("owner/name")
+    blob = (tmp_path / "hub" / "models--other--weights" / "snapshots" / OTHER / "deep").resolve()
+    weights = (blob / "layer_2.safetensors").resolve()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert content_hash("owner/name") != before
 
 
 def test_a_whole_model_loads_from_the_cache(cache: Cache):

@@ -66,7 +66,8 @@ def load_transcoder(name: str | Path, lazy: bool | None = None) -> Transcoder:
     for module in FORMATS.values():
         if module.recognise(folder):
             if lazy is None:
-                lazy = sum(path.stat().st_size for path in _files(folder)) > LAZY_ABOVE
+                files = [*_files(folder), *_elsewhere(module, folder).values()]
+                lazy = sum(path.stat().st_size for path in files if path.is_file()) > LAZY_ABOVE
             return _load(module, folder, lazy)
     raise ModelError(
         f"{name}: holds no transcoder in a known format; known are {', '.join(FORMATS)}"
@@ -134,6 +135,8 @@ def content_hash(name: str | Path) -> str:
     """SHA-256 over the names and bytes of a transcoder's files, for a graph's metadata."""
     folder = _folder(name)
     listing = [[path.relative_to(folder).as_posix(), _file_hash(path)] for path in _files(folder)]
+    module = next((one for one in FORMATS.values() if one.recognise(folder)), native)
+    listing += [[name, _file_hash(path)] for name, path in _elsewhere(module, folder).items()]
     return sha256(json.dumps(listing).encode()).hexdigest()
 
 
@@ -146,6 +149,11 @@ def _folder(name: str | Path) -> Path:
         )
     folder, _ = folder_of(str(name), WANTED, UNWANTED)
     return folder
+
+
+def _elsewhere(module: ModuleType, folder: Path) -> dict[str, Path]:
+    """Weight files outside the folder, which only circuit-tracer's lists can name."""
+    return circuit_tracer.elsewhere(folder) if module is circuit_tracer else {}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -71,6 +71,19 @@ def load(folder: Path, lazy: bool) -> Transcoder:
     return PerLayerTranscoder(layers, model=model, **points)
 
 
+def elsewhere(folder: Path) -> dict[str, Path]:
+    """Files of other repositories that `config.yaml` lists, by their addresses.
+
+    Raises:
+        ModelError: `config.yaml` cannot be read, or a file cannot be had.
+    """
+    if not (folder / CONFIG).is_file():
+        return {}
+    listed = _config(folder / CONFIG).get("transcoders") or []
+    addresses = [str(entry) for entry in listed if str(entry).startswith("hf://")]
+    return {address: _listed_file(address, folder) for address in addresses}
+
+
 def save(transcoder: Transcoder, folder: Path) -> None:
     """Write a transcoder into `folder`, which must exist.
 
@@ -200,8 +213,7 @@ def _activation(config: dict[str, Any], threshold: Tensor | None, file: TensorFi
 def _cross_layers(folder: Path, config: dict[str, Any], lazy: bool) -> list[TranscoderLayer]:
     listed = config.get("transcoders")
     if listed:
-        files = [TensorFile.open(_listed_file(str(entry), folder)) for entry in listed]
-        return [gemma_scope_2.layer_from(file, lazy, index) for index, file in enumerate(files)]
+        return _gemma_scope_2_layers([str(entry) for entry in listed], folder, lazy)
     count = len(list(folder.glob("W_enc_*.safetensors")))
     if count == 0:
         raise ModelError(f"{folder}: no W_enc_0.safetensors; nothing to load")
@@ -231,6 +243,15 @@ def _cross_layers(folder: Path, config: dict[str, Any], lazy: bool) -> list[Tran
             )
         )
     return layers
+
+
+def _gemma_scope_2_layers(listed: list[str], folder: Path, lazy: bool) -> list[TranscoderLayer]:
+    """One layer a file; one entry too many is left out, as circuit-tracer leaves out the last."""
+    first = TensorFile.open(_listed_file(listed[0], folder))
+    shape = first.shape("w_dec")
+    count = shape[1] if len(shape) == 3 and len(listed) == shape[1] + 1 else len(listed)
+    files = [first, *(TensorFile.open(_listed_file(entry, folder)) for entry in listed[1:count])]
+    return [gemma_scope_2.layer_from(file, lazy, index) for index, file in enumerate(files)]
 
 
 def _save_per_layers(transcoder: Transcoder, folder: Path) -> None:
