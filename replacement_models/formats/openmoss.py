@@ -10,22 +10,27 @@ times the norm of its whole decoder: folded into the threshold (JumpReLU) or int
 (TopK).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from replacement_models.activation import Activation, JumpReLU, ReLU, ReLUTopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.limits import Limits, by_target, plain
 from replacement_models.formats.members import members
 from replacement_models.formats.points import (
     READ,
     WRITE,
     holds,
+    hook_read,
+    hook_written,
     in_layer_order,
     one_of,
     placed,
@@ -33,7 +38,7 @@ from replacement_models.formats.points import (
     refuse,
 )
 from replacement_models.formats.rows import StackedDecoder, StoredRows, widened
-from replacement_models.formats.tensors import TensorFile, loaded
+from replacement_models.formats.tensors import TensorFile, all_rows, loaded
 from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
 
@@ -42,6 +47,15 @@ THRESHOLD = "activation_function.log_jumprelu_threshold"
 NORM = "dataset_average_activation_norm."
 BLOCK = 4096
 """Decoder rows whose norms are taken at once."""
+
+
+LIMITS = Limits(
+    "OpenMOSS",
+    (CrossLayerTranscoder, PerLayerTranscoder),
+    (ReLU, JumpReLU, ReLUTopK),
+    uniform=True,
+)
+NAMES = {"relu": "relu", "jump_relu": "jumprelu", "relu_topk": "topk"}
 
 
 def recognise(folder: Path) -> bool:
@@ -85,6 +99,62 @@ def load(folder: Path, lazy: bool) -> Transcoder:
             {point for file in files for _, point in file.targets}, "hook_point_out", folder
         ),
     )
+
+
+def save(transcoder: Transcoder, folder: Path) -> None:
+    """Write a transcoder, folded and with no gate by norms, into `folder`, which must exist.
+
+    Thresholds are stored as logarithms.
+
+    Raises:
+        ModelError: the format has no place for what the transcoder holds.
+    """
+    LIMITS.check(transcoder)
+    layers = range(len(transcoder.layers))
+    hooks = {
+        "in": [hook_read(transcoder, index) for index in layers],
+        "out": [hook_written(transcoder, index) for index in layers],
+    }
+    if isinstance(transcoder, CrossLayerTranscoder):
+        each = [_tensors(transcoder, index) for index in layers]
+        weights = {key: torch.stack([layer[key] for layer in each]) for key in each[0]}
+        weights |= {f"W_D.{target}": by_target(transcoder, target) for target in layers}
+        weights |= {f"b_D.{index}": transcoder.layers[index].b_dec for index in layers}
+        _write(transcoder, {f"hook_points_{end}": hooks[end] for end in hooks}, weights, folder)
+        return
+    for index, layer in enumerate(transcoder.layers):
+        weights = _tensors(transcoder, index)
+        weights |= {"W_D": all_rows(layer.decoder)[:, 0], "b_D": layer.b_dec}
+        own = {f"hook_point_{end}": hooks[end][index] for end in hooks}
+        (folder / f"layer_{index}").mkdir()
+        _write(transcoder, own, weights, folder / f"layer_{index}")
+
+
+def _tensors(transcoder: Transcoder, index: int) -> dict[str, Tensor]:
+    """One layer's weights but for what is written."""
+    layer = transcoder.layers[index]
+    found = {"W_E": layer.W_enc.T, "b_E": layer.b_enc}
+    if isinstance(layer.activation, JumpReLU):
+        found[THRESHOLD] = layer.activation.threshold.log()
+    return found
+
+
+def _write(
+    transcoder: Transcoder, hooks: dict[str, Any], weights: dict[str, Tensor], folder: Path
+) -> None:
+    activation = transcoder.layers[0].activation
+    config = {
+        "sae_type": "clt" if isinstance(transcoder, CrossLayerTranscoder) else "sae",
+        "d_model": transcoder.d_model,
+        "expansion_factor": transcoder.features / transcoder.d_model,
+        "use_decoder_bias": True,
+        "act_fn": NAMES[activation.name],
+        "top_k": getattr(activation, "k", 50),
+        "norm_activation": "inference",
+        "sparsity_include_decoder_norm": False,
+    }
+    (folder / CONFIG).write_text(json.dumps(config | hooks, indent=2) + "\n")
+    save_file(plain(weights), folder / WEIGHTS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from replacement_models.errors import ModelError
-from replacement_models.transcoder import ReadPoint, WritePoint
+from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
 
 READ = {
     "hook_resid_mid": ReadPoint.RESIDUAL,
@@ -34,6 +34,22 @@ WRITE = {
 LAYERED = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+|\{\})\.(.+)")
 Point = TypeVar("Point", ReadPoint, WritePoint)
 Found = TypeVar("Found")
+
+
+def hook_read(transcoder: Transcoder, layer: int) -> str:
+    """TransformerLens's name of the place that one layer of a transcoder reads."""
+    names = {
+        ReadPoint.RESIDUAL: "hook_resid_mid",
+        ReadPoint.NORMED_UNWEIGHTED: "ln2.hook_normalized",
+        ReadPoint.NORMED: "mlp.hook_in",
+    }
+    return f"blocks.{layer}.{names[transcoder.read]}"
+
+
+def hook_written(transcoder: Transcoder, layer: int) -> str:
+    """TransformerLens's name of what one layer of a transcoder reconstructs."""
+    names = {WritePoint.MLP_OUTPUT: "mlp.hook_out", WritePoint.POST_NORM: "hook_mlp_out"}
+    return f"blocks.{layer}.{names[transcoder.write]}"
 
 
 def placed(name: Any, known: Mapping[str, Point], field: str, path: Path) -> tuple[int, Point]:

@@ -23,6 +23,8 @@ from replacement_models.formats.members import members
 from replacement_models.formats.points import (
     READ,
     WRITE,
+    hook_read,
+    hook_written,
     in_layer_order,
     one_of,
     placed,
@@ -32,7 +34,7 @@ from replacement_models.formats.points import (
 from replacement_models.formats.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.tensors import TensorFile, all_rows, loaded
 from replacement_models.per_layer import PerLayerTranscoder
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 PLAIN = {"transcoder", "skip_transcoder"}
@@ -165,14 +167,6 @@ def _activation(file: TensorFile, config: dict[str, Any]) -> Activation:
     return ReLU()
 
 
-READ_NAME = {
-    ReadPoint.RESIDUAL: "hook_resid_mid",
-    ReadPoint.NORMED_UNWEIGHTED: "ln2.hook_normalized",
-    ReadPoint.NORMED: "mlp.hook_in",
-}
-WRITE_NAME = {WritePoint.MLP_OUTPUT: "mlp.hook_out", WritePoint.POST_NORM: "hook_mlp_out"}
-
-
 def save(transcoder: Transcoder, folder: Path) -> None:
     """Write a folder `layer_{l}` for each layer into `folder`, which must exist.
 
@@ -203,8 +197,8 @@ def _described(transcoder: Transcoder, index: int) -> dict[str, Any]:
         "reshape_activations": "none",
         "metadata": {
             "model_name": transcoder.model,
-            "hook_name": f"blocks.{index}.{READ_NAME[transcoder.read]}",
-            "hook_name_out": f"blocks.{index}.{WRITE_NAME[transcoder.write]}",
+            "hook_name": hook_read(transcoder, index),
+            "hook_name_out": hook_written(transcoder, index),
         },
     }
 
