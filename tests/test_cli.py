@@ -74,7 +74,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
-    needed = {"trace": [], "intervene": [], "show": ["x"]}.get(command, ["x", "-o", "x"])
+    arguments = {"trace": [], "intervene": [], "show": ["x"], "convert": ["x", "x"]}
+    needed = arguments.get(command, ["x", "-o", "x"])
     return main.commands[command].make_context(command, needed).params
 
 
