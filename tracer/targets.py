@@ -186,6 +186,8 @@ def token_id(model: ReplacementModel, name: str | int) -> int:
     if model.tokenizer is None:
         raise TraceError(f"target {name!r} is text, but this model has no tokenizer; give an id")
     ids = _pieces(model, name)
+    if model.tokenizer.unk_token_id in ids and name != model.tokenizer.unk_token:
+        raise TraceError(f"target {name!r} is not in the model's vocabulary")
     if len(ids) == 1:
         return ids[0]
     spaced = _pieces(model, f" {name}")
