@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help must not wait: import
 
     from graphs import AttributionGraph
     from replacement_models import ReplacementModel
-    from tracer import Change, Difference
+    from tracer import Change, Difference, Intervention
 
 Command = Callable[..., Any]
 
@@ -112,6 +112,14 @@ def feature_value(value: str) -> tuple[int, int | slice, int, float]:
         first, end = (int(part) if part else None for part in (parts[3], parts[4]))
         return int(parts[1]), slice(first, end), int(parts[5]), number
     return int(parts[1]), int(parts[2]), int(parts[5]), number
+
+
+def layer_range(value: str) -> range:
+    """Read `1:3` as range(1, 3)."""
+    parts = re.fullmatch(r"(\d{1,9}):(\d{1,9})", value)
+    if parts is None:
+        raise click.BadParameter(f"{value!r} is not A:B, as in 1:3")
+    return range(int(parts[1]), int(parts[2]))
 
 
 def float_or_nan(text: str) -> float:
@@ -284,6 +292,8 @@ def show(folder: Path, features: int, paths: int) -> None:
     print_summary(graph)
     print_features(graph, features)
     print_paths(graph, paths)
+    if "validation" in graph.metadata:
+        print_validation(graph.metadata["validation"])
 
 
 @main.command(epilog=examples("tracer prune dallas.graph -o small.graph --nodes 0.8 --edges 0.98"))
@@ -332,11 +342,58 @@ def export(folder: Path, nodes: float, edges: float, output: Path) -> None:
     click.echo(f"Saved {output}")
 
 
+@main.command(
+    epilog=examples(
+        "tracer validate dallas.graph", "tracer validate my.graph --model M --transcoders T"
+    )
+)
+@folder
+@model_options
+@click.option(
+    "--corpus",
+    type=EXISTING,
+    help="Text file, a prompt a line, to take the means from that ablation puts in.",
+    show_default="the embedded model's own, none for others",
+)
+@click.option("--draws", type=POSITIVE, default=10, help="Random circuits at each threshold.")
+@click.option("--seed", type=COUNT, default=0, help="Of the random circuits.")
+def validate(folder: Path, corpus: Path | None, draws: int, seed: int, **options: Any) -> None:
+    """Test an unpruned graph by interventions; print and store with it what comes out.
+
+    Tables and plots are written into the FOLDER; a .zip keeps only the figures.
+    """
+    from graphs import AttributionGraph
+
+    graph = AttributionGraph.load(folder)
+    prompts = None if corpus is None else corpus.read_text(encoding="utf-8").split("\n")
+    model = load_model(options)
+    import tracer
+
+    with progress("Zeroing every feature"):
+        found = tracer.validate(
+            model,
+            graph,
+            None if prompts is None else [line for line in prompts if line.strip()],
+            draws=draws,
+            seed=seed,
+        )
+    written = found.save(folder)
+    print_validation(found.summary)
+    click.echo(f"Saved {', '.join(str(path) for path in written)}")
+
+
 def change(flag: str, field: str, help: str) -> Command:
     """Make an option of `intervene` that fills a field of `tracer.Intervention`."""
     return click.option(
         flag, field, type=feature_value, metavar="L/P/F=X", multiple=True, help=help
     )
+
+
+change_options = together(
+    change("--set", "value", "Set feature F of layer L at position P to X."),
+    change("--scale", "scale", "Multiply it by X."),
+    change("--add", "add", "Add X to it."),
+)
 
 
 @main.command(
@@ -347,14 +404,25 @@ def change(flag: str, field: str, help: str) -> Command:
 )
 @prompt_options
 @model_options
-@change("--set", "value", "Set feature F of layer L at position P to X.")
-@change("--scale", "scale", "Multiply it by X.")
-@change("--add", "add", "Add X to it.")
+@change_options
 @click.option(
     "--mode",
-    type=click.Choice(["direct", "free"]),
+    type=click.Choice(["direct", "constrained", "free"]),
     default="direct",
-    help="Freeze all else, or recompute everything downstream.",
+    help="Freeze all else, clamp the MLPs of --layers, or recompute everything downstream.",
+)
+@click.option("--layers", type=layer_range, metavar="A:B", help="Clamped layers, B not included.")
+@click.option(
+    "--freeze-attention/--recompute-attention",
+    default=None,
+    help="Hold attention patterns.",
+    show_default="held, but for --mode free",
+)
+@click.option(
+    "--freeze-norms/--recompute-norms",
+    default=None,
+    help="Hold norm denominators.",
+    show_default="held in --mode direct",
 )
 def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options: Any) -> None:
     """Change features and print what becomes of the answer.
@@ -362,21 +430,108 @@ def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options
     P may count from the end (-1) or be a slice (2:5). Options may be repeated.
     """
     text = only_one(prompt, tokens)
-    changes = {field: options.pop(field) for field in ("value", "scale", "add")}
-    if not any(changes.values()):
+    interventions = changes_of(options)
+    if not interventions:
         raise click.UsageError("expected --set, --scale or --add", click.get_current_context())
     model = load_model(options)
     import tracer
 
-    interventions = [
-        tracer.Intervention(layer=layer, position=position, feature=feature, **{field: number})
-        for field, places in changes.items()
-        for layer, position, feature, number in places
-    ]
     with progress("Running the model"):
-        result = tracer.intervene(model, text, interventions, mode)
+        result = tracer.intervene(model, text, interventions, mode, **options)
     print_answers(model, [("before", result.base.logits[-1]), ("after", result.logits[-1])])
     print_responses(result, [model.token_string(token) for token in model.tokenize(text)])
+
+
+def changes_of(options: dict[str, Any]) -> "list[Intervention]":
+    """Take --set, --scale and --add out of `options`."""
+    places = {field: options.pop(field) for field in ("value", "scale", "add")}
+    if not any(places.values()):
+        return []
+    from tracer import Intervention
+
+    return [
+        Intervention(layer=layer, position=position, feature=feature, **{field: number})
+        for field, named in places.items()
+        for layer, position, feature, number in named
+    ]
+
+
+@main.command(
+    epilog=examples(
+        'tracer generate "The opposite of hot is" --scale 1/2:/42=-1',
+        'tracer generate "One two three" --max-new-tokens 8 --temperature 0.7 --seed 3',
+    )
+)
+@prompt_options
+@model_options
+@change_options
+@click.option("--max-new-tokens", type=POSITIVE, default=20, help="At most so many.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, help="0 takes the likeliest."
+)
+@click.option("--seed", type=COUNT, default=0, help="Of the sampling.")
+def generate(prompt: str | None, tokens: list[int] | None, **options: Any) -> None:
+    """Continue PROMPT as it is and under changed features.
+
+    A slice without an end (2:) goes on through the new tokens.
+    """
+    text = only_one(prompt, tokens)
+    interventions = changes_of(options)
+    model = load_model(options)
+    import tracer
+
+    with progress("Running the model"):
+        [found] = tracer.generate(model, [text], interventions, **options)
+    print_table((), [("as it is", found.plain.text), ("changed", found.steered.text)])
+
+
+@main.command(
+    epilog=examples(
+        'tracer patch "The opposite of hot is" "The opposite of day is" --target " cold"',
+        'tracer patch A B --target " cold" --minus " night" --sites head -o heads.svg',
+    )
+)
+@click.argument("clean")
+@click.argument("corrupted")
+@model_options
+@click.option("--target", metavar="TOKEN", required=True, help="Measure its probability.")
+@click.option("--minus", metavar="TOKEN", help="Measure the logit of --target less this one's.")
+@click.option(
+    "--sites",
+    type=click.Choice(["residual", "attention", "mlp", "head", "feature"]),
+    default="residual",
+    help="What to patch, layer by layer and position by position.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["exact", "attribution"]),
+    default="exact",
+    help="Run every patch, or estimate all from one gradient.",
+)
+@output("Heat map to write: .svg.")
+def patch(clean: str, corrupted: str, target: str, minus: str | None, **options: Any) -> None:
+    """Run CORRUPTED with what CLEAN holds at one site after the other."""
+    output: Path | None = options.pop("output")
+    if output is not None and output.suffix != ".svg":
+        raise Failure(f"cannot write {output}: expected a suffix of .svg")
+    model = load_model(options)
+    from tracer import patching
+
+    metric = (
+        patching.probability(model, target)
+        if minus is None
+        else patching.logit_difference(model, target, minus)
+    )
+    with progress("Patching"):
+        table = patching.patch(model, clean, corrupted, metric, **options)
+    print_patches(table.to_pylist())
+    if output is not None:
+        from graphs.files import writing
+
+        words = [model.token_string(token) for token in model.tokenize(corrupted)]
+        with writing(output) as partial:
+            partial.write_text(patching.heat_map(table, labels=words), encoding="utf-8")
+        click.echo(f"Saved {output}")
 
 
 @main.command(
@@ -608,6 +763,25 @@ def print_answers(
         columns.append([quoted(model.token_string(token)) for token in top.indices.tolist()])
         columns.append(top.values.tolist())
     print_table(header, zip(*columns, strict=True))
+
+
+def print_validation(summary: dict[str, Any]) -> None:
+    """Print how far to believe a graph."""
+    from graphs.validation import rows
+
+    lines = [
+        (name, "-" if value is None else f"{value:.3f}", meaning)
+        for name, value, meaning in rows(summary)
+    ]
+    print_table(("validation", "", ""), lines)
+
+
+def print_patches(rows: Sequence[dict[str, Any]], count: int = 15) -> None:
+    """Print the sites whose patch does most."""
+    names = ("layer", "position", "index", "before", "after", "effect", "recovered")
+    best = sorted(rows, key=lambda row: -abs(row["effect"]))[:count]
+    shown = [["-" if row[name] is None else row[name] for name in names] for row in best]
+    print_table(names, shown)
 
 
 def print_responses(result: "Change", tokens: Sequence[str], count: int = 10) -> None:

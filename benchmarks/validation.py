@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,24 @@ from replacement_models.tiny import swaps
 from replacement_models.tiny.behaviours import Prompt, behaviours, two_hop_behaviour
 from replacement_models.tiny.corpus import Source, whole_words
 from replacement_models.tiny.facts import load_facts, split_cities
-from tracer import Intervention
-from tracer.interventions.forward import Rows, Run, run
+from tracer.interventions.forward import Run, run
 from tracer.validation.means import embedded_corpus
 
-BARE, TOLD = 4, 1
+BARE, TOLD = 6, 1
 """Prompts of each behaviour: the bare question, and the question after other sentences."""
 SEED = 11
 SITES = {"city and last": (1, 1), "city": (1, 0)}
-GRID = tuple(product((0.02, 0.05, 0.1, 0.3), (0.0, -1.0, -2.0), (1.5, 2.0, 3.0, 4.0, 6.0)))
+GRID = tuple(product((0.05, 0.1, 0.3), (0.0, -1.0), (2.0, 3.0, 4.0, 6.0)))
+MULTIPLES = (1.0, 1.5, 2.0, 3.0, 4.0)
 CHOICE_PAIRS = 300
 """Ordered pairs that a strength is chosen on; none of their cities is tested."""
+CONTROLS = 100
+"""Ordered pairs of test cities that random features of equal write norm are tried on."""
+Pairs = Sequence[tuple[str, int]]
+"""A city, and the number of the state its features are swapped for."""
 TARGETS = {
     "swap, city and last": 0.95,
+    "swap, city alone": 0.95,
     "Spearman, influence": 0.8,
     "cosine, one layer on": 0.9,
     "circuit with its errors": 0.8,
@@ -117,12 +122,22 @@ def swapped(model: ReplacementModel, source: Source) -> dict[str, Any]:
     test = swaps.ordered_pairs(lab, source.cities.test)
     table: dict[str, Any] = {}
     for name, sites in SITES.items():
-        table[name] = answered(model, lab, profile, swaps.Swap(test, sites, swaps.CHOSEN))
-        best = strongest(lab, profile, swaps.Swap(choice, sites, swaps.CHOSEN))
-        row = answered(model, lab, profile, swaps.Swap(test, sites, best))
-        table[f"{name}, own strength"] = row | asdict(best)
-    control = swaps.Swap(test, SITES["city and last"], swaps.CHOSEN)
-    table["control: random features"] = asdict(swaps.random_control(lab, profile, control))
+        swap = swaps.Swap(test, sites, swaps.CHOSEN)
+        table[name] = answered(model, lab, test, swaps.changes(lab, profile, swap))
+        best = strongest(lab, profile, replace(swap, pairs=choice))
+        change = swaps.changes(lab, profile, replace(swap, strength=best))
+        table[f"{name}, own strength"] = answered(model, lab, test, change) | asdict(best)
+        most = max(
+            MULTIPLES, key=lambda k: flips(lab, choice, shifted(lab, profile, choice, sites, k))
+        )
+        change = shifted(lab, profile, test, sites, most)
+        table[f"{name}, mean of all features"] = answered(model, lab, test, change) | {
+            "times": most
+        }
+        few = random.Random(SEED).sample(test, CONTROLS)
+        change = shifted(lab, profile, few, sites, most)
+        moved = swaps.scrambled(lab, change, profile)
+        table[f"{name}, control: random features"] = answered(model, lab, few, moved)
     return table
 
 
@@ -132,46 +147,72 @@ def strongest(lab: swaps.Laboratory, profile: swaps.Profile, swap: swaps.Swap) -
     return max(tried, key=lambda s: swaps.run(lab, profile, replace(swap, strength=s)).flipped)
 
 
+def shifted(
+    lab: swaps.Laboratory,
+    profile: swaps.Profile,
+    pairs: Pairs,
+    sites: tuple[int, int],
+    multiple: float,
+) -> Tensor:
+    """The difference of all features' means on the two states' cities, times a multiple."""
+    source = torch.tensor([lab.states.index(lab.state_of[city]) for city, _ in pairs])
+    target = torch.tensor([state for _, state in pairs])
+    change = multiple * (profile.mean[target] - profile.mean[source])
+    return change * torch.tensor(sites)[:, None, None]
+
+
+def flips(lab: swaps.Laboratory, pairs: Pairs, change: Tensor) -> float:
+    """Share of pairs whose answer becomes the target's capital."""
+    return swaps.outcome(lab, pairs, change).flipped
+
+
 @torch.no_grad()
 def answered(
-    model: ReplacementModel, lab: swaps.Laboratory, profile: swaps.Profile, swap: swaps.Swap
+    model: ReplacementModel, lab: swaps.Laboratory, pairs: Pairs, changes: Tensor
 ) -> dict[str, float]:
-    """Carry out a swap by interventions in mode "free" and count the answers."""
-    changes = swaps.changes(lab, profile, swap)
+    """Carry out changes by interventions in mode "free" and count the answers."""
     capitals = lab.capital_tokens()
     flipped = kept = 0
-    for start in range(0, len(swap.pairs), 128):
-        pairs = swap.pairs[start : start + 128]
-        ids = lab.prompts([city for city, _ in pairs])
-        rows = [added(change) for change in changes[start : start + 128]]
-        logits = run(model, ids, Run(edit=Rows(rows), keep=False)).logits[:, -1]
-        for answer, (city, state) in zip(logits.argmax(-1).tolist(), pairs, strict=True):
+    for start in range(0, len(pairs), 128):
+        some = pairs[start : start + 128]
+        ids = lab.prompts([city for city, _ in some])
+        edit = Added(changes[start : start + 128])
+        logits = run(model, ids, Run(edit=edit, keep=False)).logits[:, -1]
+        for answer, (city, state) in zip(logits.argmax(-1).tolist(), some, strict=True):
             flipped += answer == capitals[state]
             kept += answer == capitals[lab.states.index(lab.state_of[city])]
-    count = len(swap.pairs)
-    return {"flipped": int(flipped) / count, "kept": int(kept) / count, "pairs": count}
+    return {"flipped": int(flipped) / len(pairs), "kept": int(kept) / len(pairs)}
 
 
-def added(change: Tensor) -> list[tuple[Intervention, list[int]]]:
-    """Changes of activations (sites, layers, F) as interventions."""
-    return [
-        (
-            Intervention(
-                layer=layer,
-                position=swaps.SITES[site],
-                feature=feature,
-                add=float(change[site, layer, feature]),
-            ),
-            [swaps.SITES[site]],
-        )
-        for site, layer, feature in change.nonzero().tolist()
-    ]
+@dataclass(frozen=True)
+class Added:
+    """The edit that adds given changes to activations at the two sites, a row for each."""
+
+    table: Tensor
+    """(rows, sites, layers, F)."""
+
+    def reads(self, layer: int) -> bool:
+        """Whether this layer changes in some row."""
+        return bool(self.table[:, :, layer].any())
+
+    def changes(self, layer: int, active: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The features that change, and by how much at each position."""
+        mine = self.table[:, :, layer]
+        used = mine.flatten(0, 1).any(0).nonzero()[:, 0]
+        amount = active.new_zeros(*active.shape[:2], len(used))
+        amount[:, list(swaps.SITES)] = mine[..., used]
+        return used, amount
+
+    def output(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
+        """Leaves the output alone."""
+        return output
 
 
 def compared(table: dict[str, float], swap: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What was to be reached, and what was."""
     got = {
-        "swap, city and last": swap["city and last"]["flipped"],
+        "swap, city and last": swap["city and last, mean of all features"]["flipped"],
+        "swap, city alone": swap["city, mean of all features"]["flipped"],
         "Spearman, influence": table["Spearman, influence"],
         "cosine, one layer on": table["cosine, 1 on"],
         "circuit with its errors": table["circuit, circuit"],

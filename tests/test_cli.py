@@ -74,7 +74,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
-    arguments = {"trace": [], "intervene": [], "show": ["x"], "convert": ["x", "x"]}
+    arguments = {
+        **{name: [] for name in ("trace", "intervene", "generate")},
+        **{name: ["x"] for name in ("show", "validate")},
+        "convert": ["x", "x"],
+        "patch": ["x", "x", "--target", "x"],
+    }
     needed = arguments.get(command, ["x", "-o", "x"])
     return main.commands[command].make_context(command, needed).params
 
@@ -508,3 +513,73 @@ def test_a_terminal_gets_an_aligned_table_that_shows_markup(
         [":smile:", "1"],
         [],
     ]
+
+
+def test_validate_stores_and_prints_what_show_shows():
+    graph = traced()
+    said = succeed("validate", graph, *SMALL, "--corpus", corpus(), "--draws", "2")
+    assert "Spearman, influence" in said
+    assert "circuit keeps" in said
+    assert "validation_circuits.svg" in said
+    assert {"validation_features.arrow", "validation_responses.svg"} <= {
+        path.name for path in Path(graph).iterdir()
+    }
+    table = said[: said.index("\n\n")]
+    assert table in succeed("show", graph)
+    assert "not measured: needs a corpus" in succeed("validate", graph, *SMALL)
+
+
+def test_validate_refuses_in_one_line():
+    graph = traced()
+    assert "load the model it was traced from" in refused("validate", graph, *OTHER)
+    succeed("prune", graph, "-o", "small.graph")
+    assert "graph is pruned" in refused("validate", "small.graph", *SMALL)
+    assert "missing.txt" in refused("validate", graph, *SMALL, "--corpus", "missing.txt")
+
+
+OTHER = [part.replace("llama_gqa_clt", "gpt2_plt") for part in SMALL]
+
+
+def traced() -> str:
+    """A graph of the small model."""
+    succeed("trace", *IDS, "-o", "traced.graph")
+    return "traced.graph"
+
+
+def corpus() -> str:
+    """Two prompts in a file."""
+    Path("corpus.txt").write_text("w5 w6 w7\n\nw9 w3 w12 w4\n", encoding="utf-8")
+    return "corpus.txt"
+
+
+def test_intervene_constrains_and_freezes_as_told():
+    change = [*IDS, "--set", "1/3/7=2.5"]
+    clamped = succeed("intervene", *change, "--mode", "constrained", "--layers", "1:3")
+    recomputed = ["--mode", "constrained", "--layers", "1:3", "--recompute-attention"]
+    assert clamped != succeed("intervene", *change, *recomputed)
+    free = succeed("intervene", *change, "--mode", "free")
+    assert free != succeed("intervene", *change, "--mode", "free", "--freeze-norms")
+    outside = ["--mode", "constrained", "--layers", "2:3"]
+    assert "outside the constrained layers" in refused("intervene", *change, *outside)
+    assert "is not A:B" in refused("intervene", *change, "--layers", "2")
+
+
+def test_generate_continues_twice():
+    said = succeed("generate", *IDS, "--set", "1/1:/7=9", "--max-new-tokens", "4")
+    assert [line.split("\t")[0] for line in said.splitlines() if line] == ["as it is", "changed"]
+    same = succeed("generate", *IDS, "--max-new-tokens", "4").splitlines()
+    assert same[0].split("\t")[1] == same[1].split("\t")[1]
+    assert "reads at most" in refused("generate", *IDS, "--max-new-tokens", "999")
+
+
+def test_patch_prints_a_table_and_draws_a_heat_map():
+    prompts = ["w5 w6 w7", "w5 w9 w7", *SMALL, "--target", "w7"]
+    said = succeed("patch", *prompts, "-o", "map.svg")
+    assert said.splitlines()[0].startswith("layer\tposition\tindex\tbefore")
+    assert Path("map.svg").read_text(encoding="utf-8").startswith("<svg")
+    heads = succeed(
+        "patch", *prompts, "--minus", "w8", "--sites", "head", "--method", "attribution"
+    )
+    assert heads != said
+    assert "needs as many of each" in refused("patch", "w5 w6", *prompts[1:])
+    assert "expected a suffix of .svg" in refused("patch", *prompts, "-o", "map.png")

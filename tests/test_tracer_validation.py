@@ -12,6 +12,7 @@ import torch
 
 import tracer
 from graphs import AttributionGraph
+from graphs.validation import rows
 from replacement_models import ReplacementModel
 from tests.random_models import LAYERS, PROMPT, replacement_model
 from tracer import Difference, Direction, Intervention, TraceError
@@ -20,7 +21,6 @@ from tracer.validation.ablation import ablations
 from tracer.validation.circuit import Circuit, circuit_of, leads
 from tracer.validation.correlation import feature_to_feature, spearman, upstream
 from tracer.validation.means import corpus_means
-from tracer.validation.report import rows
 from tracer.validation.response import Prediction, responses
 from tracer.validation.scrubbing import Hypothesis, outside, scrub
 from tracer.validation.subject import Subject, subject
