@@ -20,19 +20,18 @@ from replacement_models import ReplacementModel, Transcoder, load_transcoder
 from replacement_models.tiny import measure, swaps, taps
 from replacement_models.tiny.behaviours import Prompt, behaviours, two_hop_behaviour
 from replacement_models.tiny.corpus import (
+    SHARES,
     Encoder,
     Source,
     induction,
-    mixture,
     pack,
     sentences,
     whole_words,
 )
 from replacement_models.tiny.facts import PACKAGE, load_facts, split_cities
 
-ROWS = 600
-"""Rows of 64 tokens a transcoder's fidelity is measured on."""
-ROWS_SEED, REPEATS = 555, 0.04
+ROWS, REPEAT_ROWS, ROWS_SEED = 1000, 60, 555
+"""Rows of 64 tokens a transcoder's fidelity is measured on, and the seed of their text."""
 FLAGSHIP = "The capital of the state containing Dallas is"
 SITES = {"city and last": (1, 1), "city": (1, 0), "last": (0, 1)}
 
@@ -83,15 +82,23 @@ def share(flags: list[bool]) -> float:
 
 
 def fidelities(default: Default) -> dict[str, dict[str, Any]]:
-    """How well each transcoder stands in for the MLPs, on sentences that know every city."""
+    """How well each transcoder stands in for the MLPs, on sentences that know every city.
+
+    Random repeats, which are no sentences, are measured apart.
+    """
     cities = default.source.cities
     source = replace(default.source, two_hop=cities.seen + cities.choice + cities.test)
-    stream = sentences(source, ROWS_SEED, mixture(induction, REPEATS))
-    ids = torch.from_numpy(pack(stream, Encoder(default.tokenizer), ROWS, 64)[0]).long()
-    return {
-        kind: asdict(measure.fidelity(default.model, transcoder, ids))
-        for kind, transcoder in default.transcoders.items()
-    }
+    encode = Encoder(default.tokenizer)
+    table = {}
+    for text, families, rows in (
+        ("sentences", SHARES, ROWS),
+        ("random repeats", {induction: 1.0}, REPEAT_ROWS),
+    ):
+        stream = sentences(source, ROWS_SEED, families)
+        ids = torch.from_numpy(pack(stream, encode, rows, 64)[0]).long()
+        for kind, transcoder in default.transcoders.items():
+            table[f"{kind}, {text}"] = asdict(measure.fidelity(default.model, transcoder, ids))
+    return table
 
 
 def hop(default: Default) -> dict[str, float]:

@@ -259,8 +259,7 @@ def test_the_transcoder_stands_in_for_every_mlp(
     clt: Transcoder,
     source: corpus.Source,
 ) -> None:
-    families = corpus.mixture(corpus.induction, 0.04)
-    stream = corpus.sentences(source, 555, families)
+    stream = corpus.sentences(source, 555, corpus.SHARES)
     ids = torch.from_numpy(corpus.pack(stream, corpus.Encoder(tokenizer), 60, 64)[0]).long()
     found = measure.fidelity(model, clt, ids)
     assert found.agreement > 0.95

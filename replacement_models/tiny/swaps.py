@@ -40,7 +40,13 @@ class Strength:
 
 
 CHOSEN = Strength(purity=0.1, away=-1.0, towards=2.0)
-"""The strength that the reported swaps use; chosen on choice cities."""
+"""The strength that the reported swaps use: what `choose_strength` finds."""
+GRID = tuple(
+    Strength(purity, away, towards)
+    for purity in (0.1, 0.2, 0.3)
+    for away, towards in ((0.0, 1.0), (-1.0, 1.0), (-1.0, 2.0), (-1.0, 3.0), (0.0, 3.0))
+)
+CHOICE_PAIRS = 400
 
 
 @dataclass(frozen=True)
@@ -232,6 +238,24 @@ def outcome(lab: Laboratory, pairs: Sequence[tuple[str, int]], change: Tensor) -
 def run(lab: Laboratory, profile: Profile, swap: Swap) -> Outcome:
     """Carry out a swap and count the answers."""
     return outcome(lab, swap.pairs, changes(lab, profile, swap))
+
+
+def choose_strength(lab: Laboratory, source: Source, seed: int = 0) -> tuple[Strength, float]:
+    """Pick the strength that flips most pairs of choice cities, at both sites and the city alone.
+
+    Returns:
+        The best of `GRID`, and the mean of its two shares of flipped pairs.
+    """
+    profile = lab.profile(source.cities.seen)
+    pairs = random.Random(seed).sample(ordered_pairs(lab, source.cities.choice), CHOICE_PAIRS)
+    found = {}
+    for strength in GRID:
+        both, city = (
+            run(lab, profile, Swap(pairs, sites, strength)).flipped for sites in ((1, 1), (1, 0))
+        )
+        found[strength] = (both + city) / 2
+    best = max(found, key=lambda strength: found[strength])
+    return best, found[best]
 
 
 def random_control(lab: Laboratory, profile: Profile, swap: Swap) -> Outcome:
