@@ -19,7 +19,7 @@ from tracer import Difference, Direction, Intervention, TraceError
 from tracer.patching import Kind, Site
 from tracer.validation.ablation import ablations
 from tracer.validation.circuit import Circuit, circuit_of, leads
-from tracer.validation.correlation import feature_to_feature, spearman, upstream
+from tracer.validation.correlation import explained, feature_to_feature, spearman, upstream
 from tracer.validation.means import corpus_means
 from tracer.validation.response import Prediction, responses
 from tracer.validation.scrubbing import Hypothesis, outside, scrub
@@ -119,7 +119,7 @@ def test_features_are_compared_with_those_that_could_reach_them():
     layer, position, _ = about.features[target]
     for (one, at, _), counted in zip(about.features, below, strict=True):
         assert counted == (one < layer and at <= position)
-    perfect = np.zeros((len(about.features),) * 2)
+    perfect = np.zeros((len(about.features), len(explained(about))))
     assert feature_to_feature(about, perfect) == []
 
 

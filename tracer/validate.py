@@ -15,7 +15,12 @@ from graphs.schema import number, plain_metadata
 from replacement_models import ReplacementModel
 from tracer.interventions.freezing import Freezing
 from tracer.validation.ablation import ablations
-from tracer.validation.correlation import direct_logit, feature_to_feature, spearman
+from tracer.validation.correlation import (
+    direct_logit,
+    explained,
+    feature_to_feature,
+    spearman,
+)
 from tracer.validation.faithfulness import Faithfulness, faithfulness
 from tracer.validation.means import Means, corpus_means, embedded_corpus
 from tracer.validation.report import TABLES, write_plots, write_tables
@@ -121,10 +126,10 @@ def validate(
 
 @torch.no_grad()
 def _measure(about: Subject) -> tuple[np.ndarray, np.ndarray, list[Response]]:
-    """Effects on the target (features), on other features (features, features), and responses."""
-    prediction, count = Prediction(about), len(about.features)
-    effect, changes = np.zeros(count), np.zeros((count, count))
-    places = np.array(about.features, dtype=np.int64).reshape(-1, 3)
+    """Effects on the target (features) and on features (features, targets), and responses."""
+    prediction, count, targets = Prediction(about), len(about.features), explained(about)
+    effect, changes = np.zeros(count), np.zeros((count, len(targets)))
+    places = np.array(about.features, dtype=np.int64).reshape(-1, 3)[targets]
     found: list[Response] = []
     for ablated in ablations(about):
         rows = slice(ablated.features.start, ablated.features.stop)

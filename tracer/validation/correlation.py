@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
 from graphs.influence import influence, shares
@@ -46,10 +46,17 @@ def direct_logit(subject: Subject) -> Float[np.ndarray, " features"]:
     return np.abs(found * activation)
 
 
+def explained(subject: Subject) -> Int[np.ndarray, " targets"]:
+    """Numbers of the features whose inputs are compared, the most influential."""
+    influences = number(subject.graph.nodes, "influence")[subject.rows]
+    chosen: Int[np.ndarray, " targets"] = np.argsort(-influences, kind="stable")[:TARGETS]
+    return chosen
+
+
 def feature_to_feature(
-    subject: Subject, responses: Float[np.ndarray, "features features"]
+    subject: Subject, responses: Float[np.ndarray, "features targets"]
 ) -> list[float]:
-    """Rank correlation for each of some target features, over the features that could reach it.
+    """Rank correlation for each feature of `explained`, over the features that could reach it.
 
     Args:
         subject: what is validated.
@@ -60,15 +67,14 @@ def feature_to_feature(
     """
     graph, rows = subject.graph, subject.rows
     share = shares(graph.effect, number(graph.nodes, "input_absolute"))
-    ranked = np.argsort(-number(graph.nodes, "influence")[rows], kind="stable")
     found = []
-    for target in ranked[:TARGETS]:
+    for column, target in enumerate(explained(subject)):
         below = upstream(subject.features, int(target))
         if below.sum() < FEWEST:
             continue
         weight = np.zeros(graph.nodes.num_rows)
         weight[rows[target]] = 1
-        value = spearman(influence(share, weight)[rows[below]], responses[below, target])
+        value = spearman(influence(share, weight)[rows[below]], responses[below, column])
         if value is not None:
             found.append(value)
     return found

@@ -51,30 +51,32 @@ class Prediction:
     @cached_property
     def effects(self) -> Float[Tensor, "features features"]:
         """effects[target, source] among features."""
-        rows = self.subject.rows
+        rows, model = self.subject.rows, self.subject.model
         dense = self.subject.graph.effect[rows][:, rows].toarray()
-        return torch.as_tensor(dense, dtype=self.subject.model.dtype)
+        return torch.as_tensor(dense, dtype=model.dtype, device=model.device)
 
     @cached_property
     def activation(self) -> Float[Tensor, " features"]:
         """Recorded activations."""
         values = number(self.subject.graph.nodes, "activation")[self.subject.rows]
-        return torch.as_tensor(values, dtype=self.subject.model.dtype)
+        model = self.subject.model
+        return torch.as_tensor(values, dtype=model.dtype, device=model.device)
 
     @cached_property
     def hidden(self) -> list[Float[Tensor, "positions features"]]:
         """Recorded pre-activations of every layer."""
         transcoder, inputs = self.subject.model.transcoder, self.subject.recording.inputs
-        return [transcoder.encode(layer, x)[0].cpu() for layer, x in enumerate(inputs)]
+        return [transcoder.encode(layer, x)[0] for layer, x in enumerate(inputs)]
 
     @cached_property
     def places(self) -> Tensor:
         """(features, 3): layer, position, feature."""
-        return torch.tensor(self.subject.features).reshape(-1, 3)
+        listed, device = self.subject.features, self.subject.model.device
+        return torch.tensor(listed, dtype=torch.long, device=device).reshape(-1, 3)
 
     def changes(self, zeroed: range) -> list[Float[Tensor, "rows positions features"]]:
         """Predicted changes of activations in every layer, a row for each zeroed feature."""
-        rows = len(zeroed)
+        rows, transcoder = len(zeroed), self.subject.model.transcoder
         ratio = self.activation.new_zeros(rows, len(self.places))
         ratio[range(rows), list(zeroed)] = -1
         found = []
@@ -83,10 +85,8 @@ class Prediction:
             position, feature = self.places[here, 1], self.places[here, 2]
             moved = hidden.repeat(rows, 1, 1)
             moved[:, position, feature] += ratio @ self.effects[here].T
-            activate = self.subject.model.transcoder.layers[layer].activation.to(
-                hidden.device, hidden.dtype
-            )
-            change = activate(moved) - activate(hidden)
+            x = self.subject.recording.inputs[layer]
+            change = transcoder.activate(layer, moved, x) - transcoder.activate(layer, hidden, x)
             ratio[:, here] += change[:, position, feature] / self.activation[here]
             found.append(change)
         return found
@@ -100,7 +100,7 @@ def responses(
     layers = [prediction.subject.features[number][0] for number in ablated.features]
     for layer, (guess, seen) in enumerate(zip(predicted, ablated.responses, strict=True)):
         size = float(prediction.hidden[layer].norm())
-        a, b = guess.flatten(1).double(), seen.flatten(1).double().cpu()
+        a, b = guess.flatten(1).double(), seen.flatten(1).double()
         products = torch.stack([(a * b).sum(1), a.norm(dim=1), b.norm(dim=1), (a - b).norm(dim=1)])
         for row, (dot, mine, theirs, gap) in enumerate(products.T.tolist()):
             distance = layer - layers[row]
