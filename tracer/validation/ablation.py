@@ -12,7 +12,7 @@ from tracer.interventions.freezing import Freezing
 from tracer.interventions.values import Intervention
 from tracer.validation.subject import Subject
 
-ENTRIES = 1 << 25
+ENTRIES = 1 << 23
 """Activations held at once, in all layers of a batch."""
 LARGEST = 256
 """Rows of a batch at most."""
