@@ -14,6 +14,7 @@ import tracer
 from graphs import AttributionGraph
 from graphs.validation import rows
 from replacement_models import ReplacementModel
+from replacement_models.neurons import neurons
 from tests.random_models import LAYERS, PROMPT, replacement_model
 from tracer import Difference, Direction, Intervention, TraceError
 from tracer.patching import Kind, Site
@@ -97,6 +98,20 @@ def test_a_prediction_is_what_direct_interventions_and_activations_make_of_it(
         )
     assert not changes[layer].any()
     assert not changes[0].any()
+
+
+def test_a_gate_is_held_in_a_prediction():
+    host = replacement_model("llama").host
+    model = ReplacementModel.from_huggingface(host.model, None, neurons(host))
+    prediction = Prediction(subject(model, tracer.trace(model, PROMPT)))
+    number = int(np.argmax([layer == 1 for layer, _, _ in prediction.subject.features]))
+    layer, position, feature = prediction.subject.features[number]
+    off = Intervention(layer=layer, position=position, feature=feature, value=0.0)
+    moved = tracer.intervene(model, PROMPT, [off]).pre_activations[layer + 1]
+    weights, x = model.transcoder.layers[layer + 1], prediction.subject.recording.inputs[layer + 1]
+    expected = (moved - prediction.hidden[layer + 1]) * weights.gate(x)
+    changes = prediction.changes(range(number, number + 1))[layer + 1][0]
+    torch.testing.assert_close(changes[1:], expected[1:], rtol=0, atol=2e-5)
 
 
 def test_responses_are_zero_or_one_where_that_is_plain():
