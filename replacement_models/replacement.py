@@ -1,8 +1,8 @@
 """The replacement model: a language model and the transcoders that stand in for its MLPs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from replacement_models.formats import content_hash, load_transcoder
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
 from replacement_models.hub import folder_of
+from replacement_models.labels import read_labels
 from replacement_models.layout import check_layout
 from replacement_models.neurons import NEURONS, neurons
 from replacement_models.recording import Recording, record
@@ -40,6 +41,8 @@ class ReplacementModel:
     revision: str = ""
     transcoder_name: str = ""
     transcoder_hash: str = ""
+    labels: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """Names of features by (layer, feature), where the dictionary's folder has them."""
 
     def __post_init__(self) -> None:
         _check_fit(self.host, self.transcoder)
@@ -84,6 +87,7 @@ class ReplacementModel:
             revision=revision,
             transcoder_name=_public_name(transcoders),
             transcoder_hash="" if bare else content_hash(transcoders),
+            labels={} if bare else read_labels(folder_of(str(transcoders))[0]),
         )
 
     @classmethod

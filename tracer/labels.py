@@ -41,7 +41,8 @@ def feature_labels(
 ) -> list[str]:
     """`Texas, TX, Lone · Dallas` for features in `columns`.
 
-    A feature promotes the tokens whose logits its decoder, summed over the layers it writes to,
+    A name beside the dictionary (replacement_models/labels.py) takes precedence. A feature
+    promotes the tokens whose logits its decoder, summed over the layers it writes to,
     raises most through the final norm's weight (the frozen denominators only scale them). A feature
     with a negative activation is read with its sign.
 
@@ -57,11 +58,12 @@ def feature_labels(
         here = (chosen.layer == layer).nonzero()[:, 0]
         used, where = chosen.feature[here].unique(return_inverse=True)
         promoted = promoted_tokens(model, layer, used)
+        named = [model.labels.get((layer, feature)) for feature in used.tolist()]
         signs = chosen.activation[here].sign().tolist()
         for row, slot, sign in zip(here.tolist(), where.tolist(), signs, strict=True):
             text = texts[int(chosen.position[row])].strip()
             names = promoted[slot] if sign > 0 else [f"−{name}" for name in promoted[slot]]
-            labels[row] = f"{', '.join(names)} · {text}"
+            labels[row] = f"{named[slot] or ', '.join(names)} · {text}"
     return labels
 
 

@@ -1,0 +1,57 @@
+"""Names of features, kept beside a dictionary: `labels.json` in its folder, whatever its format.
+
+    {"format": "tracer-labels", "version": 1, "labels": {"0/311": "a city in Texas"}}
+
+Keys are layer/feature. Features without a name are described by what they promote
+(tracer/labels.py).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from replacement_models.errors import ModelError
+
+FILE = "labels.json"
+FORMAT = {"format": "tracer-labels", "version": 1}
+
+
+def read_labels(folder: Path) -> dict[tuple[int, int], str]:
+    """Names by (layer, feature); none where the folder has no file of ours.
+
+    Raises:
+        ModelError: the file is torn, or an entry is not a name for a feature.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
+        return {}
+    labels = found.get("labels")
+    if found.get("version") != FORMAT["version"] or not isinstance(labels, dict):
+        raise ModelError(f"{path}: expected version 1 and an object 'labels'")
+    return {_place(path, key): _name(path, key, name) for key, name in labels.items()}
+
+
+def write_labels(labels: Mapping[tuple[int, int], str], folder: Path) -> None:
+    """Write names by (layer, feature) into a dictionary's folder."""
+    named = {f"{layer}/{feature}": labels[layer, feature] for layer, feature in sorted(labels)}
+    text = json.dumps(FORMAT | {"labels": named}, indent=1, ensure_ascii=False)
+    (folder / FILE).write_text(text + "\n")
+
+
+def _place(path: Path, key: str) -> tuple[int, int]:
+    layer, _, feature = key.partition("/")
+    if not (layer.isdecimal() and feature.isdecimal()):
+        raise ModelError(f"{path}: {key!r} is not layer/feature, as in 0/311")
+    return int(layer), int(feature)
+
+
+def _name(path: Path, key: str, name: object) -> str:
+    if not isinstance(name, str):
+        raise ModelError(f"{path}: the label of {key} is {name!r}, expected a string")
+    return name
