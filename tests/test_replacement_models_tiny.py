@@ -15,7 +15,16 @@ from replacement_models.tiny.facts import PACKAGE, load_facts, split_cities
 
 FACTS = load_facts()
 CITIES = split_cities(FACTS)
-SMALL = train_transcoders.TranscoderRecipe(features=32, rows=2, steps=(6, 3), log_every=99)
+PENALTY = (5e-3, 5e-3, 5e-3, 5e-3)
+SMALL = train_transcoders.TranscoderRecipe(
+    stages=(
+        train_transcoders.Stage(6, 2e-3, PENALTY, 0.0, 0.1, 3),
+        train_transcoders.Stage(3, 1e-3, PENALTY, 1.0, 0.1, 4, city_weight=5.0),
+    ),
+    features=32,
+    rows=2,
+    log_every=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +194,11 @@ def test_a_finished_transcoder_computes_what_was_trained(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     recipe = replace(SMALL, cross_layer=cross_layer)
-    stream, encode = corpus.sentences(source, 3), corpus.Encoder(tokenizer)
-    training = train_transcoders.TranscoderTraining(recipe, model, stream, encode)
-    training.stage(0)
-    training.stage(1)
+    training = train_transcoders.TranscoderTraining(recipe, model, source, tokenizer)
+    training.run()
     trainee = training.trainee
     finished = trainee.finished("tiny").to("cpu", torch.float32)
-    ids = training.batch()[0]
+    ids = next(training.batches(recipe.stages[0])).ids
     with torch.no_grad(), train_transcoders.replaced_mlps(model, trainee):
         trained = model(ids).logits
     with torch.no_grad(), measure.replaced(model, finished):

@@ -14,23 +14,21 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replacement_models.formats import save_transcoder
-from replacement_models.tiny.corpus import (
-    Encoder,
-    Source,
-    induction,
-    mixture,
-    sample,
-    sentences,
-    whole_words,
-)
+from replacement_models.tiny.corpus import Source, sample, whole_words
 from replacement_models.tiny.facts import load_facts, split_cities
 from replacement_models.tiny.tokenizer import build_tokenizer
 from replacement_models.tiny.train_model import ModelRecipe, Pupil, train_model
-from replacement_models.tiny.train_transcoders import TranscoderRecipe, TranscoderTraining
+from replacement_models.tiny.train_transcoders import (
+    PER_LAYER_STAGES,
+    TranscoderRecipe,
+    TranscoderTraining,
+)
 
-log = logging.getLogger(__name__)
 VOCABULARY_SENTENCES = 200_000
-RECIPES = {"clt": TranscoderRecipe(), "plt": TranscoderRecipe(cross_layer=False, steps=(800, 400))}
+RECIPES = {
+    "clt": TranscoderRecipe(),
+    "plt": TranscoderRecipe(cross_layer=False, stages=PER_LAYER_STAGES),
+}
 
 
 def first_source() -> Source:
@@ -81,14 +79,9 @@ def make_transcoder(
     source: Source,
     folder: Path,
 ) -> None:
-    """Train one transcoder in two stages and write it."""
-    recipe = RECIPES[name]
-    families = mixture(induction, recipe.repeats)
-    stream = sentences(transcoder_source(source), recipe.data_seed, families)
-    training = TranscoderTraining(recipe, model, stream, Encoder(tokenizer))
-    for stage in range(len(recipe.steps)):
-        log.info("%s stage %d", name, stage)
-        training.stage(stage)
+    """Train one transcoder, stage after stage, and write it."""
+    training = TranscoderTraining(RECIPES[name], model, transcoder_source(source), tokenizer)
+    training.run()
     save_transcoder(training.trainee.finished("tiny"), folder / name)
 
 

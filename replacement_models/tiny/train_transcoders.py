@@ -6,6 +6,7 @@ norms, and a small pull on features that have not fired lately. A second stage a
 between the model and itself with every MLP replaced at once. The start token takes no part.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -15,16 +16,62 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replacement_models.activation import JumpReLU
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.per_layer import PerLayerTranscoder
-from replacement_models.tiny.corpus import Encoder, pack
+from replacement_models.tiny.corpus import (
+    CITY,
+    Encoder,
+    Source,
+    induction,
+    mixture,
+    pack,
+    sentences,
+)
 from replacement_models.tiny.taps import mlps, recorded_mlps
 from replacement_models.transcoder import DenseDecoder, Transcoder, TranscoderLayer
 
 log = logging.getLogger(__name__)
+START_BATCHES = 32
+"""Batches that scales and first features are read off."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training with an optimiser and sentences of its own.
+
+    Attributes:
+        steps: steps taken.
+        rate: peak learning rate of Adam.
+        sparsity: weight of the penalty, per layer; ramped over the first half where there is no
+            divergence yet.
+        divergence: weight of the end-to-end divergence, per nat.
+        repeats: share of random repeats among the sentences.
+        seed: of the sentences.
+        city_weight: weight of squared errors at cities in sentences about states; others have 1.
+    """
+
+    steps: int
+    rate: float
+    sparsity: tuple[float, float, float, float]
+    divergence: float
+    repeats: float
+    seed: int
+    city_weight: float = 1.0
+
+
+CROSS_LAYER_STAGES = (
+    Stage(1600, 2e-3, (5e-3, 5e-3, 5e-3, 5e-3), 0.0, 0.04, 100),
+    Stage(800, 2e-3, (2.5e-3, 3e-3, 2.5e-3, 2.5e-3), 0.0, 0.08, 102),
+    Stage(850, 1e-3, (2.5e-3, 4.2e-3, 3.8e-3, 2.5e-3), 1.0, 0.05, 103),
+    Stage(850, 1e-3, (6e-4, 4.2e-3, 3.8e-3, 2e-3), 2.0, 0.02, 104, city_weight=5.0),
+)
+PER_LAYER_STAGES = (
+    Stage(800, 2e-3, (5e-3, 5e-3, 5e-3, 5e-3), 0.0, 0.04, 100),
+    Stage(400, 1e-3, (5e-3, 5e-3, 5e-3, 5e-3), 1.0, 0.04, 101),
+)
 
 
 @dataclass(frozen=True)
@@ -33,31 +80,23 @@ class TranscoderRecipe:
 
     Attributes:
         cross_layer: whether features write to later layers too.
+        stages: what is done in order.
         features: dictionary size of every layer.
-        rows: sentences rows (64 tokens each) a step.
-        steps: steps of squared error alone, then steps with divergence as well.
-        rates: peak learning rate of either stage.
-        repeats: share of random repeats among the sentences.
-        data_seed: of the sentences.
-        sparsity: weight of the penalty, per layer; ramped over the first half of stage one.
-        divergence: weight of the end-to-end divergence in stage two, per nat.
+        rows: rows of `context` tokens a step.
         bandwidth: width of the straight-through window around a threshold.
         threshold: initial threshold, in units of the normalised input.
         fire_share: share of tokens every feature fires on at the start.
-        revive: weight of the pull on features silent for `patience` steps.
         clustered: share of features that start at clusters of outputs.
+        revive: weight of the pull on features silent for `patience` steps.
         restart_every: steps between restarts of features silent for as long, but not in the last
             40 % of a stage.
     """
 
     cross_layer: bool = True
+    stages: tuple[Stage, ...] = CROSS_LAYER_STAGES
     features: int = 1024
     rows: int = 14
     context: int = 64
-    steps: tuple[int, int] = (1600, 1000)
-    rates: tuple[float, float] = (2e-3, 1e-3)
-    sparsity: tuple[float, ...] = (5e-3, 5e-3, 5e-3, 5e-3)
-    divergence: float = 1.0
     bandwidth: float = 0.4
     threshold: float = 0.7
     fire_share: float = 0.01
@@ -67,8 +106,6 @@ class TranscoderRecipe:
     restart_every: int = 150
     warmup: int = 50
     log_every: int = 50
-    repeats: float = 0.04
-    data_seed: int = 100
     seed: int = 0
 
 
@@ -123,6 +160,25 @@ def clusters(data: Tensor, count: int, generator: torch.Generator, rounds: int =
         member = distance.argmin(1)
         centres = averages(data, member, count)
     return member
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One batch: token ids, the model's MLPs on them without the first token, and its logits.
+
+    Attributes:
+        ids: (rows, positions).
+        inputs: what every MLP read (tokens, D), layer by layer.
+        outputs: what it returned, likewise.
+        weight: of each token's squared error (tokens).
+        logits: (rows, positions, V).
+    """
+
+    ids: Tensor
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    weight: Tensor
+    logits: Tensor
 
 
 class Trainee(nn.Module):
@@ -198,17 +254,13 @@ class Trainee(nn.Module):
         return (active @ self.dec[layer]).view(len(active), self.targets(layer), self.width)
 
     @torch.no_grad()
-    def restart(self, inputs: list[Tensor], outputs: list[Tensor], patience: int) -> list[int]:
+    def restart(self, batch: Recorded, patience: int) -> list[int]:
         """Point features silent for `patience` steps at tokens that are badly explained.
-
-        Args:
-            inputs: recorded MLP inputs (tokens, D), layer by layer.
-            outputs: recorded MLP outputs, likewise.
-            patience: in steps.
 
         Returns:
             How many features of each layer were restarted.
         """
+        inputs, outputs = batch.inputs, batch.outputs
         counts = []
         total = [self.out[layer] for layer in range(self.layers)]
         for layer in range(self.layers):
@@ -284,8 +336,9 @@ class Report:
     pull: Tensor
 
 
-def reconstruct(trainee: Trainee, inputs: list[Tensor], outputs: list[Tensor]) -> Report:
-    """Compare the trainee with recorded MLPs (tokens, D) and count who fired."""
+def reconstruct(trainee: Trainee, batch: Recorded) -> Report:
+    """Compare the trainee with recorded MLPs and count who fired."""
+    inputs, outputs, weight = batch.inputs, batch.outputs, batch.weight
     total = [trainee.out[layer] for layer in range(trainee.layers)]
     density, penalty, pull = [], [], []
     for layer in range(trainee.layers):
@@ -305,7 +358,8 @@ def reconstruct(trainee: Trainee, inputs: list[Tensor], outputs: list[Tensor]) -
     errors = []
     for layer, guess in enumerate(total):
         want = trainee.wanted(layer, outputs[layer])
-        errors.append((want - guess).square().sum() / (want - want.mean(0)).square().sum())
+        missed = (weight * (want - guess).square().sum(1)).sum()
+        errors.append(missed / (want - want.mean(0)).square().sum())
     return Report(*(torch.stack(part) for part in (errors, density, penalty, pull)))
 
 
@@ -330,64 +384,76 @@ def _rate(step: int, steps: int, warmup: int) -> float:
 
 
 class TranscoderTraining:
-    """One run: the frozen model, a stream of sentences, and the two stages."""
+    """One run over a frozen model."""
 
     def __init__(
         self,
         recipe: TranscoderRecipe,
         model: GPT2LMHeadModel,
-        stream: Iterator[str],
-        encode: Encoder,
+        source: Source,
+        tokenizer: PreTrainedTokenizerFast,
     ) -> None:
         self.recipe, self.model = recipe, model.requires_grad_(False).eval()
-        self._stream, self._encode = stream, encode
-        batches = [self.batch()[1:3] for _ in range(32)]
+        self._source, self._encode = source, Encoder(tokenizer)
+        sample = list(itertools.islice(self.batches(recipe.stages[0]), START_BATCHES))
+        sides = zip(*((batch.inputs, batch.outputs) for batch in sample), strict=True)
         inputs, outputs = (
-            torch.stack([torch.cat(parts) for parts in zip(*side, strict=True)])
-            for side in zip(*batches, strict=True)
+            torch.stack([torch.cat(parts) for parts in zip(*side, strict=True)]) for side in sides
         )
         self.trainee = Trainee(recipe, inputs, outputs)
 
+    def batches(self, stage: Stage) -> Iterator[Recorded]:
+        """Run the model on a stage's sentences, batch by batch, for ever."""
+        families = mixture(induction, stage.repeats)
+        stream = sentences(self._source, stage.seed, families)
+        while True:
+            yield self._recorded(stream, stage.city_weight)
+
     @torch.no_grad()
-    def batch(self) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-        """Return fresh ids, and the model's MLP inputs, outputs (tokens, D) and logits on them."""
-        ids = torch.from_numpy(
-            pack(self._stream, self._encode, self.recipe.rows, self.recipe.context)[0]
-        ).long()
+    def _recorded(self, stream: Iterator[str], city_weight: float) -> Recorded:
+        rows, context = self.recipe.rows, self.recipe.context
+        packed = pack(stream, self._encode, rows, context)
+        ids, kinds = (torch.from_numpy(array).long() for array in packed)
         with recorded_mlps(self.model) as (inputs, outputs):
             logits = self.model(ids).logits
         flat = [[x[:, 1:].flatten(0, 1) for x in side] for side in (inputs, outputs)]
-        return ids, flat[0], flat[1], logits
+        weight = 1 + (city_weight - 1) * (kinds[:, 1:] == CITY).flatten()
+        return Recorded(ids, flat[0], flat[1], weight, logits)
+
+    def run(self) -> None:
+        """Run every stage."""
+        for number in range(len(self.recipe.stages)):
+            self.stage(number)
 
     def stage(self, number: int) -> None:
-        """Run stage 0 (squared error) or stage 1 (with divergence)."""
-        recipe, trainee = self.recipe, self.trainee
-        steps = recipe.steps[number]
-        optim = torch.optim.Adam(trainee.parameters(), lr=recipe.rates[number], betas=(0.9, 0.99))
-        weights = torch.tensor(recipe.sparsity)
+        """Run one stage."""
+        recipe, trainee, stage = self.recipe, self.trainee, self.recipe.stages[number]
+        optim = torch.optim.Adam(trainee.parameters(), lr=stage.rate, betas=(0.9, 0.99))
         start = time.time()
-        for step in range(steps):
-            ids, inputs, outputs, logits = self.batch()
-            report = reconstruct(trainee, inputs, outputs)
-            ramp = min(1.0, 2 * step / steps) if number == 0 else 1.0
-            loss = report.error.sum() + ramp * (weights * report.penalty).sum()
-            loss = loss + recipe.revive * report.pull.sum()
+        for step, batch in enumerate(itertools.islice(self.batches(stage), stage.steps)):
+            report = reconstruct(trainee, batch)
+            ramp = 1.0 if stage.divergence else min(1.0, 2 * step / stage.steps)
             away = torch.zeros(())
-            if number == 1:
-                away = divergence(self.model, trainee, ids, logits)
-                loss = loss + recipe.divergence * away
+            if stage.divergence:
+                away = divergence(self.model, trainee, batch.ids, batch.logits)
+            loss = self._loss(report, stage, ramp) + stage.divergence * away
             for group in optim.param_groups:
-                group["lr"] = recipe.rates[number] * _rate(step, steps, recipe.warmup)
+                group["lr"] = stage.rate * _rate(step, stage.steps, recipe.warmup)
             loss.backward()
             optim.step()
             optim.zero_grad()
             with torch.no_grad():
                 for threshold in trainee.threshold:
                     threshold.clamp_(min=0.05)
-            if step % recipe.restart_every == 0 and step < 0.6 * steps:
-                log.info("restarted %s", trainee.restart(inputs, outputs, recipe.restart_every - 1))
+            if step % recipe.restart_every == 0 and step < 0.6 * stage.steps:
+                log.info("restarted %s", trainee.restart(batch, recipe.restart_every - 1))
             if (step + 1) % recipe.log_every == 0:
                 self._log(number, step + 1, start, report, away)
+
+    def _loss(self, report: Report, stage: Stage, ramp: float) -> Tensor:
+        """Squared error, penalty and pull."""
+        penalty = (torch.tensor(stage.sparsity) * report.penalty).sum()
+        return report.error.sum() + ramp * penalty + self.recipe.revive * report.pull.sum()
 
     def _log(self, number: int, step: int, start: float, report: Report, away: Tensor) -> None:
         dead = (self.trainee.silent > 150).float().mean(1)
@@ -397,5 +463,10 @@ class TranscoderTraining:
         ]
         minutes = (time.time() - start) / 60
         log.info(
-            "stage %d step %d %.1f min %s KL %.4f", number, step, minutes, " ".join(words), away
+            "stage %d step %d %.1f min %s KL %.4f",
+            number + 1,
+            step,
+            minutes,
+            " ".join(words),
+            float(away.detach()),
         )
