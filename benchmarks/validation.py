@@ -78,8 +78,10 @@ def validated(
     rows = []
     for number, (behaviour, prompt) in enumerate(prompts):
         graph = tracer.trace(model, prompt.text)
-        summary = tracer.validate(model, graph, means).summary
-        rows.append({"behaviour": behaviour, "prompt": prompt.text, **figures(summary)})
+        found = tracer.validate(model, graph, means)
+        curve = {f"circuit at {row['nodes']}": row["circuit"] for row in found.circuits.to_pylist()}
+        named = {"behaviour": behaviour, "prompt": prompt.text}
+        rows.append(named | figures(found.summary) | curve)
         print(f"\r{number + 1} of {len(prompts)}", end="", flush=True)
     print()
     return rows
