@@ -8,9 +8,9 @@ INSTALLED := .venv/installed
 .PHONY: demo test install readme clean
 
 demo: $(INSTALLED)
-	@sh install_graphviz.sh
 	@mkdir -p demo
 	$(BIN)/tracer trace "The capital of the state containing Dallas is" -o demo/dallas.graph
+	@sh install_graphviz.sh
 	@for kind in $$(command -v neato > /dev/null && echo svg png || echo dot); do \
 		$(BIN)/tracer render demo/dallas.graph -o demo/dallas.$$kind || exit; done
 	@echo "The graph and its pictures are in $(CURDIR)/demo"
