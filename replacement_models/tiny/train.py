@@ -26,7 +26,7 @@ from replacement_models.tiny.train_transcoders import (
 
 VOCABULARY_SENTENCES = 200_000
 RECIPES = {
-    "clt": TranscoderRecipe(),
+    "clt": TranscoderRecipe(last_share=0.7),
     "plt": TranscoderRecipe(cross_layer=False, stages=PER_LAYER_STAGES),
 }
 

@@ -34,6 +34,7 @@ from replacement_models.tiny.taps import mlps, recorded_mlps
 from replacement_models.transcoder import DenseDecoder, Transcoder, TranscoderLayer
 
 log = logging.getLogger(__name__)
+SHARPNESS = 4.0
 START_BATCHES = 32
 """Batches that scales and first features are read off."""
 
@@ -51,6 +52,8 @@ class Stage:
         repeats: share of random repeats among the sentences.
         seed: of the sentences.
         city_weight: weight of squared errors at cities in sentences about states; others have 1.
+        sharp: weight, relative to the divergence, of the same between distributions sharpened
+            `SHARPNESS` times: which token comes first, where several are about as likely.
     """
 
     steps: int
@@ -60,6 +63,7 @@ class Stage:
     repeats: float
     seed: int
     city_weight: float = 1.0
+    sharp: float = 0.0
 
 
 CROSS_LAYER_STAGES = (
@@ -69,6 +73,8 @@ CROSS_LAYER_STAGES = (
     Stage(850, 1e-3, (6e-4, 4.2e-3, 3.8e-3, 2e-3), 2.0, 0.02, 104, city_weight=5.0),
     Stage(700, 2e-3, (1e-3, 4.2e-3, 3.8e-3, 2.5e-3), 0.0, 0.02, 105, city_weight=20.0),
     Stage(500, 1e-3, (8e-4, 4.5e-3, 4e-3, 2.5e-3), 1.0, 0.04, 106, city_weight=10.0),
+    Stage(600, 1e-3, (5e-4, 6e-3, 4e-3, 2.5e-3), 3.0, 0.04, 107, city_weight=10.0),
+    Stage(600, 8e-4, (7e-4, 5.8e-3, 4.2e-3, 2.5e-3), 2.0, 0.01, 108, city_weight=8.0, sharp=0.8),
 )
 PER_LAYER_STAGES = (
     Stage(800, 2e-3, (5e-3, 5e-3, 5e-3, 5e-3), 0.0, 0.04, 100),
@@ -83,6 +89,7 @@ class TranscoderRecipe:
     Attributes:
         cross_layer: whether features write to later layers too.
         stages: what is done in order.
+        last_share: weight of the last stage's end in the mean with the end of the stage before it.
         features: dictionary size of every layer.
         rows: rows of `context` tokens a step.
         bandwidth: width of the straight-through window around a threshold.
@@ -96,6 +103,7 @@ class TranscoderRecipe:
 
     cross_layer: bool = True
     stages: tuple[Stage, ...] = CROSS_LAYER_STAGES
+    last_share: float = 1.0
     features: int = 1024
     rows: int = 14
     context: int = 64
@@ -365,18 +373,24 @@ def reconstruct(trainee: Trainee, batch: Recorded) -> Report:
     return Report(*(torch.stack(part) for part in (errors, density, penalty, pull)))
 
 
-def divergence(model: GPT2LMHeadModel, trainee: Trainee, ids: Tensor, logits: Tensor) -> Tensor:
+def divergence(model: GPT2LMHeadModel, trainee: Trainee, batch: Recorded, sharp: float) -> Tensor:
     """KL in nats a token between the model and itself with all MLPs replaced, first token left out.
 
     Args:
         model: the frozen model.
         trainee: what stands in.
-        ids: token ids (rows, positions).
-        logits: the model's own logits (rows, positions, V).
+        batch: token ids and the model's own logits.
+        sharp: weight of the same divergence between sharpened distributions, which is added.
     """
     with replaced_mlps(model, trainee):
-        guess = model(ids).logits[:, 1:].log_softmax(-1)
-    truth = logits[:, 1:].log_softmax(-1)
+        other = model(batch.ids).logits[:, 1:]
+    own = batch.logits[:, 1:]
+    away = _kl(own, other)
+    return away + sharp * _kl(SHARPNESS * own, SHARPNESS * other) if sharp else away
+
+
+def _kl(logits: Tensor, other: Tensor) -> Tensor:
+    truth, guess = logits.log_softmax(-1), other.log_softmax(-1)
     return (truth.exp() * (truth - guess)).sum(-1).mean()
 
 
@@ -423,9 +437,15 @@ class TranscoderTraining:
         return Recorded(ids, flat[0], flat[1], weight, logits)
 
     def run(self) -> None:
-        """Run every stage."""
+        """Run every stage, then average the ends of the last two."""
+        share, ends = self.recipe.last_share, []
         for number in range(len(self.recipe.stages)):
             self.stage(number)
+            ends.append({key: value.clone() for key, value in self.trainee.state_dict().items()})
+        if share < 1:
+            before, last = ends[-2:]
+            mean = {key: before[key].lerp(last[key], share) for key in last if key != "silent"}
+            self.trainee.load_state_dict(mean, strict=False)
 
     def stage(self, number: int) -> None:
         """Run one stage."""
@@ -437,7 +457,7 @@ class TranscoderTraining:
             ramp = 1.0 if stage.divergence else min(1.0, 2 * step / stage.steps)
             away = torch.zeros(())
             if stage.divergence:
-                away = divergence(self.model, trainee, batch.ids, batch.logits)
+                away = divergence(self.model, trainee, batch, stage.sharp)
             loss = self._loss(report, stage, ramp) + stage.divergence * away
             for group in optim.param_groups:
                 group["lr"] = stage.rate * _rate(step, stage.steps, recipe.warmup)
