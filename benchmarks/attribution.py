@@ -48,12 +48,12 @@ class Case:
 
 QUICK = [Case("gpt2", "per_layer", 16, 256), Case("gpt2", "cross_layer", 8, 256)]
 FULL = [
-    Case("gpt2", "per_layer", 8, 1000),
     Case("gpt2", "per_layer", 16, 1000),
+    Case("gpt2", "cross_layer", 16, 512, batches=(8,)),
+    Case("gpt2", "per_layer", 8, 1000),
+    Case("gpt2", "cross_layer", 8, 512),
     Case("gpt2", "per_layer", 32, 1000),
     Case("gpt2", "per_layer", 64, 512, batches=(8,)),
-    Case("gpt2", "cross_layer", 8, 512),
-    Case("gpt2", "cross_layer", 16, 512, batches=(8,)),
     Case("llama", "per_layer", 16, 512),
     Case("llama", "cross_layer", 16, 256, features=2048, batches=(8,)),
 ]
@@ -172,22 +172,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="Python interpreter that can import circuit_tracer")
     parser.add_argument("--quick", action="store_true", help="two small cases")
+    parser.add_argument("--shape", choices=["gpt2", "llama"], help="only cases of this shape")
     parser.add_argument("--repeats", type=int, default=2, help="runs a side; the fastest counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("-o", "--out", type=Path, default=HERE / "attribution.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    results = []
-    for case in QUICK if args.quick else FULL:
-        results.append(measure(case, args.peer, args.repeats))
-        print(table(results).splitlines()[-1], flush=True)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "threads": args.threads,
         "torch": torch.__version__,
     }
-    args.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    results = []
+    for case in QUICK if args.quick else FULL:
+        if args.shape not in (None, case.shape):
+            continue
+        results.append(measure(case, args.peer, args.repeats))
+        print(table(results).splitlines()[-1], flush=True)
+        found = {"machine": machine, "results": results}
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(table(results))
     print(f"written to {args.out}")
 

@@ -39,6 +39,8 @@ TOKEN_SHARE = 0.8
 RELATION_FIRES, RELATION_SPARES = 0.8, 0.2
 """A feature says a kind of thing if it fires on this share of the questions for it, and on less
 than that share of the others."""
+HANDFUL, SHOWN = 8, 3
+"""A feature that fires on at most so many cities is named after the strongest of them."""
 ROWS, SEED = 200, 808
 
 Names = dict[tuple[int, int], str]
@@ -47,6 +49,7 @@ Names = dict[tuple[int, int], str]
 def name_features(lab: Laboratory, source: Source) -> Names:
     """Names by (layer, feature)."""
     names = token_names(lab, source)
+    names.update(city_names(lab, source))
     names.update(relation_names(lab, source))
     names.update(state_names(lab, source))
     return names
@@ -64,6 +67,19 @@ def state_names(lab: Laboratory, source: Source) -> Names:
             if float(purity[best[:STATES]].sum()) >= 0.5:
                 states = " or ".join(lab.states[index] for index in best[:STATES])
                 names[layer, feature] = form.format(states)
+    return names
+
+
+def city_names(lab: Laboratory, source: Source) -> Names:
+    """`Dallas, Barre`: the cities, strongest first, of a feature that fires on a handful."""
+    cities = sorted(source.cities.state_of)
+    active = lab.activations(cities)[:, 0]
+    names: Names = {}
+    for layer, feature in ((active > 0).sum(0).sub(1) < HANDFUL).nonzero().tolist():
+        value = active[:, layer, feature]
+        fires = [row for row in value.argsort(descending=True).tolist()[:SHOWN] if value[row] > 0]
+        if fires:
+            names[layer, feature] = ", ".join(cities[row] for row in fires)
     return names
 
 
