@@ -12,7 +12,7 @@ from torch import Tensor
 
 from replacement_models.errors import ModelError
 from replacement_models.folding import FoldedLayer, fold_all
-from replacement_models.formats import content_hash, load_transcoder
+from replacement_models.formats import content_hash, load_transcoder, transcoder_folder
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
 from replacement_models.hub import folder_of
@@ -78,6 +78,7 @@ class ReplacementModel:
         folder, revision = folder_of(str(name), MODEL_FILES)
         bare = transcoders == NEURONS
         dictionary = None if bare else load_transcoder(transcoders, lazy)
+        place = None if bare else transcoder_folder(transcoders)
         host = host_of(_load_model(folder, kind, where))
         return cls(
             host=host,
@@ -86,8 +87,8 @@ class ReplacementModel:
             name=_public_name(name),
             revision=revision,
             transcoder_name=_public_name(transcoders),
-            transcoder_hash="" if bare else content_hash(transcoders),
-            labels={} if bare else read_labels(folder_of(str(transcoders))[0]),
+            transcoder_hash="" if place is None else content_hash(place),
+            labels={} if place is None else read_labels(place),
         )
 
     @classmethod

@@ -14,7 +14,7 @@ from replacement_models import ModelError, ReplacementModel, load_transcoder, sa
 from replacement_models.formats import content_hash
 from replacement_models.hub import HubId, folder_of
 from tests.dictionaries import assert_same
-from tests.random_models import transcoder
+from tests.random_models import language_model, transcoder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"
@@ -221,3 +221,20 @@ def test_the_environment_switches_the_network_off(tmp_path: Path):
     )
     assert done.stdout.startswith("owner/name: is no local folder and could not be loaded")
     assert done.stdout.count("\n") == 1
+
+
+def test_loading_by_hub_ids_never_asks_for_a_whole_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    language_model("gpt2").save_pretrained(tmp_path / "model")
+    save_transcoder(transcoder(), tmp_path / "set")
+    asked: list[tuple[str, list[str] | None]] = []
+
+    def local(repo: str, allow_patterns: list[str] | None = None, **_: object) -> str:
+        asked.append((repo, allow_patterns))
+        return str(tmp_path / repo.partition("/")[2])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", local)
+    ReplacementModel.load("owner/model", "owner/set", dtype="float64")
+    assert {repo for repo, _ in asked} == {"owner/model", "owner/set"}
+    assert all(patterns for _, patterns in asked)

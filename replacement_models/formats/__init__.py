@@ -62,7 +62,7 @@ def load_transcoder(name: str | Path, lazy: bool | None = None) -> Transcoder:
     Raises:
         ModelError: nothing there, an unknown format, a missing or torn file, an unsupported field.
     """
-    folder = _folder(name)
+    folder = transcoder_folder(name)
     for module in FORMATS.values():
         if module.recognise(folder):
             if lazy is None:
@@ -133,14 +133,22 @@ def convert(source: str | Path, target: str | Path, format: str = "tracer") -> P
 
 def content_hash(name: str | Path) -> str:
     """SHA-256 over the names and bytes of a transcoder's files, for a graph's metadata."""
-    folder = _folder(name)
+    folder = transcoder_folder(name)
     listing = [[path.relative_to(folder).as_posix(), _file_hash(path)] for path in _files(folder)]
     module = next((one for one in FORMATS.values() if one.recognise(folder)), native)
     listing += [[name, _file_hash(path)] for name, path in _elsewhere(module, folder).items()]
     return sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _folder(name: str | Path) -> Path:
+def transcoder_folder(name: str | Path) -> Path:
+    """The local folder behind a transcoder's name; of a hub id only what a transcoder needs.
+
+    Args:
+        name: a folder, or a hub id `owner/name[/subfolder][@revision]`.
+
+    Raises:
+        ModelError: neither a folder nor a loadable hub id, or a repository too large to fetch.
+    """
     address = str(name).partition("@")[0]
     if address.startswith(SPRAWLING) and address.count("/") == 1 and not Path(name).is_dir():
         raise ModelError(
