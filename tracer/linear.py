@@ -74,8 +74,6 @@ class LocalModel:
     position_vectors: Float[Tensor, "positions d_model"] | None
     features: ActiveFeatures
     """Features that are nodes, in column order: (position, layer, feature)."""
-    errors: Sequence[Float[Tensor, "positions d_model"]]
-    """What the transcoders miss, a layer each; zero at skipped positions."""
     skip_positions: int
 
     @property
@@ -108,7 +106,7 @@ def linearise(model: ReplacementModel, recording: Recording, skip_positions: int
     """
     features = _columns(recording.features, skip_positions)
     rows = _scaled_decoder_rows(model.transcoder, features)
-    layers, errors = [], []
+    layers = []
     for layer, block in enumerate(model.host.blocks):
         columns, vectors = _writes(model.transcoder, rows, layer)
         at = features.position[columns]
@@ -122,14 +120,12 @@ def linearise(model: ReplacementModel, recording: Recording, skip_positions: int
             _onto_residual(model, recording, layer, constant, everywhere, bias=True),
         )
         layers.append(_layer(model, recording, layer, block, writers))
-        errors.append(error)
     return LocalModel(
         tokens=recording.tokens,
         layers=layers,
         token_vectors=recording.token_vectors,
         position_vectors=recording.position_vectors,
         features=features,
-        errors=errors,
         skip_positions=skip_positions,
     )
 

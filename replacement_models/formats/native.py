@@ -16,6 +16,7 @@ from torch import Tensor
 from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, ReLUTopK, TopK
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.points import read_json
 from replacement_models.formats.tensors import TensorFile, all_rows
 from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.sae import SparseAutoencoder
@@ -130,12 +131,7 @@ def _described(activation: Activation) -> dict[str, Any]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    config = read_json(path)
     _check_fields(path, config)
     activation = config.get("activation")
     if isinstance(activation, list) and len(activation) != config["layers"]:
