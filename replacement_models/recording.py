@@ -112,10 +112,17 @@ class Seen:
     mlp_input: list[Tensor] = field(default_factory=list)
     mlp_output: list[Tensor] = field(default_factory=list)
 
-    def keep_pattern(self, pattern: Tensor) -> None:
-        """Write down the pattern of the layer that has just run, where none will be remade."""
+    def keep_pattern(self, inputs: Any, output: Any) -> Any:
+        """Hook on an attention layer: keep its pattern.
+
+        Where patterns are made anew it is taken off the output instead, because the model would
+        collect those of all layers.
+        """
         if not self.remake:
-            self.pattern.append(pattern)
+            self.pattern.append(output[1][0])
+            return None
+        attended, pattern, *rest = output
+        return (attended, pattern.new_empty(*pattern.shape[:-1], 0), *rest)
 
     def before_mlp(self, block: Block, layer: int) -> Float[Tensor, "positions d_model"]:
         """The residual stream that one layer's MLP reads, before its norm."""
@@ -224,7 +231,7 @@ def _taps(host: Host, write: WritePoint, seen: Seen) -> list[tuple[nn.Module, An
     for block in host.blocks:
         taps += [
             (block.module, lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])),
-            (block.attention, lambda _, output: seen.keep_pattern(output[1][0])),
+            (block.attention, seen.keep_pattern),
             (block.mlp, lambda inputs, _: seen.mlp_input.append(first_tensor(inputs)[0])),
             (write_module(block, write), lambda _, output: seen.mlp_output.append(_first(output))),
             *((norm.module, keep_norm(norm)) for norm in norms(block)),

@@ -156,10 +156,10 @@ def test_the_frontier_takes_the_most_influential_first_and_breaks_ties_by_index(
 
     frontier = Frontier.over(np.array([2, 0, 1]))
     rows = sparse.csr_array(np.array([[1.0, 1.0, 1.0, 5.0]]))
-    frontier.add(rows, np.array([6]), np.array([-1]), np.array([1.0]))
+    frontier.add(rows, np.array([8.0]), (np.array([6]), np.array([-1])), np.array([1.0]))
     assert frontier.next(3).tolist() == [2, 0, 1]
     below = sparse.csr_array(np.array([[3.0, 0.0, 0.0, 1.0]]))
-    frontier.add(below, np.array([3]), np.array([1]), np.array([0.0]))
+    frontier.add(below, np.array([4.0]), (np.array([3]), np.array([1])), np.array([0.0]))
     assert frontier.next(3).tolist() == [0, 2]
 
 

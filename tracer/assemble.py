@@ -24,8 +24,9 @@ class Traced:
 
     columns: Int[np.ndarray, " features"]
     """Column of every feature row, in row order."""
-    effects: sparse.csr_array
-    """(rows, columns of the local model)."""
+    effects: list[sparse.csr_array]
+    """Blocks of rows, (rows, columns of the local model) together. `assemble` empties the list, so
+    that the rows are not held twice."""
     constant: Float[np.ndarray, " rows"]
     value: Float[np.ndarray, " rows"]
     """What the forward pass recorded for each row."""
@@ -64,25 +65,22 @@ def assemble(
     places = _places(local, logits, traced)
     texts = metadata["tokens"]
     nodes = _nodes(model, local, logits, places, texts)
-    left_out = np.ones(local.columns)
-    left_out[len(local.features) :] = 0
-    left_out[traced.columns] = 0
-    exact = traced.effects.astype(np.float64)
+    effect, sums = _effect(local, traced, places)
     by_row = {
         "constant": traced.constant,
-        "left_out": exact @ left_out + traced.floored[:, 0],
-        "left_out_absolute": abs(exact) @ left_out + traced.floored[:, 1],
+        "left_out": sums.left_out + traced.floored[:, 0],
+        "left_out_absolute": sums.left_out_absolute + traced.floored[:, 1],
         "pre_activation": traced.value,
     }
     for name, values in by_row.items():
         nodes[name] = [float(values[row]) if row >= 0 else None for row in places.row]
     found = {
         "active_features": len(local.features),
-        "conservation": _conservation(traced, exact, places, nodes["id"]),
-        **_losses(traced, exact),
+        "conservation": _conservation(traced, sums.total, places, nodes["id"]),
+        **_losses(traced, float(sums.absolute.sum())),
     }
     floored = np.where(places.row >= 0, traced.floored[places.row, 1], 0.0)
-    graph = AttributionGraph.build(nodes, _effect(traced, places), metadata | found, lost=floored)
+    graph = AttributionGraph.build(nodes, effect, metadata | found, lost=floored)
     return graph.relabel(labelled(graph, model, local))
 
 
@@ -142,26 +140,77 @@ def _places(local: LocalModel, logits: LogitTargets, traced: Traced) -> Places:
     return Places(np.concatenate(column), np.concatenate(row))
 
 
-def _effect(traced: Traced, places: Places) -> sparse.csr_array:
-    """(nodes, nodes), rows and columns in node order."""
-    nodes = len(places.column)
-    targets = np.flatnonzero(places.row >= 0)
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Over all columns of every row, in float64."""
+
+    total: Float[np.ndarray, " rows"]
+    absolute: Float[np.ndarray, " rows"]
+    left_out: Float[np.ndarray, " rows"]
+    """Of columns that are no nodes."""
+    left_out_absolute: Float[np.ndarray, " rows"]
+
+
+def _effect(local: LocalModel, traced: Traced, places: Places) -> tuple[sparse.csr_array, Sums]:
+    """(nodes, nodes), rows and columns in node order, and the rows' sums. Uses up the effects."""
+    nodes, rows = len(places.column), len(traced.constant)
+    node = np.full(local.columns, -1, dtype=np.int32)
     sources = np.flatnonzero(places.column >= 0)
-    between = traced.effects[places.row[targets]][:, places.column[sources]]
-    between.sort_indices()
-    counts = np.zeros(nodes + 1, dtype=np.int64)
-    counts[targets + 1] = np.diff(between.indptr)
-    return sparse.csr_array(
-        (between.data, sources[between.indices], np.cumsum(counts)), shape=(nodes, nodes)
-    )
+    node[places.column[sources]] = sources
+    sums = Sums(*(np.zeros(rows) for _ in range(4)))
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    done = 0
+    while traced.effects:
+        block = traced.effects.pop(0)
+        at = slice(done, done + block.shape[0])
+        _add_up(block, node < 0, (sums, at))
+        index = node[block.indices]
+        inside = index >= 0
+        before = np.concatenate([[0], np.cumsum(inside)])[block.indptr]
+        kept.append((block.data[inside], index[inside], np.diff(before)))
+        done = at.stop
+    return _ordered(kept, places.row, nodes), sums
+
+
+def _add_up(block: sparse.csr_array, out: np.ndarray, into: tuple[Sums, slice]) -> None:
+    """Sums of one block's rows; `out` says which columns are no nodes."""
+    sums, at = into
+    which = np.stack([np.ones(len(out)), out], axis=1)
+    sums.total[at], sums.left_out[at] = (block @ which).T
+    size = sparse.csr_array((np.abs(block.data), block.indices, block.indptr), shape=block.shape)
+    sums.absolute[at], sums.left_out_absolute[at] = (size @ which).T
+
+
+def _ordered(
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]], row: np.ndarray, nodes: int
+) -> sparse.csr_array:
+    """Bring rows into node order. Uses up `kept`: data, columns and counts a row, by block."""
+    targets = np.flatnonzero(row >= 0)
+    target = np.empty(len(targets), dtype=np.int64)
+    target[row[targets]] = targets
+    start = np.zeros(nodes + 1, dtype=np.int64)
+    start[target + 1] = np.concatenate([counts for *_, counts in kept])
+    start = start.cumsum()
+    data = np.empty(start[-1], dtype=kept[0][0].dtype)
+    index = np.empty(start[-1], dtype=np.int32)
+    done = 0
+    while kept:
+        values, columns, counts = kept.pop(0)
+        ends = np.cumsum(counts)
+        for end, count, at in zip(ends, counts, target[done : done + len(counts)], strict=True):
+            here = slice(start[at], start[at] + count)
+            data[here], index[here] = values[end - count : end], columns[end - count : end]
+        done += len(counts)
+    effect = sparse.csr_array((data, index, start), shape=(nodes, nodes))
+    effect.sort_indices()
+    return effect
 
 
 def _conservation(
-    traced: Traced, exact: sparse.csr_array, places: Places, ids: list[str]
+    traced: Traced, inputs: Float[np.ndarray, " rows"], places: Places, ids: list[str]
 ) -> dict[str, Any]:
     """The worst row of the conservation law: inputs and constant against the forward pass."""
-    total = exact.sum(axis=1) + traced.floored[:, 0] + traced.constant
-    wrong = np.abs(total - traced.value)
+    wrong = np.abs(inputs + traced.floored[:, 0] + traced.constant - traced.value)
     worst = int(wrong.argmax())
     size = float(np.abs(traced.value).max())
     node = int(np.flatnonzero(places.row == worst)[0])
@@ -172,10 +221,10 @@ def _conservation(
     }
 
 
-def _losses(traced: Traced, exact: sparse.csr_array) -> dict[str, Any]:
+def _losses(traced: Traced, kept: float) -> dict[str, Any]:
     """What a graph with an edge floor or an interrupted trace must say of itself."""
     found: dict[str, Any] = {}
-    dropped, kept = float(traced.floored[:, 1].sum()), float(abs(exact).sum())
+    dropped = float(traced.floored[:, 1].sum())
     if dropped:
         found["floored_share"] = dropped / (dropped + kept)
     if not traced.complete:

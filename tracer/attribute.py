@@ -12,6 +12,7 @@ from scipy import sparse
 
 from graphs import AttributionGraph
 from replacement_models import Recording, ReplacementModel
+from replacement_models.hooks import eager_attention
 from tracer.assemble import Traced, assemble, metadata
 from tracer.errors import TraceError
 from tracer.frontier import Frontier
@@ -27,8 +28,11 @@ from tracer.targets import (
     logit_targets,
 )
 
-BLOCK = 512
-"""Rows held dense at once; finished blocks are kept sparse."""
+BLOCK, DENSE = 512, 1 << 27
+"""Rows swept at once, and bytes they may take while they are dense: fewer rows where there are
+many sources, so that memory does not grow with rows x sources. Finished rows are kept sparse."""
+PART = 64
+"""Rows made sparse at once, and the fewest a block is cut down to."""
 PATTERNS = 1 << 30
 """Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
 
@@ -59,6 +63,8 @@ class Block:
     value: Float[np.ndarray, " rows"]
     floored: Float[np.ndarray, "rows 2"]
     """What lay below the edge floor: the sum, and the sum of sizes."""
+    total: Float[np.ndarray, " rows"]
+    """Absolute sum of every row, with what lay below the floor."""
 
 
 @torch.no_grad()
@@ -116,7 +122,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     count = len(local.features) if max_features is None else min(max_features, len(local.features))
     every = rank_every or max(64, math.ceil(count / 8))
     plan = Plan(count, every, edge_floor, progress, keep_partial)
-    traced = _sweep_all(model, recording, local, logits, plan)
+    with eager_attention(model.host.model):  # for patterns made anew, from several threads
+        traced = _sweep_all(model, recording, local, logits, plan)
     settings = {
         "max_features": max_features,
         "rank_every": rank_every,
@@ -186,7 +193,7 @@ def _sweep_all(
         complete = False
     return Traced(
         columns=np.concatenate([block.columns for block in done]),
-        effects=sparse.csr_array(sparse.vstack([block.effects for block in done], format="csr")),
+        effects=[block.effects for block in done],
         constant=np.concatenate([block.constant for block in done]),
         value=np.concatenate([block.value for block in done]),
         floored=np.concatenate([block.floored for block in done]),
@@ -208,39 +215,70 @@ def _blocks(
     yield first
     ranked = plan.features < len(order)
     if ranked:
-        frontier.add(first.effects, *_own(logits.rows), np.array(logits.weight))
-    done = 0
+        frontier.add(first.effects, first.total, _own(logits.rows), np.array(logits.weight))
+    done, most = 0, block_rows(local.columns, logits.rows.vector.dtype)
     while done < plan.features:
-        take = min(plan.rank_every if ranked else BLOCK, plan.features - done)
+        take = min(plan.rank_every if ranked else most, plan.features - done)
         chosen = frontier.next(take) if ranked else order[done : done + take]
         done += len(chosen)
-        for begin in range(0, len(chosen), BLOCK):
-            columns = chosen[begin : begin + BLOCK]
+        for begin in range(0, len(chosen), most):
+            columns = chosen[begin : begin + most]
             at = torch.as_tensor(columns, device=local.features.layer.device)
             rows = feature_rows(model, recording, local, at)
             block = _block(local, rows, columns, plan.edge_floor)
             yield block
             if ranked:
-                frontier.add(block.effects, *_own(rows, columns), np.zeros(len(columns)))
+                none = np.zeros(len(columns))
+                frontier.add(block.effects, block.total, _own(rows, columns), none)
+
+
+def block_rows(columns: int, dtype: torch.dtype) -> int:
+    """How many rows are swept at once where every row has so many columns."""
+    bytes_a_row = columns * max(dtype.itemsize, torch.float32.itemsize)
+    return max(min(PART, BLOCK), min(BLOCK, DENSE // bytes_a_row // PART * PART))
 
 
 def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], floor: float) -> Block:
     """Sweep some rows and keep them sparse, less what lies below the floor."""
     effects = sweep(local, rows)
     sources = effects.sources
-    floored = sources.new_zeros(len(sources), 2)
-    if floor:
-        size = sources.abs()
-        below = size < floor * size.sum(1, keepdim=True)
-        floored[:, 0], floored[:, 1] = (sources * below).sum(1), (size * below).sum(1)
-        sources = sources.masked_fill(below, 0)
+    floored = sources.new_zeros(len(sources), 2, dtype=torch.float64)
+    total = floored.new_zeros(len(sources))
+    for part, lost, whole in zip(*(x.split(PART) for x in (sources, floored, total)), strict=True):
+        size = part.abs()
+        whole += size.sum(1, dtype=torch.float64)
+        if floor:
+            below = size < floor * whole[:, None]
+            lost[:, 1] = (size * below).sum(1, dtype=torch.float64)
+            lost[:, 0] = (part * below).sum(1, dtype=torch.float64)
+            part.masked_fill_(below, 0)
     return Block(
         columns=columns,
-        effects=sparse.csr_array(sources.cpu().numpy()),
+        effects=_sparse(sources),
         constant=effects.constant.double().cpu().numpy(),
         value=rows.value.double().cpu().numpy(),
-        floored=floored.double().cpu().numpy(),
+        floored=floored.cpu().numpy(),
+        total=total.cpu().numpy(),
     )
+
+
+def _sparse(dense: Float[torch.Tensor, "rows columns"]) -> sparse.csr_array:
+    """The entries that are not zero, without a second array of the dense one's size."""
+    rows, columns = dense.shape
+    count = int(dense.count_nonzero())
+    data = np.empty(count, dtype=str(dense.dtype).removeprefix("torch."))
+    index = np.empty(count, dtype=np.int32)
+    start = np.zeros(rows + 1, dtype=np.int64)
+    done = 0
+    for first in range(0, rows, PART):
+        part = dense[first : first + PART]
+        flat = part.flatten().nonzero()[:, 0]
+        here = slice(done, done + len(flat))
+        data[here] = part.flatten()[flat].cpu().numpy()
+        index[here] = (flat % columns).int().cpu().numpy()
+        start[first + 1 : first + 1 + len(part)] = part.count_nonzero(1).cpu().numpy()
+        done += len(flat)
+    return sparse.csr_array((data, index, start.cumsum()), shape=dense.shape)
 
 
 def _own(rows: Rows, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -136,26 +136,31 @@ def _columns(active: ActiveFeatures, skip_positions: int) -> ActiveFeatures:
     return active[kept[active.position[kept].argsort(stable=True)]]
 
 
-def _scaled_decoder_rows(
-    transcoder: Transcoder, features: ActiveFeatures
-) -> list[tuple[Int[Tensor, " at"], Float[Tensor, "at targets d_model"]]]:
-    """Per layer: columns of its features, and what they write, activation times decoder rows."""
-    found = []
+Gathered = list[tuple[Int[Tensor, " at"], list[Float[Tensor, "at d_model"]]]]
+"""Per layer: columns of its features, and what they write to each of its target layers."""
+
+
+def _scaled_decoder_rows(transcoder: Transcoder, features: ActiveFeatures) -> Gathered:
+    """Activation times decoder rows; every row of an active feature is read once, no other is."""
+    found: Gathered = []
     for layer in range(len(transcoder.layers)):
         at = (features.layer == layer).nonzero()[:, 0]
         used, where = features.feature[at].unique(return_inverse=True)
-        rows = transcoder.decoder_rows(layer, used)[where]
-        found.append((at, rows * features.activation[at, None, None]))
+        rows, scale = transcoder.decoder_rows(layer, used), features.activation[at, None]
+        found.append((at, [target[where] * scale for target in rows.unbind(1)]))
     return found
 
 
 def _writes(
-    transcoder: Transcoder, rows: Sequence[tuple[Tensor, Tensor]], layer: int
+    transcoder: Transcoder, rows: Gathered, layer: int
 ) -> tuple[Int[Tensor, " writers"], Float[Tensor, "writers d_model"]]:
-    """Columns that write to one layer's MLP output, ascending, and what they write there."""
+    """Columns that write to one layer's MLP output, ascending, and what they write there.
+
+    Layers are asked for in order: what they take is dropped, so that nothing is held twice.
+    """
     sources = [s for s in range(layer + 1) if layer in transcoder.targets(s)]
     columns = torch.cat([rows[source][0] for source in sources])
-    vectors = [rows[source][1][:, layer - transcoder.targets(source)[0]] for source in sources]
+    vectors = [rows[source][1].pop(0) for source in sources]
     columns, order = columns.sort()
     return columns, torch.cat(vectors)[order]
 
@@ -268,8 +273,11 @@ def _attention_constant(
     """What an attention layer adds that no source wrote: its biases, and the norms' around it."""
     heads = len(block.output)
     values = folded.value_constant.repeat_interleave(heads // len(block.value), dim=0)
-    mass = frozen.attention_pattern().sum(-1).T  # below 1 where there are attention sinks
-    constant = (mass[..., None] * values).flatten(1) @ block.output.flatten(0, 1)
+    if values.any():  # patterns of long prompts are not made anew for nothing
+        mass = frozen.attention_pattern().sum(-1).T  # below 1 where there are attention sinks
+        constant = (mass[..., None] * values).flatten(1) @ block.output.flatten(0, 1)
+    else:
+        constant = values.new_zeros(len(frozen.attention_scale), block.output.shape[-1])
     if block.output_bias is not None:
         constant = constant + block.output_bias
     if block.attention_post_norm is not None and frozen.attention_post_scale is not None:

@@ -7,6 +7,7 @@ above its layer. Memory is bounded by the chunk, whatever the number of rows.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.linear import LinearLayer, LocalModel
-from tracer.product import add_product, product
+from tracer.product import EARNS_A_KERNEL, add_product, product
 from tracer.targets import Rows
 
 CHUNK, CHUNK_ON_GPU = 1024, 65536
 """Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers. On CPUs they
 should stay in the cache; a GPU needs more to be busy."""
-ROWS, ROWS_PER_PATTERN = 16, 64
+ROWS, ROWS_PER_PATTERN = 16, 32
 """A chunk holds so many rows even when their positions exceed it: matrix products need them, and
 more so patterns that have to be made anew for every chunk."""
 KEYS = 128
@@ -156,13 +157,29 @@ def _score_writers(
     local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, effects: Effects
 ) -> None:
     """Add what the writers to one layer's MLP output contribute: one product a position."""
-    rows = gradient.shape[1]
+    positions, rows, width = gradient.shape
     if rows:
-        for position in range(gradient.shape[0]):
-            _score_position(local, layer, position, gradient[position], effects, slice(rows))
+        writers = local.layers[layer].writers.start[positions] / positions
+        with _one_thread(2 * rows * width * writers < EARNS_A_KERNEL):
+            for position in range(positions):
+                _score_position(local, layer, position, gradient[position], effects, slice(rows))
     for position in fresh.position.unique().tolist():
         here = (fresh.position == position).nonzero()[:, 0]
         _score_position(local, layer, position, fresh.vector[here], effects, rows + here)
+
+
+@contextmanager
+def _one_thread(small: bool) -> Iterator[None]:
+    """Keep many small products on one thread: waiting for the others would cost more than they."""
+    threads = torch.get_num_threads()
+    if not small or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _score_position(
