@@ -111,10 +111,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name of a case to its `model_type` and what its configuration takes."""
 
 
-def language_model(family: str, dtype: torch.dtype = torch.float64) -> Any:
+def language_model(family: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     """A random model of one of FAMILIES, as transformers builds it."""
     model_type, options = FAMILIES[family]
-    config = AutoConfig.for_model(model_type, **options)
+    config = AutoConfig.for_model(model_type, **{**options, **changes})
     return randomised(AutoModelForCausalLM.from_config(config), dtype)
 
 

@@ -167,12 +167,8 @@ def characters() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
-def with_tokenizer(tokenizer: Any, vocabulary: int = VOCABULARY) -> ReplacementModel:
-    model = language_model("gpt2")
-    if vocabulary != VOCABULARY:
-        model.resize_token_embeddings(vocabulary)
-        model.config.n_positions = 64
-        model.transformer.wpe = nn.Embedding(64, model.config.n_embd).double()
+def with_tokenizer(tokenizer: Any, **changes: int) -> ReplacementModel:
+    model = language_model("gpt2", **changes)
     return ReplacementModel.from_huggingface(model, tokenizer, transcoder())
 
 
@@ -202,7 +198,7 @@ def test_a_tokenizer_without_bos_adds_nothing_and_traces():
     ],
 )
 def test_odd_unicode_is_tokenized_and_traced(prompt: str):
-    model = with_tokenizer(characters(), vocabulary=256)
+    model = with_tokenizer(characters(), vocab_size=256, max_position_embeddings=64)
     tokens = model.tokenize(prompt)
     assert model.tokenizer.decode(list(tokens)) == prompt
     graph = tracer.trace(model, prompt, max_features=5, max_logits=2)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from torch import nn
 
@@ -15,12 +16,15 @@ from replacement_models.hosts import host_of
 from replacement_models.neurons import neurons
 from tests.local_forward import LocalForward
 from tests.random_models import PROMPT, language_model
+from tests.test_replacement_models_hosts import BY_THEMSELVES, SUPPORTED, generic
 from tracer import Intervention
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 PLAIN = ("gpt2", "gpt_neox")
 GATED = ("llama_multi_head", "qwen3", "gemma2", "phi3", "olmo2")
-EXPERTS = ("mixtral", "qwen3_moe")
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+UNKNOWN_ROUTERS = ("ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe", "phimoe")
+"""Types whose blocks make shares in a way of their own up to transformers 4."""
 EXACT = PLAIN
 """Families whose norms honour float64 inside transformers."""
 every_family = pytest.mark.parametrize("family", [*PLAIN, *GATED, *EXPERTS])
@@ -135,18 +139,60 @@ def test_an_experts_neurons_are_silent_where_the_token_is_not_sent(family: str):
     model = bare(family)
     recording = model.record(PROMPT)
     mlp, x = model.host.blocks[0].mlp, recording.inputs[0]
+    router = mlp.router if family == "gpt_oss" else mlp.gate
+    logits = x @ router.weight.T + (router.bias if family == "gpt_oss" else 0)
     hidden, active = model.transcoder.encode(0, x)
-    _, _, chosen = mlp.gate(x)
-    by_expert = active.unflatten(-1, (4, -1))
-    for token, experts in enumerate(chosen.tolist()):
-        assert sorted(experts) == by_expert[token].abs().sum(1).nonzero()[:, 0].tolist()
-    tripled = model.transcoder.activate(0, 3 * hidden, x)
-    torch.testing.assert_close(tripled, 3 * active, rtol=0, atol=1e-12)
+    neurons_only = active[..., : len(model.transcoder.layers[0].gate.weight)]
+    by_expert = neurons_only.unflatten(-1, (4, -1))
+    for token, chosen in enumerate(logits.topk(2).indices.tolist()):
+        assert sorted(chosen) == by_expert[token].abs().sum(1).nonzero()[:, 0].tolist()
+    linear = (hidden - 1).abs() < 7  # GPT-OSS clips beyond; of the others every neuron is linear
+    assert linear.double().mean() > 0.9
+    halved = model.transcoder.activate(0, hidden / 2, x)
+    torch.testing.assert_close(halved[linear], active[linear] / 2, rtol=0, atol=1e-12)
 
 
-def test_experts_that_are_not_plainly_gated_are_refused_by_name():
-    with pytest.raises(ModelError, match="neurons: experts of GptOssMLP are not known"):
-        neurons(host_of(language_model("gpt_oss")))
+def test_what_ends_an_expert_is_a_feature_that_reads_nothing_and_is_as_active_as_its_share():
+    model = bare("gpt_oss")
+    recording = model.record(PROMPT)
+    mlp, x = model.host.blocks[1].mlp, recording.inputs[1]
+    hidden, active = model.transcoder.encode(1, x)
+    weights = model.transcoder.layers[1]
+    assert not weights.W_enc[-4:].any()
+    assert torch.equal(hidden[:, -4:], torch.ones(len(PROMPT), 4, dtype=x.dtype))
+    logits, chosen = (x @ mlp.router.weight.T + mlp.router.bias).topk(2)
+    expected = torch.zeros(len(PROMPT), 4, dtype=x.dtype).scatter(1, chosen, logits.softmax(1))
+    torch.testing.assert_close(active[:, -4:], expected, rtol=0, atol=1e-12)
+    rows = weights.decoder.rows(torch.arange(len(weights.W_enc) - 4, len(weights.W_enc)))
+    assert torch.equal(rows[:, 0], mlp.experts.down_proj_bias)
+
+
+def test_experts_that_clip_are_clipped_in_the_same_place():
+    model = language_model("gpt_oss")
+    for layer in model.model.layers:
+        layer.mlp.experts.limit = 0.4
+    clipped = ReplacementModel.from_huggingface(model, None, neurons(host_of(model)))
+    recording = clipped.record(PROMPT)
+    hidden = [clipped.transcoder.encode(layer, x) for layer, x in enumerate(recording.inputs)]
+    assert any(((h < 0.6) & (a != 0)).any() and ((h > 1.4) & (a != 0)).any() for h, a in hidden)
+    outputs = clipped.transcoder.decode([active for _, active in hidden], recording.inputs)
+    for got, expected in zip(outputs, recording.outputs, strict=True):
+        assert float((got - expected).abs().max() / expected.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("model_type", sorted(set(SUPPORTED) - BY_THEMSELVES))
+def test_every_supported_decoder_has_neurons(model_type: str):
+    host = host_of(generic(model_type))
+    if transformers.__version__ < "5" and model_type in UNKNOWN_ROUTERS:
+        with pytest.raises(ModelError, match=r"^neurons: .*(not known|not supported)"):
+            neurons(host)
+        return
+    model = ReplacementModel(host, neurons(host))
+    recording = model.record(PROMPT)
+    active = [model.transcoder.encode(layer, x)[1] for layer, x in enumerate(recording.inputs)]
+    outputs = model.transcoder.decode(active, recording.inputs)
+    for got, expected in zip(outputs, recording.outputs, strict=True):
+        assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 def test_an_mlp_that_does_more_than_its_weights_say_is_refused():
