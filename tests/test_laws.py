@@ -198,14 +198,28 @@ def test_influence_of_the_roots_adds_up_to_the_weights(options: Case):
     assert influence[roots].sum() == pytest.approx(sum(weights), rel=1e-9)
 
 
-def _without_constants(layer: int) -> Callable[[LocalModel], LocalModel]:
+ERROR, CONSTANT = 0, 1
+"""Among what a layer writes besides features."""
+
+
+def _without(layer: int, which: int, first: int = 0) -> Callable[[LocalModel], LocalModel]:
+    """Nothing of one kind is written at a layer, from position `first` on."""
+
     def change(local: LocalModel) -> LocalModel:
-        writers = local.layers[layer].writers
-        vectors = writers.vectors.clone()
-        vectors[[end - 1 for end in writers.start[1:]]] = 0
-        return _with_layer(local, layer, writers=replace(writers, vectors=vectors))
+        writers, every = local.writers[layer], list(local.writers)
+        rows = [end - writers.rest + which for end in writers.start[first + 1 :]]
+        gone = writers.vectors.index_fill(0, torch.tensor(rows), 0.0)
+        every[layer] = replace(writers, vectors=gone)
+        return replace(local, writers=every)
 
     return change
+
+
+def _without_attention_bias(local: LocalModel) -> LocalModel:
+    carried = local.layers[1].carried.clone()
+    carried[:, -1] = 0
+    local = _without(1, local.writers[1].rest - 1)(local)
+    return _with_layer(local, 1, carried=carried)
 
 
 def _with_layer(local: LocalModel, layer: int, **changes: Any) -> LocalModel:
@@ -221,22 +235,11 @@ def _without_head(local: LocalModel) -> LocalModel:
 
 
 MUTATIONS: dict[str, Callable[[LocalModel], LocalModel]] = {
-    "decoder bias": _without_constants(0),
-    "attention bias": lambda local: _with_layer(
-        local, 1, attention_constant=torch.zeros_like(local.layers[1].attention_constant)
-    ),
+    "decoder bias": _without(0, CONSTANT),
+    "attention bias": _without_attention_bias,
     "linear skip": lambda local: _with_layer(local, 1, skip=None),
     "one head": _without_head,
-    "one layer's errors": lambda local: _with_layer(
-        local,
-        0,
-        writers=replace(
-            local.layers[0].writers,
-            vectors=local.layers[0].writers.vectors.index_fill(
-                0, torch.tensor([end - 2 for end in local.layers[0].writers.start[2:]]), 0.0
-            ),
-        ),
-    ),
+    "one layer's errors": _without(0, ERROR, first=1),
 }
 
 

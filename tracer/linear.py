@@ -22,20 +22,26 @@ from replacement_models import ActiveFeatures, FrozenLayer, Recording, Replaceme
 from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
 from replacement_models.transcoder import ReadPoint
+from tracer.carry import carry, embedded, is_lifted, lift, start_of
 
 
 @dataclass(frozen=True, eq=False)
 class Writers:
-    """What is written to one layer's MLP output, position by position.
+    """What one layer writes to the residual stream, position by position, as rows above read it.
 
     Position p owns rows `start[p]:start[p + 1]` of `vectors`: first the features that write to
-    columns `first[p]`, `first[p] + 1`, ..., then the error (unless p is skipped), then the
-    constant.
+    columns `first[p]`, `first[p] + 1`, ..., then `rest` others: the error (zero where p is
+    skipped), the MLP's constant, and what the attention layer carries there: tokens, constant.
     """
 
     vectors: Float[Tensor, "rows d_model"]
     start: Sequence[int]
     first: Sequence[int]
+    rest: int
+
+    def features(self, position: int) -> int:
+        """How many features write at one position."""
+        return self.start[position + 1] - self.start[position] - self.rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +52,11 @@ class LinearLayer:
     """Frozen attention pattern, transposed, norm denominators folded in; or what makes it anew."""
     output: Float[Tensor, "heads_d_head d_model"]
     value: Float[Tensor, "d_model kv_heads_d_head"]
-    attention_constant: Float[Tensor, "positions d_model"]
+    carried: Float[Tensor, "positions carried d_model"]
+    """What attention writes of tokens 0, 1, ..., last its constant; see `carry.py`."""
     skip: Float[Tensor, "d_model d_model"] | None
     skip_scale: Float[Tensor, "positions 1"]
     """One over the norm denominators that the linear skip passes."""
-    writers: Writers
     parallel: bool
 
     @property
@@ -58,10 +64,12 @@ class LinearLayer:
         """Whether asking for the pattern costs a pass through the attention layer."""
         return not isinstance(self.pattern, Tensor)
 
-    def transposed_pattern(self, positions: int) -> Float[Tensor, "kv_heads keys group queries"]:
-        """The pattern among the first so many positions."""
+    def transposed_pattern(
+        self, begin: int, end: int
+    ) -> Float[Tensor, "kv_heads keys group queries"]:
+        """The pattern among the positions from `begin` to before `end`."""
         whole = self.pattern if isinstance(self.pattern, Tensor) else self.pattern()
-        return whole[:, :positions, :, :positions]
+        return whole[:, begin:end, :, begin:end]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +78,18 @@ class LocalModel:
 
     tokens: Sequence[int]
     layers: Sequence[LinearLayer]
+    writers: Sequence[Writers]
+    """A layer each."""
     token_vectors: Float[Tensor, "positions d_model"]
     position_vectors: Float[Tensor, "positions d_model"] | None
     features: ActiveFeatures
     """Features that are nodes, in column order: (position, layer, feature)."""
     skip_positions: int
+    start: int
+    """Gradients are followed down to this position. Before it stand tokens and constants only,
+    which later positions know through attention: they are carried forward instead."""
+    lifted: bool
+    """Whether the bottom attention layer carries all tokens, so that the sweep ends above it."""
 
     @property
     def positions(self) -> int:
@@ -106,27 +121,30 @@ def linearise(model: ReplacementModel, recording: Recording, skip_positions: int
     """
     features = _columns(recording.features, skip_positions)
     rows = _scaled_decoder_rows(model.transcoder, features)
-    layers = []
-    for layer, block in enumerate(model.host.blocks):
+    start, lifted = start_of(recording, skip_positions), is_lifted(model, recording)
+    held = embedded(recording, start)
+    layers, writers = [], []
+    for layer in range(len(model.host.blocks)):
         columns, vectors = _writes(model.transcoder, rows, layer)
         at = features.position[columns]
-        error, constant = _rest(model, recording, layer, skip_positions, (at, vectors))
-        everywhere = torch.arange(len(error), device=error.device)
-        writers = _stack(
-            columns,
-            at,
-            _onto_residual(model, recording, layer, vectors, at),
-            _onto_residual(model, recording, layer, error, everywhere)[skip_positions:],
-            _onto_residual(model, recording, layer, constant, everywhere, bias=True),
-        )
-        layers.append(_layer(model, recording, layer, block, writers))
+        rest = _rest(model, recording, layer, skip_positions, (at, vectors))
+        maps = _layer(model, recording, layer, held, lifted and layer == 0)
+        seen = maps.carried if maps.parallel else _past_skip(maps, maps.carried, maps.carried)
+        held = _above(maps, held, lifted and layer == 0)
+        held[:, -1] += rest[:start, 1]
+        written = _onto_residual(model, recording, layer, vectors, at)
+        writers.append(_stack((columns, at, written), torch.cat([rest, seen], dim=1)))
+        layers.append(maps)
     return LocalModel(
         tokens=recording.tokens,
         layers=layers,
+        writers=writers,
         token_vectors=recording.token_vectors,
         position_vectors=recording.position_vectors,
         features=features,
         skip_positions=skip_positions,
+        start=start,
+        lifted=lifted,
     )
 
 
@@ -171,8 +189,8 @@ def _rest(
     layer: int,
     skip_positions: int,
     writes: tuple[Int[Tensor, " writers"], Float[Tensor, "writers d_model"]],
-) -> tuple[Float[Tensor, "positions d_model"], Float[Tensor, "positions d_model"]]:
-    """What else makes up one layer's MLP output: its error vectors and its constants.
+) -> Float[Tensor, "positions 2 d_model"]:
+    """What else one layer's MLP adds to the residual stream: its error and its constant.
 
     The linear skip belongs to neither, but for what it makes of the read norm's bias.
     """
@@ -189,7 +207,10 @@ def _rest(
     normed = model.transcoder.read is ReadPoint.NORMED
     if weights.W_skip is not None and bias is not None and normed:
         constant += bias @ weights.W_skip
-    return error, constant
+    every = torch.arange(len(error), device=error.device)
+    error = _onto_residual(model, recording, layer, error, every)
+    constant = _onto_residual(model, recording, layer, constant, every, bias=True)
+    return torch.stack([error, constant], dim=1)
 
 
 def _onto_residual(
@@ -210,49 +231,79 @@ def _onto_residual(
 
 
 def _stack(
-    columns: Int[Tensor, " writers"],
-    at: Int[Tensor, " writers"],
-    vectors: Float[Tensor, "writers d_model"],
-    errors: Float[Tensor, "counted d_model"],
-    constants: Float[Tensor, "positions d_model"],
+    features: tuple[Int[Tensor, " writers"], Int[Tensor, " writers"], Tensor],
+    rest: Float[Tensor, "positions rest d_model"],
 ) -> Writers:
-    """Bring the writers of every position together, so that one product scores them all."""
-    positions = len(constants)
-    skipped = positions - len(errors)
-    counts = torch.bincount(at, minlength=positions).tolist()
-    parts, start, first, done = [], [0], [], 0
-    columns_in_order = columns.tolist()
-    for position, count in enumerate(counts):
-        parts.append(vectors[done : done + count])
-        if position >= skipped:
-            parts.append(errors[position - skipped, None])
-        parts.append(constants[position, None])
-        first.append(columns_in_order[done] if count else 0)
-        start.append(start[-1] + count + 1 + (position >= skipped))
-        done += count
-    return Writers(torch.cat(parts), start, first)
+    """Bring the writers of every position together, so that one product scores them all.
+
+    Args:
+        features: columns, ascending, positions and vectors (writers, D) of features.
+        rest: what else is written.
+    """
+    columns, at, vectors = features
+    positions, others, width = rest.shape
+    counts = torch.bincount(at, minlength=positions)
+    every = torch.arange(positions, device=at.device)
+    ends = counts.cumsum(0) + others * every
+    stacked = vectors.new_empty(len(at) + positions * others, width)
+    stacked[torch.arange(len(at), device=at.device) + others * at] = vectors
+    stacked[ends[:, None] + torch.arange(others, device=at.device)] = rest
+    first = torch.cat([columns, columns.new_zeros(1)])[counts.cumsum(0) - counts]
+    return Writers(stacked, [0, *(ends + others).tolist()], first.tolist(), others)
 
 
 def _layer(
-    model: ReplacementModel, recording: Recording, layer: int, block: Block, writers: Writers
+    model: ReplacementModel, recording: Recording, layer: int, held: Tensor, lifted: bool
 ) -> LinearLayer:
     folded, frozen = model.folded[layer], recording.layers[layer]
+    block = model.host.blocks[layer]
     make = partial(_transposed_pattern, frozen, len(block.value))
-    skip_scale = torch.ones_like(frozen.mlp_scale)
-    if model.transcoder.read is not ReadPoint.RESIDUAL:
-        skip_scale = skip_scale / frozen.mlp_scale
-    if mlp_post_norm(block, model.transcoder) is not None and frozen.mlp_post_scale is not None:
-        skip_scale = skip_scale / frozen.mlp_post_scale
+    pattern = make() if isinstance(frozen.pattern, Tensor) else make
+    if lifted or len(held):
+        whole = pattern if isinstance(pattern, Tensor) else pattern()
+        carried = lift(folded, whole, recording) if lifted else carry(folded, whole, held)
+    else:
+        carried = recording.token_vectors.new_zeros(len(recording.tokens), 1, model.host.d_model)
+    carried[:, -1] += _attention_constant(folded, frozen, block)
     return LinearLayer(
-        pattern=make() if isinstance(frozen.pattern, Tensor) else make,
+        pattern=pattern,
         output=folded.output,
         value=folded.value,
-        attention_constant=_attention_constant(folded, frozen, block),
+        carried=carried,
         skip=folded.skip,
-        skip_scale=skip_scale,
-        writers=writers,
+        skip_scale=_skip_scale(model, frozen, block),
         parallel=block.parallel,
     )
+
+
+def _skip_scale(
+    model: ReplacementModel, frozen: FrozenLayer, block: Block
+) -> Float[Tensor, "positions 1"]:
+    scale = torch.ones_like(frozen.mlp_scale)
+    if model.transcoder.read is not ReadPoint.RESIDUAL:
+        scale = scale / frozen.mlp_scale
+    if mlp_post_norm(block, model.transcoder) is not None and frozen.mlp_post_scale is not None:
+        scale = scale / frozen.mlp_post_scale
+    return scale
+
+
+def _above(maps: LinearLayer, held: Tensor, lifted: bool) -> Float[Tensor, "start carried d_model"]:
+    """What is held at the first positions, one layer further up, less what its MLP adds."""
+    start, sources, _ = held.shape
+    added = maps.carried[:start]
+    attended = torch.cat([added[:, : sources - 1], added[:, -1:]], 1) if lifted else held + added
+    return _past_skip(maps, attended, held if maps.parallel else attended)
+
+
+def _past_skip(
+    maps: LinearLayer,
+    vectors: Float[Tensor, "positions carried d_model"],
+    read: Float[Tensor, "positions carried d_model"],
+) -> Float[Tensor, "positions carried d_model"]:
+    """`vectors` with what the linear skip makes of `read`."""
+    if maps.skip is None:
+        return vectors
+    return vectors + maps.skip_scale[: len(read), None] * (read @ maps.skip)
 
 
 def _transposed_pattern(

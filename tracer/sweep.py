@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.linear import LinearLayer, LocalModel
+from tracer.linear import LinearLayer, LocalModel, Writers
 from tracer.product import EARNS_A_KERNEL, add_product, product
 from tracer.targets import Rows
 
@@ -94,31 +94,37 @@ def _by_site(rows: Rows, chunk: Tensor) -> Tensor:
 
 
 def _sweep_chunk(local: LocalModel, rows: Rows, effects: Effects) -> None:
-    """Sweep rows sorted by site from the top, adding to `effects`."""
-    positions = int(rows.position.max()) + 1
+    """Sweep rows sorted by site from the top, adding to `effects`.
+
+    Rows that have joined have a gradient (rows, positions, D), from position `local.start` on.
+    """
+    end = int(rows.position.max()) + 1
     sites = rows.site.tolist()
-    gradient = rows.vector.new_zeros(positions, 0, rows.vector.shape[1])
+    whole = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
+    joined = 0
     for layer in range((max(sites) - 1) // 2, -1, -1):
-        maps = local.layers[layer]
-        fresh = _joining(rows, sites, gradient.shape[1], 2 * layer + 2)
-        _score_writers(local, layer, gradient, fresh, effects)
-        if maps.parallel:
-            values = _attention(maps, gradient, fresh, effects)
-            gradient, fresh = _skip(maps, gradient, fresh)
-        else:
-            gradient, fresh = _skip(maps, gradient, fresh)
-            joined = gradient.shape[1] + len(fresh)
-            fresh = _both(fresh, _joining(rows, sites, joined, 2 * layer + 1))
-            values = _attention(maps, gradient, fresh, effects)
-        gradient = _spread(gradient, fresh)
-        if layer > 0:
-            flat = gradient.flatten(0, 1)
-            below = add_product(flat, values.reshape(len(flat), -1), maps.value)
-            gradient = below.view_as(gradient)
-        else:
-            _score_tokens(local, values, maps.value, effects)
-    fresh = _joining(rows, sites, gradient.shape[1], 0)
-    _score_tokens(local, _spread(gradient, fresh), None, effects)
+        maps, gradient = local.layers[layer], whole[:joined]
+        above = _joining(rows, sites, joined, 2 * layer + 2)
+        between = _joining(rows, sites, joined + len(above), 2 * layer + 1)
+        fresh = slice(joined, joined + len(above) + len(between))
+        _score_writers(local, layer, gradient, above, effects)
+        _score_carried(local, layer, between, effects, fresh.stop)
+        if not (layer == 0 and local.lifted):
+            pattern = maps.transposed_pattern(local.start, end)
+            below, own = _skip(maps, gradient, above, local.start)
+            own = _both(own, between)
+            read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
+            if joined:
+                whole[:joined] = _attention(maps, pattern, read, below)
+            if len(own):
+                spread = _spread(maps, pattern, reading, local.start)
+                spread[range(len(own)), own.position - local.start] += own.vector
+                whole[fresh] = spread
+        joined = fresh.stop
+    last = _joining(rows, sites, joined, 0)
+    whole[joined:] = 0
+    whole[joined:][range(len(last)), last.position - local.start] = last.vector
+    _score_tokens(local, whole, effects, joined if local.lifted else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,28 +150,78 @@ def _both(first: Fresh, second: Fresh) -> Fresh:
     )
 
 
-def _spread(gradient: Tensor, fresh: Fresh) -> Tensor:
-    """`gradient` (P, rows so far, D) with fresh rows appended, zero but at their position."""
-    if not len(fresh):
-        return gradient
-    new = gradient.new_zeros(gradient.shape[0], len(fresh), gradient.shape[2])
-    new[fresh.position, torch.arange(len(fresh), device=new.device)] = fresh.vector
-    return torch.cat([gradient, new], dim=1)
-
-
 def _score_writers(
     local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, effects: Effects
 ) -> None:
-    """Add what the writers to one layer's MLP output contribute: one product a position."""
-    positions, rows, width = gradient.shape
+    """Add what one layer writes, for rows above it: one product a position."""
+    rows, positions, width = gradient.shape
+    writers = local.writers[layer]
     if rows:
-        writers = local.layers[layer].writers.start[positions] / positions
-        with _one_thread(2 * rows * width * writers < EARNS_A_KERNEL):
-            for position in range(positions):
-                _score_position(local, layer, position, gradient[position], effects, slice(rows))
+        span = slice(local.start, local.start + positions)
+        operations = 2 * rows * width * len(writers.vectors) / len(local.tokens)
+        with _one_thread(operations < EARNS_A_KERNEL):
+            rest = [
+                _score_position(
+                    writers, span.start + index, gradient[:, index], effects, slice(rows)
+                )
+                for index in range(positions)
+            ]
+        _score_rest(local, layer, torch.stack(rest, dim=1), effects, (slice(rows), span))
     for position in fresh.position.unique().tolist():
         here = (fresh.position == position).nonzero()[:, 0]
-        _score_position(local, layer, position, fresh.vector[here], effects, rows + here)
+        at, span = rows + here, slice(position, position + 1)
+        others = _score_position(writers, position, fresh.vector[here], effects, at)
+        _score_rest(local, layer, others[:, None], effects, (at, span))
+
+
+def _score_position(
+    writers: Writers,
+    position: int,
+    gradient: Float[Tensor, "rows d_model"],
+    effects: Effects,
+    rows: slice | Tensor,
+) -> Float[Tensor, "rows rest"]:
+    """Add what the features of one layer write at one position; returns the other scores."""
+    begin, end = writers.start[position : position + 2]
+    scores = product(gradient, writers.vectors[begin:end]).to(effects.sources.dtype)
+    features, first = writers.features(position), writers.first[position]
+    effects.sources[rows, first : first + features] += scores[:, :features]
+    return scores[:, features:]
+
+
+def _score_rest(
+    local: LocalModel,
+    layer: int,
+    rest: Float[Tensor, "rows positions rest"],
+    effects: Effects,
+    where: tuple[slice | Tensor, slice],
+) -> None:
+    """Add what else a layer writes: errors, constants, and what attention carries there."""
+    rows, span = where
+    first = local.error_column(layer, span.start)
+    effects.sources[rows, first : first + rest.shape[1]] += rest[..., 0]
+    effects.constant[rows] += rest[..., 1].sum(1)
+    _add_carried(local, rest[..., 2:].sum(1), effects, rows)
+
+
+def _score_carried(local: LocalModel, layer: int, fresh: Fresh, effects: Effects, end: int) -> None:
+    """Add what attention carries, for the rows up to `end` that read right above it."""
+    carried = local.layers[layer].carried
+    for position in fresh.position.unique().tolist():
+        here = (fresh.position == position).nonzero()[:, 0]
+        scores = product(fresh.vector[here], carried[position]).to(effects.sources.dtype)
+        _add_carried(local, scores, effects, end - len(fresh) + here)
+
+
+def _add_carried(
+    local: LocalModel,
+    scores: Float[Tensor, "rows carried"],
+    effects: Effects,
+    rows: slice | Tensor,
+) -> None:
+    first, tokens = local.token_column(0), scores.shape[1] - 1
+    effects.sources[rows, first : first + tokens] += scores[:, :-1]
+    effects.constant[rows] += scores[:, -1]
 
 
 @contextmanager
@@ -182,64 +238,47 @@ def _one_thread(small: bool) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _score_position(
-    local: LocalModel,
-    layer: int,
-    position: int,
-    gradient: Float[Tensor, "rows d_model"],
-    effects: Effects,
-    rows: slice | Tensor,
-) -> None:
-    writers = local.layers[layer].writers
-    begin, end = writers.start[position : position + 2]
-    scores = product(gradient, writers.vectors[begin:end]).to(effects.sources.dtype)
-    effects.constant[rows] += scores[:, -1]
-    if position < local.skip_positions:
-        return
-    features = end - begin - 2
-    first = writers.first[position]
-    effects.sources[rows, first : first + features] += scores[:, :features]
-    effects.sources[rows, local.error_column(layer, position)] += scores[:, -2]
-
-
-def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh) -> tuple[Tensor, Fresh]:
+def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh, start: int) -> tuple[Tensor, Fresh]:
     """Add the pull-back through the linear skip."""
     if maps.skip is None:
         return gradient, fresh
-    scale = maps.skip_scale[: gradient.shape[0], None]
+    scale = maps.skip_scale[start : start + gradient.shape[1]]
     own = maps.skip_scale[fresh.position]
     vector = torch.addcmul(fresh.vector, product(fresh.vector, maps.skip), own)
     pulled = product(gradient.flatten(0, 1), maps.skip).view_as(gradient)
-    below = torch.addcmul(gradient, pulled, scale)
-    return below, Fresh(vector, fresh.position)
+    return torch.addcmul(gradient, pulled, scale), Fresh(vector, fresh.position)
 
 
 def _attention(
-    maps: LinearLayer, gradient: Tensor, fresh: Fresh, effects: Effects
-) -> Float[Tensor, "positions rows kv_heads d_head"]:
-    """Pull back to one attention layer's value vectors; score its constant on the way.
-
-    A fresh row needs W_O at its own position only.
-    """
-    positions, old, _ = gradient.shape
-    rows = old + len(fresh)
-    constant = maps.attention_constant[:positions]
-    effects.constant[:old] += torch.einsum("prd,pd->r", gradient, constant)
-    effects.constant[old:rows] += (fresh.vector * constant[fresh.position]).sum(1)
-    pattern = maps.transposed_pattern(positions)
+    maps: LinearLayer, pattern: Tensor, read: Tensor, below: Tensor
+) -> Float[Tensor, "rows positions d_model"]:
+    """`below` and what one attention layer pulls back of `read`."""
+    rows, positions, _ = read.shape
     kv_heads, _, group, _ = pattern.shape
-    d_head = maps.value.shape[1] // kv_heads
-    heads = gradient.new_empty(kv_heads, group, positions, rows, d_head)
-    back = product(gradient.flatten(0, 1), maps.output)
-    back = back.reshape(positions, old, kv_heads, group, d_head)
-    heads[:, :, :, :old] = back.permute(2, 3, 0, 1, 4)
-    if len(fresh):
-        at = torch.arange(old, rows, device=gradient.device)
-        own = product(fresh.vector, maps.output).reshape(-1, kv_heads, group, d_head)
-        heads[:, :, :, old:] = 0
-        heads[:, :, fresh.position, at] = own.permute(1, 2, 0, 3)
-    mixed = _mix(pattern, heads.flatten(3))
-    return mixed.reshape(kv_heads, positions, rows, d_head).permute(1, 2, 0, 3)
+    heads = product(read.flatten(0, 1), maps.output)
+    heads = heads.view(rows, positions, kv_heads, group, -1).permute(2, 3, 1, 0, 4).flatten(3)
+    mixed = _mix(pattern, heads).view(kv_heads, positions, rows, -1)
+    values = mixed.permute(2, 1, 0, 3).reshape(rows * positions, -1)
+    return add_product(below.flatten(0, 1), values, maps.value).view_as(below)
+
+
+def _spread(
+    maps: LinearLayer, pattern: Tensor, fresh: Fresh, start: int
+) -> Float[Tensor, "rows positions d_model"]:
+    """What one attention layer pulls back of rows that stand at one position yet.
+
+    They go through every head's maps at that position, the pattern comes last.
+    """
+    kv_heads, keys, group, _ = pattern.shape
+    back = product(fresh.vector, maps.output).view(len(fresh), kv_heads, group, -1)
+    value = maps.value.view(len(maps.value), kv_heads, -1)
+    heads = torch.einsum("rvgi,dvi->rvgd", back, value).flatten(1, 2)
+    spread = heads.new_empty(len(fresh), keys, heads.shape[2])
+    for position in fresh.position.unique().tolist():
+        here = (fresh.position == position).nonzero()[:, 0]
+        weight = pattern[..., position - start].transpose(0, 1).flatten(1)
+        spread[here] = weight @ heads[here]
+    return spread
 
 
 def _mix(
@@ -260,21 +299,17 @@ def _mix(
 
 
 def _score_tokens(
-    local: LocalModel, gradient: Tensor, value: Tensor | None, effects: Effects
+    local: LocalModel,
+    gradient: Float[Tensor, "rows positions d_model"],
+    effects: Effects,
+    first: int,
 ) -> None:
-    """Add what tokens and learned positions contribute through `gradient` (P, rows, ...).
-
-    With `value`, the gradient is still that of the bottom layer's value vectors, and the embeddings
-    are brought to it instead of the other way round.
-    """
-    positions, rows = gradient.shape[:2]
-    gradient = gradient.flatten(2)
-    tokens, learned = local.token_vectors[:positions], local.position_vectors
-    if value is not None:
-        tokens = tokens @ value
-    first = local.token_column(0)
-    scores = torch.einsum("prd,pd->rp", gradient, tokens)
-    effects.sources[:rows, first : first + positions] += scores.to(effects.sources.dtype)
+    """Add what tokens and learned positions contribute to the rows from `first` on."""
+    rows, span = slice(first, None), slice(local.start, local.start + gradient.shape[1])
+    columns = slice(local.token_column(span.start), local.token_column(span.stop))
+    tokens, learned = local.token_vectors[span], local.position_vectors
+    scores = torch.einsum("rpd,pd->rp", gradient[rows], tokens)
+    effects.sources[rows, columns] += scores.to(effects.sources.dtype)
     if learned is not None:
-        learned = learned[:positions] if value is None else learned[:positions] @ value
-        effects.constant[:rows] += torch.einsum("prd,pd->r", gradient, learned)
+        constant = torch.einsum("rpd,pd->r", gradient[rows], learned[span])
+        effects.constant[rows] += constant.to(effects.constant.dtype)

@@ -1,0 +1,52 @@
+"""What is carried forward instead of swept, and that a trace does nothing twice."""
+
+import pytest
+
+import tracer
+from tests.random_models import PROMPT, replacement_model
+from tracer import attribute, carry, linear
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize("skip_positions", [0, 1, 2])
+def test_what_is_carried_forward_equals_what_is_swept(
+    monkeypatch: pytest.MonkeyPatch, family: str, skip_positions: int
+):
+    model = replacement_model(family, kind="cross_layer", skip=True)
+    carried = tracer.trace(model, PROMPT, skip_positions=skip_positions)
+    monkeypatch.setattr(carry, "LIFTED", 0)
+    monkeypatch.setattr(linear, "start_of", lambda recording, skip: 0)
+    swept = tracer.trace(model, PROMPT, skip_positions=skip_positions)
+    assert swept.nodes["id"].to_pylist() == carried.nodes["id"].to_pylist()
+    assert abs(swept.effect - carried.effect).max() < 1e-12
+    constants = [graph.nodes["constant"].drop_null().to_numpy() for graph in (swept, carried)]
+    assert abs(constants[0] - constants[1]).max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+def test_nothing_happens_twice(monkeypatch: pytest.MonkeyPatch, kind: str):
+    model = replacement_model("gpt2", kind=kind)
+    happened: list[tuple[object, ...]] = []
+
+    def count(owner: object, name: str, *arguments: int) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            happened.append((name, *(args[which] for which in arguments)))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    forward = model.host.model.register_forward_pre_hook(lambda *_: happened.append(("forward",)))
+    count(type(model.transcoder), "encode", 1)
+    count(linear, "_scaled_decoder_rows")
+    count(attribute, "linearise")
+    tracer.trace(model, PROMPT, max_features=20, rank_every=4)
+    forward.remove()
+    layers = len(model.host.blocks)
+    assert sorted(happened, key=str) == [
+        ("_scaled_decoder_rows",),
+        *(("encode", layer) for layer in range(layers)),
+        ("forward",),
+        ("linearise",),
+    ]
