@@ -1,18 +1,26 @@
-"""Draw docs/dallas.svg and put into README.md what the commands shown there print."""
+"""Draw docs/dallas.svg and put into the READMEs what the commands shown there print.
+
+With `--models`, only the lists of supported models.
+"""
 
 import re
+import sys
+import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from click.testing import CliRunner
 
 from cli import main
+from replacement_models.hosts.support import families_line, support_table
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "The capital of the state containing Dallas is"
 SHOWN = re.compile(
     r"(?<=<!-- what tracer prints -->\n```text\n).*?(?=^```)", re.DOTALL | re.MULTILINE
 )
+FAMILIES = re.compile(r"(?<=<!-- supported models -->\n).*?(?=\n\n)", re.DOTALL)
+TABLE = re.compile(r"^\| \d+ decoders of transformers .*?(?=\n\n)", re.DOTALL | re.MULTILINE)
 
 
 def run(*arguments: str) -> str:
@@ -31,6 +39,11 @@ def output(graph: str, picture: str) -> str:
     return "".join("  ".join([row[0].ljust(width), *row[1:]]).rstrip() + "\n" for row in rows)
 
 
+def wrapped(sentence: str) -> str:
+    """A sentence as lines of the READMEs' width."""
+    return textwrap.fill(sentence, 112, break_long_words=False, break_on_hyphens=False)
+
+
 def fill() -> None:
     """Rewrite the picture and the block."""
     readme = ROOT / "README.md"
@@ -41,5 +54,18 @@ def fill() -> None:
     readme.write_text(SHOWN.sub(lambda _: printed, text, count=1), encoding="utf-8")
 
 
+def fill_models() -> None:
+    """Rewrite the list of supported models in both READMEs."""
+    for name, place, shown in (
+        ("README.md", FAMILIES, wrapped(families_line())),
+        ("replacement_models/README.md", TABLE, support_table()),
+    ):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        new = place.sub(lambda _, shown=shown: shown, text, count=1)
+        (ROOT / name).write_text(new, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    fill()
+    fill_models()
+    if "--models" not in sys.argv[1:]:
+        fill()

@@ -124,3 +124,14 @@ def support_table() -> str:
     for title in sorted(found, key=lambda title: (not title.startswith("**"), title)):
         lines.append(f"| {title} ({len(found[title])}) | {', '.join(found[title])} |")
     return "\n".join(lines)
+
+
+def families_line() -> str:
+    """The supported types that the installed transformers has, in one sentence of Markdown."""
+    from transformers import __version__ as version
+
+    names = [f"`{name}`" for name in decoders() if support(name).supported]
+    return (
+        f"{len(names)} of the {len(decoders())} decoder types of transformers {version}: "
+        f"{', '.join(names)}."
+    )
