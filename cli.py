@@ -32,7 +32,7 @@ MADE_BY = {
 }
 """Suffix of a file -> the command that writes it from a graph."""
 WRITTEN_FORMATS = (
-    *("tracer", "circuit-tracer", "clt-forge", "crosslayer-transcoder"),
+    *("tracer", "circuit-tracer", "clt-forge", "crosslayer-coding", "crosslayer-transcoder"),
     *("gemma-scope", "gemma-scope-2", "openmoss", "saelens", "sparsify"),
 )
 FEATURE_VALUE = re.compile(r"(\d{1,9})/(-?\d{1,9}|(-?\d{1,9})?:(-?\d{1,9})?)/(\d{1,9})=(.+)")

@@ -12,6 +12,7 @@ from replacement_models import (
     PerLayerTranscoder,
     ReadPoint,
     ReLU,
+    ReLUTopK,
     ReplacementModel,
     TopK,
     Transcoder,
@@ -148,6 +149,7 @@ def transcoder(
         "relu": ReLU(),
         "jump_relu": JumpReLU(noise(FEATURES).abs()),
         "topk": TopK(7),
+        "relu_topk": ReLUTopK(7),
     }
     layers = [
         TranscoderLayer(

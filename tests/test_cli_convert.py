@@ -43,7 +43,8 @@ def test_the_command_offers_every_format_there_is_a_writer_for():
         ("nothing", "tracer", "no such folder"),
         (str(GOLDEN / "llama_gqa_plt" / "model"), "tracer", "no transcoder in a known format"),
         (str(GOLDEN / "llama_gqa_clt" / "transcoders"), "saelens", "cannot hold kind cross_layer"),
-        (str(SOURCE), "crosslayer-coding", "'crosslayer-coding' is not one of"),
+        (str(SOURCE), "crosslayer-coding", "cannot hold kind per_layer"),
+        (str(SOURCE), "pickle", "'pickle' is not one of"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line_and_exit_code_2(

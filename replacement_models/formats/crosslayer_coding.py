@@ -9,22 +9,34 @@ normalization_method is `mean_std`, inputs and outputs were standardised by `nor
 `sqrt_d_model`, they were multiplied by √D. Both are folded in.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from replacement_models.activation import Activation, JumpReLU, ReLU
 from replacement_models.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
-from replacement_models.formats.points import READ, WRITE, holds, placed, read_json, refuse
+from replacement_models.formats.limits import Limits, plain
+from replacement_models.formats.points import (
+    READ,
+    WRITE,
+    holds,
+    hook_read,
+    hook_written,
+    placed,
+    read_json,
+    refuse,
+)
 from replacement_models.formats.rows import StackedDecoder, StoredRows, widened
-from replacement_models.formats.tensors import TensorFile, loaded
+from replacement_models.formats.tensors import TensorFile, all_rows, loaded
 from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
 
-CONFIG, STATISTICS = "cfg.json", "norm_stats.json"
+CONFIG, WEIGHTS, STATISTICS = "cfg.json", "model.safetensors", "norm_stats.json"
 THRESHOLD = "theta_manager.log_threshold"
 EPSILON = 1e-6
 """Added to standard deviations by the trainer when it reads them."""
@@ -33,6 +45,10 @@ METHODS = {
     **dict.fromkeys(("auto_sqrt_d_model", "estimated_mean_std_sqrt_d_model"), "sqrt_d_model"),
 }
 """Old names of normalisation methods."""
+
+LIMITS = Limits(
+    "crosslayer-coding", (CrossLayerTranscoder,), (ReLU, JumpReLU), skip=True, uniform=True
+)
 
 
 def recognise(folder: Path) -> bool:
@@ -67,6 +83,49 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         write=write,
         model=str(config.get("model_name") or ""),
     )
+
+
+def save(transcoder: Transcoder, folder: Path) -> None:
+    """Write a cross-layer transcoder, untied and folded, into `folder`, which must exist.
+
+    A decoder bias stands with its own layer's decoder. Thresholds are stored as logarithms, one
+    floating point step higher, since there they are passed when reached.
+
+    Raises:
+        ModelError: the format has no place for what the transcoder holds.
+    """
+    LIMITS.check(transcoder)
+    weights: dict[str, Tensor] = {}
+    thresholds = []
+    for source, layer in enumerate(transcoder.layers):
+        encoder = f"encoder_module.encoders.{source}"
+        weights |= {f"{encoder}.weight": layer.W_enc, f"{encoder}.bias_param": layer.b_enc}
+        rows = all_rows(layer.decoder)
+        for slot, target in enumerate(transcoder.targets(source)):
+            name = f"decoder_module.decoders.{source}->{target}"
+            bias = layer.b_dec if slot == 0 else torch.zeros_like(layer.b_dec)
+            weights |= {f"{name}.weight": rows[:, slot].T, f"{name}.bias_param": bias}
+        if layer.W_skip is not None:
+            weights[f"decoder_module.skip_weights.{source}->{source}"] = layer.W_skip.T
+        if isinstance(layer.activation, JumpReLU):
+            above = torch.full_like(layer.activation.threshold, torch.inf)
+            thresholds.append(torch.nextafter(layer.activation.threshold, above).log())
+    if thresholds:
+        weights[THRESHOLD] = torch.stack(thresholds)
+    config = {
+        "num_features": transcoder.features,
+        "num_layers": len(transcoder.layers),
+        "d_model": transcoder.d_model,
+        "model_name": transcoder.model,
+        "normalization_method": "none",
+        "activation_fn": "jumprelu" if thresholds else "relu",
+        "tl_input_template": hook_read(transcoder, 0).replace("0", "{}", 1),
+        "tl_output_template": hook_written(transcoder, 0).replace("0", "{}", 1),
+        "decoder_tying": "none",
+        "skip_connection": any(layer.W_skip is not None for layer in transcoder.layers),
+    }
+    save_file(plain(weights), folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _config(path: Path) -> dict[str, Any]:
