@@ -1,6 +1,6 @@
 """Small cases traced by circuit-tracer, for tests/test_tracer_peer_cases.py to compare with.
 
-    PEER_PYTHON benchmarks/peer_cases.py tests/data/golden
+    PEER_PYTHON benchmarks/peer_cases.py tests/data/peer
 
 PEER_PYTHON can import circuit-tracer. Random tiny models and dictionaries, in float64; a case is a
 folder with the model, the transcoders in circuit-tracer's layout, what was asked (meta.json), the

@@ -16,7 +16,7 @@ from graphs import AttributionGraph
 from replacement_models import ReplacementModel
 from tracer import Direction, Intervention
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+FOLDER = Path(__file__).parent / "data" / "peer"
 CASES = ("gpt2_clt", "gemma2_clt", "gemma3_skip_plt", "llama_skip_clt", "llama_targets_plt")
 TOLERANCE = 2e-5
 every_case = pytest.mark.parametrize("name", CASES)
@@ -24,18 +24,18 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 def asked(name: str) -> dict[str, Any]:
     """What circuit-tracer was asked."""
-    found: dict[str, Any] = json.loads((GOLDEN / name / "meta.json").read_text())
+    found: dict[str, Any] = json.loads((FOLDER / name / "meta.json").read_text())
     return found
 
 
 def answered(name: str) -> dict[str, torch.Tensor]:
     """What circuit-tracer said."""
-    return load_file(GOLDEN / name / "peer.safetensors")
+    return load_file(FOLDER / name / "peer.safetensors")
 
 
 def loaded(name: str, dtype: str = "float64") -> ReplacementModel:
     return ReplacementModel.load(
-        GOLDEN / name / "model", GOLDEN / name / "transcoders", dtype=dtype
+        FOLDER / name / "model", FOLDER / name / "transcoders", dtype=dtype
     )
 
 
