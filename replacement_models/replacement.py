@@ -143,7 +143,8 @@ class ReplacementModel:
         vocabulary, context = self.host.vocabulary, self.host.context
         wrong = [i for i in ids if not 0 <= i < vocabulary]
         if wrong:
-            raise ModelError(f"prompt: token id {wrong[0]} is not in 0..{vocabulary - 1}")
+            made = "; the tokenizer belongs to another model" if isinstance(prompt, str) else ""
+            raise ModelError(f"prompt: token id {wrong[0]} is not in 0..{vocabulary - 1}{made}")
         if context is not None and len(ids) > context:
             raise ModelError(
                 f"prompt: {len(ids)} tokens, but {self.name or 'the model'} reads at most {context}"

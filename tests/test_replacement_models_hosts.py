@@ -19,6 +19,7 @@ from replacement_models import ModelError, ReplacementModel, save_transcoder
 from replacement_models.hosts import HOSTS, check_family, host_of, support
 from replacement_models.hosts.llama import llama
 from replacement_models.hosts.support import decoders, families_line, support_table
+from replacement_models.neurons import neurons
 from tests.local_forward import LocalForward
 from tests.random_models import (
     FAMILIES,
@@ -228,15 +229,37 @@ def _place(parameter: nn.Parameter, somewhere: list[nn.Parameter]) -> str:
     return "cuda:0" if parameter is somewhere[0] else "cuda:1"
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
-def test_an_offloaded_model_gives_the_same_graph(family: str):
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "gpt_oss"])
+def test_an_offloaded_model_gives_the_same_graph(family: str, where: str, tmp_path: Path):
     accelerate = pytest.importorskip("accelerate")
     expected = tracer.trace(of(language_model(family)), PROMPT)
-    cpu = torch.device("cpu")
-    offloaded = accelerate.cpu_offload(language_model(family), execution_device=cpu)
+    model, cpu = language_model(family), torch.device("cpu")
+    if where == "disk":
+        offloaded = accelerate.disk_offload(model, tmp_path, execution_device=cpu)
+    else:
+        offloaded = accelerate.cpu_offload(model, execution_device=cpu)
     assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
     found = tracer.trace(of(offloaded), PROMPT)
     assert abs(found.effect - expected.effect).max() < 1e-12
+    host = host_of(offloaded)
+    recording = ReplacementModel(host, neurons(host)).record(PROMPT)
+    torch.testing.assert_close(recording.logits, of(model).record(PROMPT).logits)
+
+
+def test_a_device_map_that_offloads_a_part_gives_the_same_graph(tmp_path: Path):
+    pytest.importorskip("accelerate")
+    model = language_model("llama", torch.float32)
+    model.save_pretrained(tmp_path / "model")
+    spread = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model",
+        device_map={"model": "disk", "lm_head": "cpu"},
+        offload_folder=tmp_path / "weights",
+        attn_implementation="eager",
+    ).eval()
+    assert {parameter.device.type for parameter in spread.parameters()} == {"meta", "cpu"}
+    found, expected = (tracer.trace(of(one), PROMPT) for one in (spread, model))
+    assert abs(found.effect - expected.effect).max() < 1e-5
 
 
 class EightBit(nn.Module):
@@ -280,7 +303,10 @@ def test_quantised_weights_are_traced_as_they_compute(names: tuple[str, ...]):
 
 
 def test_quantised_activations_are_refused_in_attention_only():
-    of(quantised(MLP, inputs_too=True)).record(PROMPT)
+    rounding = quantised(MLP, inputs_too=True)
+    of(rounding).record(PROMPT)
+    with pytest.raises(ModelError, match=r"EightBit is not linear .*MLPs whose neurons are traced"):
+        neurons(host_of(rounding))
     with pytest.raises(ModelError, match=r"EightBit is not linear .*quantise the MLPs only"):
         of(quantised(ATTENTION, inputs_too=True))
 

@@ -208,6 +208,11 @@ def test_odd_unicode_is_tokenized_and_traced(prompt: str):
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(texts)
 
 
+def test_a_tokenizer_of_another_model_is_named():
+    with pytest.raises(ModelError, match=r"token id \d+ is not in 0..28; the tokenizer belongs to"):
+        with_tokenizer(characters()).tokenize("zebra")
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [

@@ -66,6 +66,7 @@ def _check_linear(module: Any, eye: Tensor, matrix: Tensor, bias: Tensor) -> Non
     error = float((module(x) - expected).abs().max() / expected.abs().max())
     if error > 16 * torch.finfo(eye.dtype).eps:
         raise ModelError(
-            f"{type(module).__name__} is not linear (off by {error:.1%}): attention must keep "
-            "unquantised activations; quantise the MLPs only"
+            f"{type(module).__name__} is not linear (off by {error:.1%}), as quantised inputs make "
+            "it: attention must be, and MLPs whose neurons are traced; quantise the MLPs only, and "
+            "give transcoders"
         )
