@@ -207,6 +207,25 @@ trace_options = together(
         default=0.0,
         help="Drop effects below this share of their target's input, to save memory.",
     ),
+    click.option(
+        "--recompute-patterns/--keep-patterns",
+        default=None,
+        help="Make attention patterns anew, layer by layer, to save memory.",
+        show_default="by size",
+    ),
+    click.option(
+        "--lazy/--in-memory",
+        default=None,
+        help="Leave decoders on disk and read the rows of active features.",
+        show_default="by size",
+    ),
+    click.option(
+        "--memory-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="GB",
+        help="Refuse to trace where more is needed once the prompt is recorded; inf never does.",
+        show_default="what is free",
+    ),
 )
 prune_options = together(
     click.option("--nodes", type=SHARE, default=0.8, help="Share of the node influence to keep."),
@@ -262,7 +281,9 @@ def trace(
     model = load_model(options)
     import tracer
 
-    with progress("Explaining features") as advance:
+    what = "Explaining features"
+    with progress(what) as advance:
+        options["on_estimate"] = lambda need: advance(0, None, f"{what} (memory: about {need})")
         graph = tracer.trace(model, text, progress=advance, keep_partial=True, **options)
     partial = "partial" in graph.metadata
     if partial:  # beside, because a whole graph of an earlier run may stand there
@@ -583,7 +604,7 @@ def targets(plus: Sequence[str], minus: str | None) -> "list[str] | list[Differe
 
 def load_model(options: dict[str, Any]) -> "ReplacementModel":
     """Take the options of `model_options` out of `options` and load what they name."""
-    names = ("name", "transcoders", "device", "dtype")
+    names = ("name", "transcoders", "device", "dtype", "lazy")
     with progress("Loading the model"):
         from transformers.utils import logging
 
@@ -591,7 +612,7 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
 
         logging.set_verbosity_error()  # what is wrong, our own errors say in one line
         logging.disable_progress_bar()
-        return ReplacementModel.load(**{name: options.pop(name) for name in names})
+        return ReplacementModel.load(**{name: options.pop(name, None) for name in names})
 
 
 def pruned(folder: Path, nodes: float, edges: float) -> "AttributionGraph":
@@ -642,17 +663,22 @@ def replaceable(path: Path) -> bool:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal what takes time; yields what to call with how much of how much is done."""
+def progress(what: str) -> Iterator[Callable[..., None]]:
+    """Show on a terminal what takes time.
+
+    Yields what to call with how much of how much is done, and with other words for it.
+    """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, what=None: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total, what=None: bar.update(
+            task, completed=done, total=total, description=what
+        )
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

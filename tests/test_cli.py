@@ -1,10 +1,12 @@
 """The command line as a user meets it."""
 
 import inspect
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +124,9 @@ def test_trace_has_the_defaults_of_the_python_functions():
     assert shown.pop("target") == ()
     assert shown.pop("minus") is None
     assert expected.pop("targets") is None
-    del expected["progress"], expected["keep_partial"]
+    del expected["progress"], expected["keep_partial"], expected["on_estimate"]
     loaded = python_defaults(ReplacementModel.load)
-    expected |= {name: loaded[name] for name in ("name", "transcoders", "device", "dtype")}
+    expected |= {name: loaded[name] for name in ("name", "transcoders", "device", "dtype", "lazy")}
     assert {name: shown[name] for name in expected} == expected
     assert set(shown) - set(expected) == {"prompt", "tokens", "output"}
 
@@ -173,7 +175,7 @@ def test_trace_writes_the_whole_graph_and_says_where():
 def test_options_reach_the_engine():
     options = (
         "--max-features 9 --rank-every 2 --max-logits 3 --logit-mass 0.5 --position 3 "
-        "--skip-positions 2 --edge-floor 0.001 --dtype float64"
+        "--skip-positions 2 --edge-floor 0.001 --recompute-patterns --dtype float64"
     )
     succeed(
         "trace",
@@ -189,10 +191,30 @@ def test_options_reach_the_engine():
     graph = AttributionGraph.load("a.zip")
     assert graph.metadata["settings"] == {
         "max_features": 9, "rank_every": 2, "max_logits": 3, "logit_mass": 0.5, "targets": None,
-        "position": 3, "skip_positions": 2, "edge_floor": 0.001, "dtype": "float64",
-        "device": "cpu",
+        "position": 3, "skip_positions": 2, "edge_floor": 0.001,
+        "recompute_patterns": True, "dtype": "float64", "device": "cpu",
     }  # fmt: skip
     assert str(graph.effect.dtype) == "float64"
+
+
+def test_a_trace_that_does_not_fit_is_refused_in_one_line():
+    line = refused("trace", *IDS, "-o", "a.graph", "--memory-limit", "1e-6")
+    assert line.startswith("memory: the trace needs about ")
+    assert "but 1e-06 GB are allowed (--memory-limit)" in line
+    assert present() == []
+    succeed("trace", *IDS, "-o", "a.graph", "--memory-limit", "inf")
+
+
+def test_the_progress_of_a_trace_says_what_memory_it_takes(monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+
+    @contextmanager
+    def progress(what: str) -> Iterator[Callable[..., None]]:
+        yield lambda done, total, what=None: told.append(what or "")
+
+    monkeypatch.setattr(cli, "progress", progress)
+    succeed("trace", *IDS, "-o", "a.graph")
+    assert re.fullmatch(r"Explaining features \(memory: about [\d.]+ GB\)", told[0])
 
 
 def test_targets_may_be_tokens_or_differences():

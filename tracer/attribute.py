@@ -14,9 +14,11 @@ from graphs import AttributionGraph
 from replacement_models import Recording, ReplacementModel
 from replacement_models.hooks import eager_attention
 from tracer.assemble import Traced, assemble, metadata
+from tracer.available import give_back
 from tracer.errors import TraceError
 from tracer.frontier import Frontier
 from tracer.linear import LocalModel, linearise
+from tracer.memory import PART, Estimate, Sizes, block_rows, check
 from tracer.sweep import sweep
 from tracer.targets import (
     Difference,
@@ -28,11 +30,8 @@ from tracer.targets import (
     logit_targets,
 )
 
-BLOCK, DENSE = 512, 1 << 27
-"""Rows swept at once, and bytes they may take while they are dense: fewer rows where there are
-many sources, so that memory does not grow with rows x sources. Finished rows are kept sparse."""
-PART = 64
-"""Rows made sparse at once, and the fewest a block is cut down to."""
+SPARE = 1 << 24
+"""Bytes of finished effects after which memory that was freed on the way is given back."""
 PATTERNS = 1 << 30
 """Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
 
@@ -80,6 +79,9 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     position: int = -1,
     skip_positions: int = 1,
     edge_floor: float = 0.0,
+    recompute_patterns: bool | None = None,
+    memory_limit: float | None = None,
+    on_estimate: Callable[[Estimate], None] | None = None,
     progress: Progress | None = None,
     keep_partial: bool = False,
 ) -> AttributionGraph:
@@ -98,6 +100,11 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         edge_floor: drop effects below this share of their row's absolute sum as soon as the row is
             finished, which bounds memory on long prompts. They join the row's left-out, and the
             scores count them as error.
+        recompute_patterns: make attention patterns anew, layer by layer, instead of keeping them;
+            None does so where they would take over a gigabyte.
+        memory_limit: gigabytes (10^9 bytes) that tracing may take once the prompt is recorded;
+            None is what the model's device has free, infinity never refuses.
+        on_estimate: called with the memory that tracing will take, before it starts.
         progress: called after every block of rows.
         keep_partial: when interrupted (Ctrl-C), return the graph of the rows finished so far; its
             metadata says `partial`.
@@ -106,7 +113,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         The unpruned graph, edges in units of the target's pre-activation or logit.
 
     Raises:
-        TraceError: an argument is out of range, or a target cannot be resolved.
+        TraceError: an argument is out of range, a target cannot be resolved, or memory will not
+            do: the message says how much is needed and which options would fit.
         ModelError: the prompt does not fit the model.
 
     Source: Ameisen et al. 2025, "Circuit Tracing".
@@ -116,12 +124,27 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     if not 0 <= edge_floor < 1:
         raise TraceError(f"edge_floor is {edge_floor}, expected a share from 0 to below 1")
     last = _position(position, len(tokens))
-    recording = model.record(tokens[: last + 1], keep_patterns=_fits(model, last + 1))
+    if memory_limit is not None and not memory_limit > 0:
+        raise TraceError(f"memory_limit is {memory_limit} GB, expected more than 0")
+    keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
+    recording = model.record(tokens[: last + 1], keep_patterns=keep)
     logits = logit_targets(model, recording, targets, max_logits, logit_mass)
+    give_back()
+    sizes = Sizes.of(
+        model,
+        recording,
+        skip_positions,
+        logits=len(logits.rows),
+        explained=max_features,
+        edge_floor=edge_floor,
+    )
+    need = check(model, sizes, memory_limit)
+    if on_estimate is not None:
+        on_estimate(need)
     local = linearise(model, recording, skip_positions)
-    count = len(local.features) if max_features is None else min(max_features, len(local.features))
-    every = rank_every or max(64, math.ceil(count / 8))
-    plan = Plan(count, every, edge_floor, progress, keep_partial)
+    give_back()
+    every = rank_every or max(64, math.ceil(sizes.explained / 8))
+    plan = Plan(sizes.explained, every, edge_floor, progress, keep_partial)
     with eager_attention(model.host.model):  # for patterns made anew, from several threads
         traced = _sweep_all(model, recording, local, logits, plan)
     settings = {
@@ -133,6 +156,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         "position": position,
         "skip_positions": skip_positions,
         "edge_floor": edge_floor,
+        "recompute_patterns": recompute_patterns,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
@@ -181,10 +205,14 @@ def _sweep_all(
 ) -> Traced:
     """Sweep the logit rows, then features block by block; an interruption keeps what is done."""
     done: list[Block] = []
-    complete = True
+    complete, held = True, 0
     try:
         for block in _blocks(model, recording, local, logits, plan):
             done.append(block)
+            held += block.effects.data.nbytes
+            if held > SPARE:
+                give_back()
+                held = 0
             if plan.progress is not None:
                 plan.progress(sum(len(one.columns) for one in done), plan.features)
     except KeyboardInterrupt:
@@ -216,7 +244,7 @@ def _blocks(
     ranked = plan.features < len(order)
     if ranked:
         frontier.add(first.effects, first.total, _own(logits.rows), np.array(logits.weight))
-    done, most = 0, block_rows(local.columns, logits.rows.vector.dtype)
+    done, most = 0, block_rows(local.columns, model.dtype.itemsize)
     while done < plan.features:
         take = min(plan.rank_every if ranked else most, plan.features - done)
         chosen = frontier.next(take) if ranked else order[done : done + take]
@@ -230,12 +258,6 @@ def _blocks(
             if ranked:
                 none = np.zeros(len(columns))
                 frontier.add(block.effects, block.total, _own(rows, columns), none)
-
-
-def block_rows(columns: int, dtype: torch.dtype) -> int:
-    """How many rows are swept at once where every row has so many columns."""
-    bytes_a_row = columns * max(dtype.itemsize, torch.float32.itemsize)
-    return max(min(PART, BLOCK), min(BLOCK, DENSE // bytes_a_row // PART * PART))
 
 
 def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], floor: float) -> Block:

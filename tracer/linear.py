@@ -22,7 +22,11 @@ from replacement_models import ActiveFeatures, FrozenLayer, Recording, Replaceme
 from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
 from replacement_models.transcoder import ReadPoint
+from tracer.available import give_back
 from tracer.carry import carry, embedded, is_lifted, lift, start_of
+
+SPARE = 1 << 24
+"""Bytes of one layer's writers from which on memory that was freed is given back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +139,8 @@ def linearise(model: ReplacementModel, recording: Recording, skip_positions: int
         written = _onto_residual(model, recording, layer, vectors, at)
         writers.append(_stack((columns, at, written), torch.cat([rest, seen], dim=1)))
         layers.append(maps)
+        if vectors.nbytes > SPARE:
+            give_back()
     return LocalModel(
         tokens=recording.tokens,
         layers=layers,

@@ -1,0 +1,262 @@
+"""The estimate before the sweep, what is refused for lack of memory, and what rows are held."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tracer
+from replacement_models import ReplacementModel, Transcoder, TranscoderLayer
+from tests.random_models import PROMPT, language_model, replacement_model, transcoder
+from tracer import TraceError, attribute, memory
+from tracer.available import free_in_memory, free_on
+from tracer.linear import linearise
+from tracer.memory import Estimate, Sizes, estimate
+
+
+def sizes(**changes: Any) -> Sizes:
+    """A model of Llama-3.2-1B's size with 40 features a token and layer on a long prompt."""
+    positions, layers = 512, 16
+    features = np.full((layers, positions), 40)
+    features[:, 0] = 0
+    usual = Sizes(
+        features=features,
+        used=np.full(layers, 8000),
+        targets=tuple(range(layer, layer + 1) for layer in range(layers)),
+        heads=((32, 2048, 8, 512),) * layers,
+        d_model=2048,
+        vocabulary=128_000,
+        logits=10,
+        skip_positions=1,
+        itemsize=4,
+        post_norm=False,
+        skips=False,
+        lifted=False,
+        patterns_kept=True,
+        on_cpu=True,
+        threads=2,
+        explained=1000,
+        edge_floor=0.0,
+    )
+    return replace(usual, **changes)
+
+
+def test_the_estimate_counts_what_must_be_held():
+    features, stream = 16 * 511 * 40, 512 * 2048 * 4
+    writers = features * 2048 * 4 + 2 * 16 * stream
+    patterns = 16 * 32 * 512**2 * 4
+    assert estimate(sizes(explained=1)).device > writers + patterns
+
+
+@pytest.mark.parametrize(
+    "less",
+    [
+        {"explained": 500},
+        {"edge_floor": 1e-3},
+        {"itemsize": 2},
+        {"threads": 1},
+        {"features": np.full((16, 512), 20)},
+    ],
+    ids=lambda less: next(iter(less)),
+)
+def test_asking_for_less_needs_less(less: dict[str, Any]):
+    assert estimate(sizes(**less)).device < estimate(sizes()).device
+
+
+def test_with_an_edge_floor_memory_does_not_grow_with_sources_times_rows():
+    row = 8 / 1e-3
+    few, many = (estimate(sizes(edge_floor=1e-3, explained=n)).device for n in (10_000, 20_000))
+    assert many - few < 10_000 * (row * 5 + 2000)
+    free = estimate(sizes(explained=20_000)).device - estimate(sizes(explained=10_000)).device
+    assert free > 20 * (many - few)
+
+
+def test_on_a_gpu_finished_rows_stand_beside_it():
+    need = estimate(sizes(on_cpu=False, explained=20_000))
+    assert need.host > 20_000 * 0.4 * sizes().active * 8
+    assert need.device < estimate(sizes(explained=20_000)).device
+    assert estimate(sizes()).host == 0
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+def test_without_a_cap_the_entries_are_counted_exactly(kind: str):
+    model = replacement_model("llama", kind=kind)
+    seen: list[Sizes] = []
+    check = memory.check
+
+    def watched(*arguments: Any) -> Estimate:
+        seen.append(arguments[1])
+        return check(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attribute, "check", watched)
+        graph = tracer.trace(model, PROMPT)
+    rows, edges = memory._entries(seen[0])
+    assert rows == edges == graph.effect.nnz
+    assert seen[0].active == graph.metadata["active_features"]
+
+
+def test_a_trace_that_does_not_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch):
+    def never(*_: Any) -> None:
+        raise AssertionError("the trace went on")
+
+    monkeypatch.setattr(attribute, "linearise", never)
+    monkeypatch.setattr(memory, "FIXED", 0.0)
+    with pytest.raises(TraceError) as refusal:
+        tracer.trace(replacement_model("llama"), PROMPT, memory_limit=1e-5)
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert message.startswith("memory: the trace needs about ")
+    assert "1e-05 GB are allowed (--memory-limit)" in message
+
+
+def test_without_a_limit_what_is_free_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "free_on", lambda device: 1000)
+    with pytest.raises(TraceError, match="1e-06 GB are free"):
+        tracer.trace(replacement_model("llama"), PROMPT)
+    graph = tracer.trace(replacement_model("llama"), PROMPT, memory_limit=math.inf)
+    assert graph.effect.nnz
+    monkeypatch.setattr(memory, "free_on", lambda device: None)
+    assert tracer.trace(replacement_model("llama"), PROMPT).effect.nnz
+
+
+def refused(model: ReplacementModel, given: Sizes, limit: float) -> str:
+    with pytest.raises(TraceError) as refusal:
+        memory.check(model, given, limit)
+    return str(refusal.value)
+
+
+def test_a_refusal_names_options_that_fit():
+    model = replacement_model("llama")
+    given = sizes(explained=20_000)
+    need = estimate(given).device / 1e9
+    message = refused(model, given, need - 1)
+    for option in ("--max-features", "--edge-floor", "--dtype bfloat16"):
+        assert option in message
+    most = int(message.split("--max-features ")[1].split()[0])
+    assert estimate(replace(given, explained=most)).device <= (need - 1) * 1e9
+    assert estimate(replace(given, explained=int(most * 1.2))).device > (need - 1) * 1e9
+    memory.check(model, replace(given, explained=most), need - 1)
+
+
+def test_patterns_and_decoders_are_named_where_dropping_them_is_enough():
+    model = replacement_model("llama")
+    decoders = 4 * sum(math.prod(layer.decoder.shape) for layer in model.transcoder.layers)
+    given = sizes(threads=1)
+    message = refused(model, given, estimate(given).device / 1e9 - decoders / 1e9)
+    assert "--recompute-patterns (" in message
+    assert "--lazy (" in message
+
+
+def test_options_that_fit_only_together_are_named_together():
+    given = sizes(explained=200_000)
+    least = replace(given, edge_floor=1e-3, patterns_kept=False, explained=2000)
+    limit = (estimate(least).device - memory._patterns(given).sum()) / 1e9
+    message = refused(replacement_model("llama"), given, limit)
+    assert "; --edge-floor 0.001 --recompute-patterns --lazy --max-features " in message
+    assert message.endswith("GB) would fit")
+    assert "shorten the prompt" in refused(replacement_model("llama"), sizes(), 0.01)
+
+
+@pytest.mark.parametrize("limit", [0, -1, math.nan])
+def test_a_limit_that_is_no_amount_is_refused(limit: float):
+    with pytest.raises(TraceError, match="memory_limit is"):
+        tracer.trace(replacement_model("llama"), PROMPT, memory_limit=limit)
+
+
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def test_free_memory_is_the_least_of_machine_and_groups(tmp_path: Path):
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    assert free_in_memory(proc, groups) is None
+    write(proc, meminfo="MemTotal: 9000 kB\nMemAvailable:  8000 kB\n")
+    assert free_in_memory(proc, groups) == 8000 * 1024
+    write(proc / "self", cgroup="0::/box/inner\n")
+    write(groups / "box" / "inner", **{"memory.max": "max\n", "memory.current": "5\n"})
+    assert free_in_memory(proc, groups) == 8000 * 1024
+    full = {"memory.max": "4000000\n", "memory.current": "3000000\n"}
+    write(groups / "box", **full, **{"memory.stat": "anon 7\ninactive_file 500000\n"})
+    assert free_in_memory(proc, groups) == 1_500_000
+    write(proc / "self", cgroup="4:cpu,memory:/old\n1:name=x:/\n")
+    old = {"memory.limit_in_bytes": "2000\n", "memory.usage_in_bytes": "1500\n"}
+    write(groups / "memory" / "old", **old)
+    assert free_in_memory(proc, groups) == 500
+
+
+def test_a_gpu_gives_what_is_free_and_what_torch_holds_in_reserve(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 250)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert free_on(torch.device("cuda")) == 850
+
+
+class CountingDecoder:
+    """Decoder rows on loan from another decoder; writes down which were read."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder, self.read = decoder, []
+        self.shape = decoder.shape
+
+    def rows(self, features: torch.Tensor) -> torch.Tensor:
+        self.read += features.tolist()
+        return self.decoder.rows(features)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "CountingDecoder":
+        return self
+
+
+def counting(kind: str) -> Transcoder:
+    """A random dictionary that counts what is read."""
+    usual = transcoder(kind)
+    layers: list[TranscoderLayer] = [
+        replace(layer, decoder=CountingDecoder(layer.decoder)) for layer in usual.layers
+    ]
+    return type(usual)(layers, read=usual.read, write=usual.write)
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+def test_every_active_decoder_row_is_read_once_and_no_other(kind: str):
+    dictionary = counting(kind)
+    model = ReplacementModel.from_huggingface(language_model("gpt2"), None, dictionary)
+    recording = model.record(PROMPT)
+    local = linearise(model, recording, 1)
+    for layer, weights in enumerate(dictionary.layers):
+        active = local.features.feature[local.features.layer == layer].unique()
+        assert weights.decoder.read == active.tolist()
+        assert 0 < len(active) < len(weights.W_enc)
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+def test_what_is_held_of_the_decoders_is_what_active_features_write(kind: str):
+    model = replacement_model("gpt2", kind=kind)
+    local = linearise(model, model.record(PROMPT), 1)
+    found, positions = local.features, local.positions
+    for layer, writers in enumerate(local.writers):
+        writing = sum(layer in model.transcoder.targets(source) for source in found.layer.tolist())
+        assert len(writers.vectors) == writing + positions * writers.rest
+
+
+def test_long_patterns_are_neither_kept_nor_collected_by_the_model():
+    model = replacement_model("llama")
+    kept: list[torch.Size] = []
+    run = model.host.model.forward
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        out = run(*arguments, **options)
+        kept.extend(pattern.shape for pattern in out.attentions or ())
+        return out
+
+    model.host.model.forward = watched
+    model.record(PROMPT, keep_patterns=False)
+    assert all(shape[-1] == 0 for shape in kept)
+    kept.clear()
+    model.record(PROMPT)
+    assert [shape[-1] for shape in kept] == [len(PROMPT)] * 3
