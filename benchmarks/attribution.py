@@ -1,12 +1,14 @@
 """Attribution, side by side with circuit-tracer: equality of the graphs and ratios of the times.
 
-    python -m benchmarks.attribution [--quick] [--peer PYTHON]
+    OMP_NUM_THREADS=2 python -m benchmarks.attribution [--quick] [--peer PYTHON] [--resume]
 
 PYTHON is the interpreter of an environment with circuit-tracer (its TransformerLens backend). Both
 sides load the same files, trace the same prompt with the same cap and ranking schedule, one after
-the other in one run; the peer at each of its batch sizes, of which the best counts. Ours is timed
-end to end (`tracer.trace`, the model loaded); what is done once per model is reported apart. Prints
-a table and writes JSON.
+the other in one run, after a short untimed graph: the peer once at growing batch sizes until a
+larger one takes longer, ours three times; the best counts. The repaired peer contracts with one
+matrix product a position. Ours is timed end to end (`tracer.trace`, the model loaded); what is done
+once per model is reported apart, and one more trace measures its stages (`stages.py`). Writes JSON
+and Markdown after every case; `--resume` keeps the cases that are there already.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ import torch
 from safetensors.numpy import load_file
 
 import tracer
-from benchmarks.random_shapes import VOCABULARY, write_case
+from benchmarks.random_shapes import LAYERS, VOCABULARY, write_case
+from benchmarks.stages import profile
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
 
@@ -43,21 +46,30 @@ class Case:
     cap: int
     active: int = 40
     features: int = 4096
-    batches: tuple[int, ...] = (8, 16)
+    layers: int = 12
+    batches: tuple[int, ...] = (8, 16, 32, 64)
 
 
 QUICK = [Case("gpt2", "per_layer", 16, 256), Case("gpt2", "cross_layer", 8, 256)]
 FULL = [
     Case("gpt2", "per_layer", 16, 1000),
-    Case("gpt2", "cross_layer", 16, 512, batches=(8,)),
-    Case("gpt2", "per_layer", 8, 1000),
     Case("gpt2", "cross_layer", 8, 512),
-    Case("gpt2", "per_layer", 32, 1000),
-    Case("gpt2", "per_layer", 64, 512, batches=(8,)),
-    Case("llama", "per_layer", 16, 512),
-    Case("llama", "cross_layer", 16, 256, features=2048, batches=(8,)),
+    Case("llama", "per_layer", 16, 256, layers=8),
+    Case("gemma", "per_layer", 16, 256, layers=6),
+    Case("gpt2", "per_layer", 64, 256),
+    Case("gpt2", "cross_layer", 16, 256),
+    Case("gpt2", "per_layer", 8, 1000),
+    Case("gpt2", "per_layer", 32, 512, active=20),
+    Case("llama", "cross_layer", 16, 256, features=2048, layers=8),
+    Case("gpt2", "per_layer", 32, 256, active=60),
+    Case("gemma", "cross_layer", 8, 256, features=2048, layers=6),
+    Case("llama", "per_layer", 32, 256, layers=8),
 ]
-RANK_EVERY = 512
+RANK_EVERY, WARM = 512, 16
+SIDES = ("peer", "repaired_peer")
+
+
+CASE = tuple(field.name for field in fields(Case))
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -68,17 +80,21 @@ def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def run_ours(folder: Path, case: Case, repeats: int) -> tuple[AttributionGraph, dict[str, Any]]:
-    """Trace the case `repeats` times; the fastest run counts, as for the peer."""
+    """Trace the case `repeats` times and twice more, after a short trace; the fastest counts."""
     model = ReplacementModel.load(folder / "model", folder / "transcoders")
     _, once = timed(lambda: (model.folded, model.mean_unembedding))
     tokens = json.loads((folder / "case.json").read_text())["tokens"]
+    tracer.trace(model, tokens, max_features=WARM)
     runs = []
-    for _ in range(repeats):
+    for _ in range(repeats + 2):
         graph, seconds = timed(
             lambda: tracer.trace(model, tokens, max_features=case.cap, rank_every=RANK_EVERY)
         )
         runs.append(seconds)
-    return graph, {"runs": runs, "once_per_model": once, **least(runs)}
+    stages = profile(
+        lambda: tracer.trace(model, tokens, max_features=case.cap, rank_every=RANK_EVERY)
+    )
+    return graph, {"runs": runs, "once_per_model": once, "stages": stages, **least(runs)}
 
 
 def least(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -92,7 +108,7 @@ def run_peer(
     """Time the peer in its own environment."""
     with tempfile.TemporaryDirectory() as out:
         command = [python, str(HERE / "peer.py"), str(folder), out, "--cap", str(case.cap)]
-        command += ["--rank-every", str(RANK_EVERY), "--repeats", str(repeats)]
+        command += ["--rank-every", str(RANK_EVERY), "--repeats", str(repeats), "--warm", str(WARM)]
         command += [word for batch in case.batches for word in ("--batch", str(batch))]
         command += ["--repaired"] if repaired else []
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -129,7 +145,12 @@ def measure(case: Case, peer: str | None, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_case(
-            folder, case.shape, case.kind, [0, *tokens[1:].tolist()], case.active, case.features
+            folder,
+            (case.shape, case.layers),
+            case.kind,
+            [0, *tokens[1:].tolist()],
+            case.active,
+            case.features,
         )
         graph, ours = run_ours(folder, case, repeats)
         result: dict[str, Any] = {**asdict(case), "ours": ours}
@@ -145,55 +166,140 @@ def measure(case: Case, peer: str | None, repeats: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
+    """The ratios as Markdown."""
     lines = [
-        "| model | dictionary | tokens | rows | active | ours CPU s | peer / ours CPU (wall) "
-        "| repaired peer / ours | largest difference | conservation |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | layers | dictionary | tokens | rows | active a token | ours CPU s (wall) "
+        "| peer / ours CPU (wall) | repaired peer / ours CPU (wall) | largest difference "
+        "| conservation |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in results:
         ratios = [
             f"{one[side]['ratio']['cpu']:.1f} ({one[side]['ratio']['wall']:.1f})"
             if side in one
             else "-"
-            for side in ("peer", "repaired_peer")
+            for side in SIDES
         ]
         deviation = f"{one['peer']['difference']:.1e}" if "peer" in one else "-"
         lines.append(
-            f"| {one['shape']} | {one['kind'].replace('_', '-')} | {one['positions']} "
-            f"| {one['cap']} | {one['active_features']} | {one['ours']['cpu']:.2f} "
+            f"| {one['shape']} | {one['layers']} of {LAYERS[one['shape']]} "
+            f"| {one['kind'].replace('_', '-')} | {one['positions']} | {one['cap']} "
+            f"| {one['active']} | {one['ours']['cpu']:.2f} ({one['ours']['wall']:.2f}) "
             f"| {ratios[0]} | {ratios[1]} | {deviation} | {one['conservation']:.1e} |"
         )
     return "\n".join(lines)
 
 
+def means(results: list[dict[str, Any]]) -> str:
+    """Geometric mean and worst ratio of CPU seconds, as Markdown."""
+    lines = [
+        "| dictionary | against | geometric mean | worst | cases |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in ("per_layer", "cross_layer"):
+        for side in SIDES:
+            ratios = [
+                one[side]["ratio"]["cpu"] for one in results if one["kind"] == kind and side in one
+            ]
+            if ratios:
+                mean = float(np.exp(np.log(ratios).mean()))
+                lines.append(
+                    f"| {kind.replace('_', '-')} | {side.replace('_', ' ')} | {mean:.1f} "
+                    f"| {min(ratios):.1f} | {len(ratios)} |"
+                )
+    return "\n".join(lines)
+
+
+def stages_table(results: list[dict[str, Any]]) -> str:
+    """CPU seconds a stage in percent of the trace, and the parts of the peak, as Markdown."""
+    names = list(results[0]["ours"]["stages"]["seconds"])
+    parts = list(results[0]["ours"]["stages"]["of_peak"])
+    head = ["", *(f"{r['shape']} {r['kind'][:5]} {r['positions']}/{r['cap']}" for r in results)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    found = [one["ours"]["stages"] for one in results]
+    for name in names:
+        cells = [f"{100 * one['seconds'][name] / one['whole']:.1f} %" for one in found]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for part in parts:
+        cells = [f"{100 * one['of_peak'].get(part, 0):.0f} %" for one in found]
+        lines.append(f"| {part}: part of the peak rate | " + " | ".join(cells) + " |")
+    peaks = [f"{one['peak_gflop_per_cpu_second']:.0f}" for one in found]
+    lines.append("| peak, GFLOP per CPU second | " + " | ".join(peaks) + " |")
+    once = [f"{one['ours']['once_per_model']['cpu']:.2f}" for one in results]
+    lines.append("| folding once per model, CPU s | " + " | ".join(once) + " |")
+    return "\n".join(lines)
+
+
+def page(machine: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """Everything as a Markdown page."""
+    return f"""# Attribution: tracer and circuit-tracer
+
+Written by `{machine["command"]}`: {machine["processor"]}, {machine["threads"]} threads,
+torch {machine["torch"]}, float32, random weights, vocabulary of {VOCABULARY}. Ratios are CPU
+seconds of the peer at its best batch size over ours, of wall time in brackets. "Repaired" is the
+peer with its contraction replaced by one matrix product a position. Layers are cut where the peer
+would take too long. "Largest difference" is that of any effect, relative to the largest effect.
+
+{table(results)}
+
+{means(results)}
+
+## Where our time goes
+
+Percent of the CPU seconds of one trace, not among the timed ones, with every stage measured. "Of
+it" is part of a line above. Scores, attention and join are products inside the sweep. The peak is
+that of a large float32 product in the same process; part of the peak counts the products'
+operations only, against all the time of the sweep (or of the kind), copies and bookkeeping
+included.
+
+{stages_table(results)}
+"""
+
+
 def main() -> None:
-    """Run the cases, print the table, write JSON."""
+    """Run the cases, print the tables, write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="Python interpreter that can import circuit_tracer")
     parser.add_argument("--quick", action="store_true", help="two small cases")
-    parser.add_argument("--shape", choices=["gpt2", "llama"], help="only cases of this shape")
-    parser.add_argument("--repeats", type=int, default=2, help="runs a side; the fastest counts")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--resume", action="store_true", help="keep the cases already written")
+    parser.add_argument("--limit", type=int, help="measure at most so many cases")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        help="runs of the peer at a batch size; the fastest counts, of ours too (two more)",
+    )
     parser.add_argument("-o", "--out", type=Path, default=HERE / "attribution.json")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
     machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": args.threads,
+        "command": "OMP_NUM_THREADS=2 python -m benchmarks.attribution --peer PYTHON",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    results = []
-    for case in QUICK if args.quick else FULL:
-        if args.shape not in (None, case.shape):
-            continue
+    results = json.loads(args.out.read_text())["results"] if args.resume else []
+    measured = [
+        Case(**{name: one[name] for name in CASE} | {"batches": tuple(one["batches"])})
+        for one in results
+    ]
+    todo = [case for case in (QUICK if args.quick else FULL) if case not in measured]
+    for case in todo[: args.limit]:
         results.append(measure(case, args.peer, args.repeats))
         print(table(results).splitlines()[-1], flush=True)
         found = {"machine": machine, "results": results}
         args.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(results))
-    print(f"written to {args.out}")
+        args.out.with_suffix(".md").write_text(page(machine, results))
+    print(table(results), means(results), sep="\n\n")
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(named)} cores of {named[0]}" if named else platform.machine()
 
 
 if __name__ == "__main__":

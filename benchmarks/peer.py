@@ -2,8 +2,9 @@
 
     PEER_PYTHON benchmarks/peer.py CASE_FOLDER OUT_FOLDER --batch 8 --batch 16 --cap 256
 
-Loads the case's files into the peer's TransformerLens backend, times its `attribute`, and writes
-the graph (graph.safetensors) and the timings (timings.json).
+Loads the case's files into the peer's TransformerLens backend, times its `attribute` at one batch
+size after the other until a larger one takes longer, and writes the graph (graph.safetensors) and
+the timings (timings.json).
 """
 
 import argparse
@@ -24,10 +25,17 @@ from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_se
 from safetensors.torch import save_file
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import (
+    convert_gemma_weights,
     convert_gpt2_weights,
     convert_llama_weights,
 )
 from transformers import AutoModelForCausalLM
+
+CONVERT = {
+    "gpt2": convert_gpt2_weights,
+    "llama": convert_llama_weights,
+    "gemma2": convert_gemma_weights,
+}
 
 
 class Ids:
@@ -69,8 +77,7 @@ def load(folder: Path, case: dict[str, Any]) -> TransformerLensReplacementModel:
             files, scan="random", device=device, lazy_decoder=False, lazy_encoder=False, **points
         )
     model = TransformerLensReplacementModel.from_config(settings, transcoders)
-    convert = convert_gpt2_weights if case["shape"] == "gpt2" else convert_llama_weights
-    weights = convert(original, settings)
+    weights = CONVERT[original.config.model_type](original, settings)
     state = {_renamed(key): value for key, value in weights.items()}
     missing = model.load_state_dict(state, strict=False).missing_keys
     unexpected = [key for key in missing if "W_" in key and "transcoder" not in key]
@@ -87,27 +94,44 @@ def _renamed(key: str) -> str:
 def _settings(config: Any) -> HookedTransformerConfig:
     gpt2 = config.model_type == "gpt2"
     heads = config.num_attention_heads
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
     return HookedTransformerConfig(
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         n_ctx=config.max_position_embeddings,
-        d_head=config.hidden_size // heads,
+        d_head=d_head,
         n_heads=heads,
         d_mlp=4 * config.hidden_size if gpt2 else config.intermediate_size,
         d_vocab=config.vocab_size,
-        act_fn="gelu_new" if gpt2 else "silu",
+        act_fn={"gpt2": "gelu_new", "llama": "silu", "gemma2": "gelu_pytorch_tanh"}[
+            config.model_type
+        ],
         normalization_type="LN" if gpt2 else "RMS",
         eps=config.layer_norm_epsilon if gpt2 else config.rms_norm_eps,
         final_rms=not gpt2,
         gated_mlp=not gpt2,
         positional_embedding_type="standard" if gpt2 else "rotary",
-        rotary_dim=None if gpt2 else config.hidden_size // heads,
+        rotary_dim=None if gpt2 else d_head,
         rotary_adjacent_pairs=False,
         n_key_value_heads=None if gpt2 else config.num_key_value_heads,
-        original_architecture="GPT2LMHeadModel" if gpt2 else "LlamaForCausalLM",
         device="cpu",
         dtype=torch.float32,
+        **_family(config),
     )
+
+
+def _family(config: Any) -> dict[str, Any]:
+    """Settings of one family; prompts stay below the window of Gemma's local layers."""
+    if config.model_type != "gemma2":
+        named = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
+        return {"original_architecture": named[config.model_type]}
+    return {
+        "original_architecture": "Gemma2ForCausalLM",
+        "attn_scale": config.query_pre_attn_scalar**0.5,
+        "attn_scores_soft_cap": config.attn_logit_softcapping,
+        "output_logits_soft_cap": config.final_logit_softcapping,
+        "use_normalization_before_and_after": True,
+    }
 
 
 def repair() -> None:
@@ -136,6 +160,11 @@ def repair() -> None:
     AttributionContext._compute_score_hook = by_position
 
 
+def least(runs: list[dict[str, float]]) -> float:
+    """CPU seconds of the cheapest run."""
+    return min(run["cpu"] for run in runs)
+
+
 def main() -> None:
     """Time one case and write the graph."""
     parser = argparse.ArgumentParser()
@@ -145,6 +174,7 @@ def main() -> None:
     parser.add_argument("--cap", type=int)
     parser.add_argument("--rank-every", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--warm", type=int, default=16, help="rows of a first, untimed graph")
     parser.add_argument("--repaired", action="store_true")
     args = parser.parse_args()
     case = json.loads((args.folder / "case.json").read_text())
@@ -152,8 +182,10 @@ def main() -> None:
     if args.repaired:
         repair()
     tokens = torch.tensor(case["tokens"])
-    timings = []
+    attribute(tokens, model, batch_size=8, max_feature_nodes=args.warm)
+    timings: list[dict[str, float]] = []
     for batch in args.batch:
+        runs = []
         for _ in range(args.repeats):
             wall, cpu = time.perf_counter(), time.process_time()
             graph = attribute(
@@ -163,13 +195,12 @@ def main() -> None:
                 max_feature_nodes=args.cap,
                 update_interval=max(1, args.rank_every // batch),
             )
-            timings.append(
-                {
-                    "batch": batch,
-                    "wall": time.perf_counter() - wall,
-                    "cpu": time.process_time() - cpu,
-                }
-            )
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            runs.append({"batch": batch, "wall": wall, "cpu": cpu})
+        slower = bool(timings) and least(runs) > least(timings)
+        timings += runs
+        if slower:
+            break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (args.out / "timings.json").write_text(json.dumps({"runs": timings, "peak_bytes": peak}))
     save_file(

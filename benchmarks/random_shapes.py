@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
 from replacement_models import (
     CrossLayerTranscoder,
@@ -19,6 +19,7 @@ from replacement_models import (
     ReadPoint,
     ReLU,
     ReplacementModel,
+    Transcoder,
     TranscoderLayer,
     save_transcoder,
 )
@@ -26,44 +27,82 @@ from replacement_models import (
 VOCABULARY = 8192
 
 
-def config(shape: str) -> Any:
-    """Hugging Face configuration of a named shape."""
-    common = {"bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
+LAYERS = {"gpt2": 12, "llama": 16, "gemma": 26}
+"""Of the models themselves: GPT-2, Llama-3.2-1B, Gemma-2-2B."""
+
+
+def config(shape: str, layers: int) -> Any:
+    """Hugging Face configuration of a named shape, with some of its layers."""
+    common = {
+        "vocab_size": VOCABULARY,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": False,
+    }
     if shape == "gpt2":
-        return GPT2Config(vocab_size=VOCABULARY, n_positions=1024, **common)
-    if shape == "llama":  # Llama-3.2-1B's width and heads, half its depth
+        return GPT2Config(n_positions=1024, n_layer=layers, **common)
+    common |= {"num_hidden_layers": layers, "max_position_embeddings": 2048}
+    if shape == "llama":  # Llama-3.2-1B
         return LlamaConfig(
-            vocab_size=VOCABULARY,
             hidden_size=2048,
             intermediate_size=8192,
-            num_hidden_layers=8,
             num_attention_heads=32,
             num_key_value_heads=8,
-            max_position_embeddings=2048,
             **common,
         )
-    raise ValueError(f"shape is {shape!r}, expected gpt2 or llama")
+    if shape == "gemma":  # Gemma-2-2B
+        return Gemma2Config(
+            hidden_size=2304,
+            intermediate_size=9216,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=256,
+            pad_token_id=None,
+            **common,
+        )
+    raise ValueError(f"shape is {shape!r}, expected one of {', '.join(LAYERS)}")
 
 
 def write_case(
-    folder: Path, shape: str, kind: str, tokens: list[int], active: int, features: int
+    folder: Path,
+    shape: tuple[str, int],
+    kind: str,
+    tokens: list[int],
+    active: int,
+    features: int,
 ) -> None:
     """Write `model/`, `transcoders/` and `case.json` into an empty folder.
 
     Args:
         folder: where.
-        shape: as `config`.
+        shape: name and layers, as `config`.
         kind: "per_layer" or "cross_layer".
         tokens: the prompt for which thresholds are set.
         active: features a token and layer that fire on it, on average.
         features: dictionary size a layer.
     """
+    model = random_model(config(*shape))
+    model.save_pretrained(folder / "model")
+    dictionary = random_dictionary(model, kind, tokens, active, features)
+    save_transcoder(dictionary, folder / "transcoders", "circuit-tracer")
+    case = {"shape": shape, "kind": kind, "tokens": tokens, "active": active, "features": features}
+    (folder / "case.json").write_text(json.dumps(case))
+
+
+def random_model(settings: Any) -> Any:
+    """A Hugging Face model of random weights, biases included."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(shape)).eval()
+    model = AutoModelForCausalLM.from_config(settings).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.02)
-    model.save_pretrained(folder / "model")
+    return model
+
+
+def random_dictionary(
+    model: Any, kind: str, tokens: list[int], active: int, features: int
+) -> Transcoder:
+    """A dictionary of which `active` features a token and layer fire on `tokens`, on average."""
     of_kind = {"per_layer": PerLayerTranscoder, "cross_layer": CrossLayerTranscoder}[kind]
     layers = _layers(model.config, kind, features)
     open_wide = of_kind(layers, read=ReadPoint.NORMED)
@@ -76,11 +115,7 @@ def write_case(
         layers[index] = TranscoderLayer(
             layer.W_enc, layer.b_enc, layer.decoder, layer.b_dec, JumpReLU(threshold)
         )
-    save_transcoder(
-        of_kind(layers, read=ReadPoint.NORMED), folder / "transcoders", "circuit-tracer"
-    )
-    case = {"shape": shape, "kind": kind, "tokens": tokens, "active": active, "features": features}
-    (folder / "case.json").write_text(json.dumps(case))
+    return of_kind(layers, read=ReadPoint.NORMED)
 
 
 def _layers(settings: Any, kind: str, features: int) -> list[TranscoderLayer]:

@@ -18,7 +18,7 @@ from tracer.linear import LinearLayer, LocalModel, Writers
 from tracer.product import EARNS_A_KERNEL, add_product, product
 from tracer.targets import Rows
 
-CHUNK, CHUNK_ON_GPU = 1024, 65536
+CHUNK, CHUNK_ON_GPU = 2048, 65536
 """Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers. On CPUs they
 should stay in the cache; a GPU needs more to be busy."""
 ROWS, ROWS_PER_PATTERN = 16, 32
