@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 import tracer
 from replacement_models import ReplacementModel, Transcoder, TranscoderLayer
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
 from tracer import TraceError, attribute, memory
 from tracer.available import free_in_memory, free_on
+from tracer.frontier import Frontier
 from tracer.linear import linearise
 from tracer.memory import Estimate, Sizes, estimate
 
@@ -166,6 +168,39 @@ def test_options_that_fit_only_together_are_named_together():
 def test_a_limit_that_is_no_amount_is_refused(limit: float):
     with pytest.raises(TraceError, match="memory_limit is"):
         tracer.trace(replacement_model("llama"), PROMPT, memory_limit=limit)
+
+
+def test_rows_are_dense_in_smaller_blocks_where_sources_are_many():
+    assert memory.block_rows(10_000, 4) == 512
+    assert memory.block_rows(160_000, 4) == 192
+    assert memory.block_rows(160_000, 8) == 64
+    assert memory.block_rows(10**7, 4) == 64
+
+
+@pytest.mark.parametrize("floor", [0.01, 0.1])
+def test_no_row_keeps_more_entries_than_one_over_the_floor(
+    monkeypatch: pytest.MonkeyPatch, floor: float
+):
+    kept: list[int] = []
+    make_sparse = attribute._sparse
+
+    def watched(dense: torch.Tensor) -> Any:
+        found = make_sparse(dense)
+        kept.extend(np.diff(found.indptr).tolist())
+        return found
+
+    monkeypatch.setattr(attribute, "_sparse", watched)
+    tracer.trace(replacement_model("llama", kind="cross_layer"), PROMPT, edge_floor=floor)
+    assert 1 < max(kept) <= 1 / floor
+
+
+def test_what_an_edge_floor_drops_still_divides_what_is_left():
+    frontier = Frontier.over(np.arange(2))
+    rows = sparse.csr_array(np.array([[1.0, 0.0], [0.0, 3.0]]))
+    own = np.array([6, 6]), np.array([-1, -1])
+    frontier.add(rows, np.array([1.0, 10.0]), own, np.array([0.5, 0.5]))
+    assert frontier.influence().tolist() == pytest.approx([0.5, 0.15])
+    assert frontier.next(1).tolist() == [0]
 
 
 def write(folder: Path, **files: str) -> None:

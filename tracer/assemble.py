@@ -13,6 +13,7 @@ from scipy import sparse
 
 from graphs import AttributionGraph, NodeKind
 from replacement_models import ReplacementModel
+from tracer.available import give_back
 from tracer.labels import labelled
 from tracer.linear import LocalModel
 from tracer.targets import LogitTargets
@@ -66,6 +67,7 @@ def assemble(
     texts = metadata["tokens"]
     nodes = _nodes(model, local, logits, places, texts)
     effect, sums = _effect(local, traced, places)
+    give_back()
     by_row = {
         "constant": traced.constant,
         "left_out": sums.left_out + traced.floored[:, 0],

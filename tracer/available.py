@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+M_MMAP_THRESHOLD, LARGE = -3, 8 << 20
+"""A parameter's number in malloc.h, and what it is set to."""
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -36,11 +38,15 @@ def free_in_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
 def give_back() -> None:
     """Hand back what is freed but kept by the C library: a gigabyte after a long recording.
 
-    glibc keeps freed blocks below 32 MB, and larger ones never fill the gaps.
+    From then on blocks of `LARGE` bytes and more go back the moment they are freed. Left alone,
+    glibc comes to keep all below 32 MB, and gaps between them can double what a trace takes.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim") and hasattr(library, "mallopt"):  # glibc
+        library.mallopt(M_MMAP_THRESHOLD, LARGE)
+        library.malloc_trim(0)
 
 
 def _in_groups(proc: Path, cgroups: Path) -> list[int | None]:
