@@ -743,6 +743,8 @@ def print_summary(graph: "AttributionGraph") -> None:
         ("replacement score", f"{graph.scores.replacement:.4f}"),
         ("completeness score", f"{graph.scores.completeness:.4f}"),
     ]
+    if dropped := graph.metadata.get("floored_share"):
+        rows.append(("below the edge floor", f"{dropped:.2%} of all absolute effects"))
     if worst := graph.metadata.get("conservation"):
         where = f"of the largest pre-activation, in row {worst['node']}"
         rows.append(("conservation error", f"at worst {worst['relative']:.1e} {where}"))

@@ -217,6 +217,14 @@ def test_the_progress_of_a_trace_says_what_memory_it_takes(monkeypatch: pytest.M
     assert re.fullmatch(r"Explaining features \(memory: about [\d.]+ GB\)", told[0])
 
 
+def test_what_an_edge_floor_dropped_is_shown():
+    assert "below the edge floor" not in succeed("trace", *IDS, "-o", "a.graph")
+    text = succeed("trace", *IDS, "-o", "a.graph", "--edge-floor", "0.01")
+    share = AttributionGraph.load("a.graph").metadata["floored_share"]
+    assert f"below the edge floor\t{share:.2%} of all absolute effects\n" in text
+    assert f"{share:.2%}" in succeed("show", "a.graph")
+
+
 def test_targets_may_be_tokens_or_differences():
     succeed("trace", *IDS, "-o", "a.graph", "--target", "w5", "--target", "w6")
     kinds = AttributionGraph.load("a.graph").nodes.to_pylist()
