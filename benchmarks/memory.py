@@ -1,0 +1,209 @@
+"""The memory estimate against what is measured, over shapes, dictionaries and options.
+
+    python -m benchmarks.memory
+
+Every case runs in a process of its own: a model with random weights is loaded and its prompt
+traced; the estimate that `tracer.trace` makes once the prompt is recorded is compared with how far
+the resident set then rises at most above where it stood. Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+import tracer
+from benchmarks.resident import forget_peak, peak, resident
+from replacement_models import (
+    CrossLayerTranscoder,
+    DenseDecoder,
+    JumpReLU,
+    PerLayerTranscoder,
+    ReLU,
+    ReplacementModel,
+    Transcoder,
+    TranscoderLayer,
+)
+from replacement_models.activation import Activation
+from tracer.memory import Estimate
+
+HERE = Path(__file__).parent
+WIDTH, LAYERS, FEATURES, VOCABULARY = 512, 8, 4096, 8192
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    shape: str
+    kind: str
+    positions: int
+    active: int
+    """Features that fire a token and layer, on average."""
+    max_features: int | None = None
+    edge_floor: float = 0.0
+    recompute_patterns: bool | None = None
+    dtype: str = "float32"
+
+
+CASES = [
+    Case("llama", "per_layer", 256, 40, max_features=256),
+    Case("gpt2", "cross_layer", 64, 60, max_features=256),
+    Case("gpt2", "per_layer", 32, 40),
+    Case("llama", "per_layer", 512, 16, max_features=128),
+    Case("llama", "per_layer", 512, 16, max_features=128, recompute_patterns=True),
+    Case("gpt2", "per_layer", 256, 40, max_features=256, edge_floor=1e-3),
+    Case("llama", "cross_layer", 128, 40, max_features=128),
+    Case("gpt2", "per_layer", 128, 40, max_features=1024),
+    Case("gpt2", "per_layer", 64, 40, max_features=256, dtype="float64"),
+    Case("gpt2", "per_layer", 32, 40, edge_floor=1e-3),
+]
+
+
+def random_model(case: Case, tokens: list[int]) -> ReplacementModel:
+    """A model and a dictionary of which `case.active` features fire a token and layer."""
+    torch.manual_seed(0)
+    config = (
+        GPT2Config(**COMMON)
+        if case.shape == "gpt2"
+        else LlamaConfig(**COMMON, num_key_value_heads=2, intermediate_size=1408)
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype)).eval()
+    silent = dictionary("per_layer", [ReLU()] * LAYERS, features=1)
+    inputs = ReplacementModel.from_huggingface(model, None, silent).record(tokens).inputs
+    torch.manual_seed(1)
+    encoders = [layer.W_enc for layer in dictionary(case.kind, [ReLU()] * LAYERS).layers]
+    firing = [
+        JumpReLU(
+            (x[1:].float() @ W.T).flatten().topk(case.active * len(x)).values[-1].expand(len(W))
+        )
+        for x, W in zip(inputs, encoders, strict=True)
+    ]
+    torch.manual_seed(1)
+    return ReplacementModel.from_huggingface(model, None, dictionary(case.kind, firing))
+
+
+def dictionary(
+    kind: str, activations: Sequence[Activation], features: int = FEATURES
+) -> Transcoder:
+    """Random weights."""
+    of_kind = {"per_layer": PerLayerTranscoder, "cross_layer": CrossLayerTranscoder}[kind]
+    layers = [
+        TranscoderLayer(
+            W_enc=torch.randn(features, WIDTH) / WIDTH**0.5,
+            b_enc=torch.zeros(features),
+            decoder=DenseDecoder(
+                torch.randn(features, LAYERS - layer if kind == "cross_layer" else 1, WIDTH) / WIDTH
+            ),
+            b_dec=torch.randn(WIDTH) / WIDTH,
+            activation=activation,
+        )
+        for layer, activation in enumerate(activations)
+    ]
+    return of_kind(layers)
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Trace a case in this process and compare."""
+    tokens = [0, *torch.randint(1, VOCABULARY, (case.positions - 1,)).tolist()]
+    model = random_model(case, tokens)
+    found: dict[str, Any] = {}
+
+    def start(need: Estimate) -> None:
+        found["estimate"], found["stage"] = need.device, need.stage
+        found["before"] = resident()
+        forget_peak()
+
+    graph = tracer.trace(
+        model,
+        tokens,
+        max_features=case.max_features,
+        edge_floor=case.edge_floor,
+        recompute_patterns=case.recompute_patterns,
+        on_estimate=start,
+    )
+    found["measured"] = peak() - found.pop("before")
+    found["ratio"] = found["estimate"] / found["measured"]
+    found["active_features"] = graph.metadata["active_features"]
+    found["edges"] = graph.effect.nnz
+    found["floored_share"] = graph.metadata.get("floored_share", 0.0)
+    return found
+
+
+def measure(number: int) -> dict[str, Any]:
+    """Trace a case in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", str(number)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return asdict(CASES[number]) | found
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| model | dictionary | tokens | active | rows | options | estimate GB | measured GB "
+        "| estimate / measured |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        options = [
+            f"edge floor {one['edge_floor']:g}" if one["edge_floor"] else "",
+            "patterns recomputed" if one["recompute_patterns"] else "",
+            one["dtype"] if one["dtype"] != "float32" else "",
+        ]
+        lines.append(
+            f"| {one['shape']} | {one['kind'].replace('_', '-')} | {one['positions']} "
+            f"| {one['active_features']:,} | {one['max_features'] or 'all'} "
+            f"| {', '.join(filter(None, options))} | {one['estimate'] / 1e9:.2f} "
+            f"| {one['measured'] / 1e9:.2f} | {one['ratio']:.2f} ({one['stage']}) |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the cases, print the table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=int, action="append", help="number of a case, from 0")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("-o", "--out", type=Path, default=HERE / "memory.json")
+    args = parser.parse_args()
+    if args.child is not None:
+        print(json.dumps(run(CASES[args.child])))
+        return
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": args.threads,
+        "torch": torch.__version__,
+    }
+    results = []
+    for number in args.only or range(len(CASES)):
+        results.append(measure(number))
+        print(table(results).splitlines()[-1], flush=True)
+        found = {"machine": machine, "results": results}
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(results))
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
