@@ -34,6 +34,9 @@ BUILD = 21
 """Bytes an edge that checking a graph and its first influence take beside two copies. Measured."""
 FIXED = 130e6
 """Bytes of kernels, threads and buffers that do not depend on the prompt. Measured."""
+KEPT = 0.5
+"""With an edge floor F no row keeps more than 1 / F entries; random weights keep 0.15 / F of
+thousands. The estimate lies between."""
 BLOCK, DENSE = 512, 1 << 27
 """Rows swept at once, and bytes they may take while they are dense: fewer rows where there are
 many sources, so that memory does not grow with rows x sources. Finished rows are kept sparse."""
@@ -291,7 +294,7 @@ def _entries(sizes: Sizes) -> tuple[float, float]:
     """Entries of all finished rows, and how many of them are between nodes.
 
     Exact without a cap and a floor. The features chosen under a cap are taken to stand at the last
-    position, at layers like all others; below a floor a row keeps at most one over the floor.
+    position, at layers like all others; with a floor, rows to keep `KEPT` of the most they can.
     """
     counts, features = sizes.features, sizes.explained
     below = np.zeros((sizes.layers + 1, sizes.positions))
@@ -312,7 +315,7 @@ def _entries(sizes: Sizes) -> tuple[float, float]:
     chosen = min(1.0, features / max(1, sizes.active))
     entries, edges = rows * (below + rest), rows * (chosen * below + rest)
     if sizes.edge_floor:
-        kept = np.minimum(1, (1 / sizes.edge_floor) / np.maximum(below + rest, 1))
+        kept = np.minimum(1, (KEPT / sizes.edge_floor) / np.maximum(below + rest, 1))
         entries, edges = entries * kept, edges * kept
     return float(entries.sum()), float(edges.sum())
 
