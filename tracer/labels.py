@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from graphs import AttributionGraph, NodeKind
@@ -53,35 +53,46 @@ def feature_labels(
         texts: token string of every position.
     """
     chosen = local.features[columns]
-    labels = [""] * len(columns)
-    for layer in chosen.layer.unique().tolist():
-        here = (chosen.layer == layer).nonzero()[:, 0]
-        used, where = chosen.feature[here].unique(return_inverse=True)
-        promoted = promoted_tokens(model, layer, used)
-        named = [model.labels.get((layer, feature)) for feature in used.tolist()]
-        signs = chosen.activation[here].sign().tolist()
-        for row, slot, sign in zip(here.tolist(), where.tolist(), signs, strict=True):
-            text = texts[int(chosen.position[row])].strip()
-            names = promoted[slot] if sign > 0 else [f"−{name}" for name in promoted[slot]]
-            labels[row] = f"{named[slot] or ', '.join(names)} · {text}"
+    pairs = torch.stack([chosen.layer, chosen.feature])
+    used, where = pairs.unique(dim=1, return_inverse=True)
+    promoted = promoted_tokens(model, used)
+    named = [model.labels.get((layer, feature)) for layer, feature in used.T.tolist()]
+    signs, positions = chosen.activation.sign().tolist(), chosen.position.tolist()
+    labels = []
+    for slot, position, sign in zip(where.tolist(), positions, signs, strict=True):
+        names = promoted[slot] if sign > 0 else [f"−{name}" for name in promoted[slot]]
+        labels.append(f"{named[slot] or ', '.join(names)} · {texts[position].strip()}")
     return labels
 
 
 def promoted_tokens(
-    model: ReplacementModel, layer: int, features: Int[Tensor, " rows"], count: int = PROMOTED
+    model: ReplacementModel, features: Int[Tensor, "2 features"], count: int = PROMOTED
 ) -> list[list[str]]:
-    """The tokens that one unit of each feature promotes most, likeliest first."""
-    rows = model.transcoder.decoder_rows(layer, features)
-    targets = model.transcoder.targets(layer)
-    total = torch.zeros_like(rows[:, 0])
-    for slot, target in enumerate(targets):
-        post = mlp_post_norm(model.host.blocks[target], model.transcoder)
-        total += written(rows[:, slot], post)
+    """The tokens that one unit of each feature promotes most, likeliest first.
+
+    Args:
+        model: whose vocabulary.
+        features: layers, ascending, and numbers within the layer.
+        count: tokens a feature.
+    """
     norm = model.host.final_norm
-    direction = norm.centre(total) * norm.weight
+    layers = features[0].unique().tolist()
+    total = [_written_by(model, layer, features[1][features[0] == layer]) for layer in layers]
     found: list[list[str]] = []
-    for part in direction.split(256):
-        scores = product(part, model.host.unembedding)
+    for part in torch.cat(total).split(256) if total else ():
+        scores = product(norm.centre(part) * norm.weight, model.host.unembedding)
         for tokens in scores.topk(min(count, scores.shape[1])).indices.tolist():
             found.append([model.token_string(token).strip() for token in tokens])
     return found
+
+
+def _written_by(
+    model: ReplacementModel, layer: int, features: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows d_model"]:
+    """What one unit of features of one layer writes, summed over the layers it writes to."""
+    rows = model.transcoder.decoder_rows(layer, features)
+    total = torch.zeros_like(rows[:, 0])
+    for slot, target in enumerate(model.transcoder.targets(layer)):
+        post = mlp_post_norm(model.host.blocks[target], model.transcoder)
+        total += written(rows[:, slot], post)
+    return total

@@ -171,7 +171,7 @@ def _scaled_decoder_rows(transcoder: Transcoder, features: ActiveFeatures) -> Ga
         at = (features.layer == layer).nonzero()[:, 0]
         used, where = features.feature[at].unique(return_inverse=True)
         rows, scale = transcoder.decoder_rows(layer, used), features.activation[at, None]
-        found.append((at, [target[where] * scale for target in rows.unbind(1)]))
+        found.append((at, [target[where].mul_(scale) for target in rows.unbind(1)]))
     return found
 
 

@@ -56,7 +56,8 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
 
     remade = any(layer.remakes_pattern for layer in local.layers)
     chunks = list(_chunks(rows, ROWS_PER_PATTERN if remade else ROWS))
-    _each(sweep_chunk, chunks, on_cpu=sources.device.type == "cpu")
+    with _one_thread(len(rows) * local.positions < CHUNK // 8):
+        _each(sweep_chunk, chunks, on_cpu=sources.device.type == "cpu")
     return Effects(sources, constant)
 
 
@@ -80,13 +81,20 @@ def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
     budget = CHUNK if rows.vector.device.type == "cpu" else CHUNK_ON_GPU
     order = (rows.position * (2**20) - rows.site).argsort()
     positions = rows.position[order].tolist()
-    begin = 0
+    begin, budget = 0, _even(sum(positions) + len(positions), budget, max(positions, default=0))
     for end, position in enumerate(positions):
         if (end - begin + 1) * (position + 1) > budget and end - begin >= least:
             yield _by_site(rows, order[begin:end])
             begin = end
     if positions:
         yield _by_site(rows, order[begin:])
+
+
+def _even(whole: int, budget: int, last: int) -> int:
+    """The budget, or less, so that every core gets as many chunks as the others."""
+    threads = torch.get_num_threads()
+    chunks = -(-whole // (budget * threads)) * threads
+    return min(budget, whole // max(chunks, 1) + last + 1)
 
 
 def _by_site(rows: Rows, chunk: Tensor) -> Tensor:
