@@ -42,6 +42,7 @@ def sizes(**changes: Any) -> Sizes:
         on_cpu=True,
         threads=2,
         explained=1000,
+        rank_every=125,
         edge_floor=0.0,
     )
     return replace(usual, **changes)

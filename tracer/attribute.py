@@ -1,6 +1,5 @@
 """Trace a prompt: record, linearise, sweep the logits and then the features, build the graph."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +135,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         skip_positions,
         logits=len(logits.rows),
         explained=max_features,
+        rank_every=rank_every,
         edge_floor=edge_floor,
     )
     need = check(model, sizes, memory_limit)
@@ -143,8 +143,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         on_estimate(need)
     local = linearise(model, recording, skip_positions)
     give_back()
-    every = rank_every or max(64, math.ceil(sizes.explained / 8))
-    plan = Plan(sizes.explained, every, edge_floor, progress, keep_partial)
+    plan = Plan(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial)
     with eager_attention(model.host.model):  # for patterns made anew, from several threads
         traced = _sweep_all(model, recording, local, logits, plan)
     settings = {

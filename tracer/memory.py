@@ -75,6 +75,8 @@ class Sizes:
     threads: int
     explained: int
     """Features that become rows."""
+    rank_every: int
+    """With a cap: rows between two rankings, which end a block."""
     edge_floor: float
     """Share of a row below which effects are dropped."""
 
@@ -88,7 +90,8 @@ class Sizes:
             model: what was recorded.
             recording: its forward pass.
             skip_positions: positions without features and errors.
-            rest: `logits`, `explained` (None is all) and `edge_floor`.
+            rest: `logits`, `explained` (None is all), `rank_every` (None is an eighth of the
+                features explained, at least 64) and `edge_floor`.
         """
         layers, positions = len(recording.layers), len(recording.tokens)
         found = recording.features
@@ -99,7 +102,8 @@ class Sizes:
         used = [
             len(found.feature[kept & (found.layer == layer)].unique()) for layer in range(layers)
         ]
-        most = len(place) if rest["explained"] is None else rest["explained"]
+        most = len(place) if rest["explained"] is None else min(rest["explained"], len(place))
+        every = rest["rank_every"] or max(64, math.ceil(most / 8))
         return cls(
             features=counts.reshape(layers, positions),
             used=np.array(used),
@@ -118,7 +122,7 @@ class Sizes:
             patterns_kept=isinstance(recording.layers[0].pattern, torch.Tensor),
             on_cpu=model.device.type == "cpu",
             threads=torch.get_num_threads(),
-            **rest | {"explained": min(most, len(place))},
+            **rest | {"explained": most, "rank_every": every},
         )
 
     @property
@@ -251,6 +255,8 @@ def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     local, row = _local(sizes), sizes.entry + INDEX
     entries, edges = _entries(sizes)
     block = min(block_rows(sizes.columns, sizes.itemsize), max(features, sizes.logits))
+    if features < sizes.active:
+        block = min(block, max(sizes.rank_every, sizes.logits))
     dense = block * (sizes.columns * sizes.entry + 2.0 * sizes.d_model * sizes.itemsize)
     of_block = entries * min(1.0, block / (features + sizes.logits))
     yield Stage("sweep", local + dense + _chunks(sizes, block), (entries - of_block) * row)
