@@ -61,7 +61,6 @@ def test_the_estimate_counts_what_must_be_held():
         {"explained": 500},
         {"edge_floor": 1e-3},
         {"itemsize": 2},
-        {"threads": 1},
         {"features": np.full((16, 512), 20)},
     ],
     ids=lambda less: next(iter(less)),

@@ -32,9 +32,9 @@ NODE, ACTIVE = 1500, 400
 """Bytes that one node, and one active feature, take in tables and lists. Measured."""
 BUILD = 21
 """Bytes an edge that checking a graph and its first influence take beside two copies. Measured."""
-FIXED = 130e6
+FIXED = 150e6
 """Bytes of kernels, threads and buffers that do not depend on the prompt. Measured."""
-KEPT = 0.5
+KEPT = 0.75
 """With an edge floor F no row keeps more than 1 / F entries; random weights keep 0.15 / F of
 thousands. The estimate lies between."""
 BLOCK, DENSE = 512, 1 << 27
@@ -260,7 +260,7 @@ def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     dense = block * (sizes.columns * sizes.entry + 2.0 * sizes.d_model * sizes.itemsize)
     of_block = entries * min(1.0, block / (features + sizes.logits))
     yield Stage("sweep", local + dense + _chunks(sizes, block), (entries - of_block) * row)
-    part = 4.0 * min(PART, block) * sizes.columns * sizes.entry
+    part = 8.0 * min(PART, block) * sizes.columns * sizes.entry  # float64 sums, int64 places
     yield Stage("sweep", local + dense + part, entries * row)
     names = sizes.active * ACTIVE + NODE * (
         features + sizes.logits + (sizes.layers + 1) * sizes.positions
