@@ -186,7 +186,12 @@ def _writes(
     columns = torch.cat([rows[source][0] for source in sources])
     vectors = [rows[source][1].pop(0) for source in sources]
     columns, order = columns.sort()
-    return columns, torch.cat(vectors)[order]
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    written = vectors[0].new_empty(len(order), vectors[0].shape[1])
+    for vector, at in zip(vectors, place.split([len(v) for v in vectors]), strict=True):
+        written[at] = vector
+    return columns, written
 
 
 def _rest(
