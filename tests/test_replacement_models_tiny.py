@@ -23,6 +23,8 @@ SMALL = train_transcoders.TranscoderRecipe(
     ),
     features=32,
     rows=2,
+    start_batches=8,
+    detector_steps=20,
     log_every=3,
 )
 
@@ -186,6 +188,24 @@ def test_clusters_find_two_far_points() -> None:
     )
 
 
+def test_clusters_that_point_the_same_way_become_one() -> None:
+    data = torch.tensor([[1.0, 0.0], [3.0, 0.1], [0.0, 2.0], [0.1, 5.0]]).repeat(5, 1)
+    member = train_transcoders.clusters(data, 4, torch.Generator().manual_seed(0))
+    assert len(member.unique()) == 2
+    assert member[0] == member[1] != member[2] == member[3]
+
+
+def test_detectors_tell_a_cluster_of_unlike_inputs_from_all_others() -> None:
+    """Three groups of ten random directions each, in 32 dimensions: no group has a mean to read."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(30, 32, generator=generator), dim=1) * 32**0.5
+    member = torch.arange(30) % 3
+    recipe = replace(SMALL, detector_steps=600)
+    rows, bias = train_transcoders.detectors(x, member, recipe, generator)
+    fires = x @ rows.T + bias > recipe.threshold
+    assert torch.equal(fires, torch.nn.functional.one_hot(member, 3).bool())
+
+
 @pytest.mark.parametrize("cross_layer", [True, False])
 def test_a_finished_transcoder_computes_what_was_trained(
     cross_layer: bool,
@@ -269,7 +289,7 @@ def test_the_transcoder_stands_in_for_every_mlp(
     stream = corpus.sentences(source, 555, corpus.SHARES)
     ids = torch.from_numpy(corpus.pack(stream, corpus.Encoder(tokenizer), 60, 64)[0]).long()
     found = measure.fidelity(model, clt, ids)
-    assert found.agreement > 0.945
-    assert found.divergence < 0.03
-    assert max(found.error) < 0.04
-    assert max(found.density) < 9
+    assert found.agreement > 0.95
+    assert found.divergence < 0.025
+    assert max(found.error) < 0.035
+    assert max(found.density) < 8

@@ -207,7 +207,7 @@ def successor(rng: random.Random, source: Source) -> str:
         start = rng.randrange(len(series) if kind in CYCLIC else len(series) - 1)
         a, b = series[start], series[(start + 1) % len(series)]
         return rng.choice(SUCCESSOR).format(kind=kind, a=a, b=b)
-    length = rng.randint(3, 6)
+    length = rng.randint(5, 8)
     start = rng.randrange(len(series) if kind in CYCLIC else len(series) - length + 1)
     items = [series[(start + step) % len(series)] for step in range(length)]
     return f"{items[0]} {items[1]} [{' '.join(items[2:])}]."

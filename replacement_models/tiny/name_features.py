@@ -40,7 +40,8 @@ RELATION_FIRES, RELATION_SPARES = 0.8, 0.2
 """A feature says a kind of thing if it fires on this share of the questions for it, and on less
 than that share of the others."""
 HANDFUL, SHOWN = 8, 3
-"""A feature that fires on at most so many cities is named after the strongest of them."""
+"""A feature that fires on at most so many cities is named after the strongest of them, if cities
+hold half of its activation."""
 ROWS, SEED = 200, 808
 
 Names = dict[tuple[int, int], str]
@@ -48,8 +49,9 @@ Names = dict[tuple[int, int], str]
 
 def name_features(lab: Laboratory, source: Source) -> Names:
     """Names by (layer, feature)."""
-    names = token_names(lab, source)
-    names.update(city_names(lab, source))
+    totals = token_totals(lab, source)
+    names = token_names(lab, totals)
+    names.update(city_names(lab, source, totals))
     names.update(relation_names(lab, source))
     names.update(state_names(lab, source))
     return names
@@ -70,12 +72,17 @@ def state_names(lab: Laboratory, source: Source) -> Names:
     return names
 
 
-def city_names(lab: Laboratory, source: Source) -> Names:
-    """`Dallas, Barre`: the cities, strongest first, of a feature that fires on a handful."""
+def city_names(
+    lab: Laboratory, source: Source, totals: Float[Tensor, "layers vocabulary features"]
+) -> Names:
+    """`Dallas, Barre`: the cities, strongest first, of a feature for a handful of cities."""
     cities = sorted(source.cities.state_of)
     active = lab.activations(cities)[:, 0]
+    ids = torch.tensor([lab.tokenizer.encode(city)[1] for city in cities])
+    for_cities = totals[:, ids].sum(1) >= 0.5 * totals.sum(1)
+    few = (active > 0).sum(0).sub(1) < HANDFUL
     names: Names = {}
-    for layer, feature in ((active > 0).sum(0).sub(1) < HANDFUL).nonzero().tolist():
+    for layer, feature in (few & for_cities).nonzero().tolist():
         value = active[:, layer, feature]
         fires = [row for row in value.argsort(descending=True).tolist()[:SHOWN] if value[row] > 0]
         if fires:
@@ -115,21 +122,28 @@ def last_activations(
 
 
 @torch.no_grad()
-def token_names(lab: Laboratory, source: Source) -> Names:
-    """The token a feature fires on, where one holds most of its activation."""
+def token_totals(lab: Laboratory, source: Source) -> Float[Tensor, "layers vocabulary features"]:
+    """Activation of every feature on every token, summed over generated sentences."""
     stream = sentences(source, SEED, SHARES)
     ids = torch.from_numpy(pack(stream, Encoder(lab.tokenizer), ROWS, 64)[0]).long()
     with recorded_mlps(lab.model) as (inputs, _):
         lab.model(ids)
-    names: Names = {}
     tokens = ids[:, 1:].flatten()
+    totals = []
     for layer, x in enumerate(inputs):
         active = lab.transcoder.encode(layer, x[:, 1:].flatten(0, 1))[1]
-        total = torch.zeros(len(lab.tokenizer), active.shape[1]).index_add_(0, tokens, active)
-        share, token = (total / total.sum(0).clamp_min(1e-9)).max(0)
-        for feature in (share >= TOKEN_SHARE).nonzero()[:, 0].tolist():
-            text = str(lab.tokenizer.decode([int(token[feature])])).strip()
-            names[layer, feature] = f"“{text}”"
+        empty = torch.zeros(len(lab.tokenizer), active.shape[1])
+        totals.append(empty.index_add_(0, tokens, active))
+    return torch.stack(totals)
+
+
+def token_names(lab: Laboratory, totals: Float[Tensor, "layers vocabulary features"]) -> Names:
+    """The token a feature fires on, where one holds most of its activation."""
+    shares, tokens = (totals / totals.sum(1, keepdim=True).clamp_min(1e-9)).max(1)
+    names: Names = {}
+    for layer, feature in (shares >= TOKEN_SHARE).nonzero().tolist():
+        text = str(lab.tokenizer.decode([int(tokens[layer, feature])])).strip()
+        names[layer, feature] = f"“{text}”"
     return names
 
 

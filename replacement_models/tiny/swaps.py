@@ -39,7 +39,7 @@ class Strength:
     towards: float
 
 
-CHOSEN = Strength(purity=0.05, away=0.0, towards=2.5)
+CHOSEN = Strength(purity=0.1, away=0.0, towards=2.0)
 """The strength that the reported swaps use: what `choose_strength` finds."""
 GRID = tuple(
     Strength(purity, away, towards)

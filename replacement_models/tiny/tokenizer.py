@@ -50,5 +50,6 @@ def build_tokenizer(texts: Sequence[str], context: int) -> PreTrainedTokenizerFa
         bos_token=START,
         eos_token=START,
         model_max_length=context,
+        add_prefix_space=True,
         clean_up_tokenization_spaces=False,
     )

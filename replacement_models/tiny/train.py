@@ -26,8 +26,8 @@ from replacement_models.tiny.train_transcoders import (
 
 VOCABULARY_SENTENCES = 200_000
 RECIPES = {
-    "clt": TranscoderRecipe(last_share=0.7),
-    "plt": TranscoderRecipe(cross_layer=False, stages=PER_LAYER_STAGES),
+    "clt": TranscoderRecipe(),
+    "plt": TranscoderRecipe(cross_layer=False, stages=PER_LAYER_STAGES, last_share=1.0),
 }
 
 

@@ -31,6 +31,7 @@ from replacement_models.tiny.corpus import (
     mixture,
     pack,
     sentences,
+    successor,
 )
 from replacement_models.tiny.taps import embeddings, first_norm, mlps
 
@@ -63,13 +64,20 @@ class Stage:
     agreement: float = 0.0
 
 
+def oftener(families: Mapping[Family, float], family: Family) -> dict[Family, float]:
+    """Return the shares with one family's doubled."""
+    return {**families, family: 2 * families[family]}
+
+
 STAGES = (
     Stage(4000, 6500, 0.01, 0.03, mixture(long_induction, 0.07), 0),
     Stage(600, 1500, 0.01, 0.5, mixture(induction, 0.3), 7),
     Stage(3200, 3200, 0.008, 0.02, mixture(induction, 0.12), 8),
     Stage(1400, 1400, 0.004, 0.02, mixture(induction, 0.12), 9, 1e-3, agreement=1.0),
+    Stage(400, 400, 6e-4, 0.02, oftener(mixture(induction, 0.15), successor), 12, 2e-4, 1.0),
 )
-"""Facts; repeats, which form nothing before they are frequent; all of it; then one code a state."""
+"""Facts; repeats, which form nothing before they are frequent; all of it; one code a state; at last
+more counting."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -35,8 +36,11 @@ from replacement_models.transcoder import DenseDecoder, Transcoder, TranscoderLa
 
 log = logging.getLogger(__name__)
 SHARPNESS = 4.0
-START_BATCHES = 32
-"""Batches that scales and first features are read off."""
+SAME_DIRECTION = 0.05
+"""Clusters of outputs whose centres' cosine is at least 1 less this start as one feature."""
+DETECTOR_RATE = 0.1
+DETECTOR_BALANCE = 8.0
+"""Weight of a token inside a detector's cluster; those outside have 1."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class Stage:
         city_weight: weight of squared errors at cities in sentences about states; others have 1.
         sharp: weight, relative to the divergence, of the same between distributions sharpened
             `SHARPNESS` times: which token comes first, where several are about as likely.
+        revive: weight of the pull on features silent for `patience` steps.
+        restart_every: steps between restarts of features silent for as long, but not in the last
+            40 % of a stage.
     """
 
     steps: int
@@ -64,21 +71,24 @@ class Stage:
     seed: int
     city_weight: float = 1.0
     sharp: float = 0.0
+    revive: float = 6e-3
+    restart_every: int = 150
 
 
 CROSS_LAYER_STAGES = (
-    Stage(1600, 2e-3, (5e-3, 5e-3, 5e-3, 5e-3), 0.0, 0.04, 100),
-    Stage(800, 2e-3, (2.5e-3, 3e-3, 2.5e-3, 2.5e-3), 0.0, 0.08, 102),
-    Stage(850, 1e-3, (2.5e-3, 4.2e-3, 3.8e-3, 2.5e-3), 1.0, 0.05, 103),
-    Stage(850, 1e-3, (6e-4, 4.2e-3, 3.8e-3, 2e-3), 2.0, 0.02, 104, city_weight=5.0),
-    Stage(700, 2e-3, (1e-3, 4.2e-3, 3.8e-3, 2.5e-3), 0.0, 0.02, 105, city_weight=20.0),
-    Stage(500, 1e-3, (8e-4, 4.5e-3, 4e-3, 2.5e-3), 1.0, 0.04, 106, city_weight=10.0),
-    Stage(600, 1e-3, (5e-4, 6e-3, 4e-3, 2.5e-3), 3.0, 0.04, 107, city_weight=10.0),
-    Stage(600, 8e-4, (7e-4, 5.8e-3, 4.2e-3, 2.5e-3), 2.0, 0.01, 108, city_weight=8.0, sharp=0.8),
+    Stage(1100, 2e-3, (3e-3, 4.5e-3, 3.5e-3, 2.5e-3), 0.0, 0.08, 100),
+    Stage(1200, 1e-3, (1.5e-3, 4.6e-3, 3.5e-3, 2e-3), 1.0, 0.06, 103, sharp=0.4),
+    Stage(1000, 8e-4, (1.2e-3, 4.6e-3, 3.5e-3, 2e-3), 2.0, 0.05, 107, sharp=0.7),
+    Stage(1000, 1e-3, (8e-4, 3.6e-3, 3.5e-3, 1.6e-3), 0.5, 0.06, 108, sharp=1.2),
+    Stage(700, 1e-3, (8e-4, 2.9e-3, 3.4e-3, 1.6e-3), 0.25, 0.05, 109, sharp=1.5),
+    Stage(900, 1e-3, (4e-4, 2.3e-3, 3e-3, 5e-4), 0.25, 0.05, 110, 3.0, 1.5, 2e-2, 120),
+    Stage(600, 7e-4, (4e-4, 2.9e-3, 3.1e-3, 9e-4), 0.25, 0.05, 111, 3.0, 1.5, 1e-2, 120),
+    Stage(350, 5e-4, (4e-4, 5e-3, 3.3e-3, 9e-4), 0.25, 0.05, 112, 3.0, 1.5, 1e-2, 120),
+    Stage(250, 3e-4, (4e-4, 4.6e-3, 3.6e-3, 9e-4), 0.25, 0.05, 113, 3.0, 1.5, 5e-2, 80),
 )
 PER_LAYER_STAGES = (
-    Stage(800, 2e-3, (5e-3, 5e-3, 5e-3, 5e-3), 0.0, 0.04, 100),
-    Stage(400, 1e-3, (5e-3, 5e-3, 5e-3, 5e-3), 1.0, 0.04, 101),
+    Stage(800, 2e-3, (4e-3, 4.5e-3, 4e-3, 3e-3), 0.0, 0.06, 100),
+    Stage(500, 1e-3, (3e-3, 4.5e-3, 4e-3, 2.5e-3), 0.7, 0.06, 101, sharp=0.7),
 )
 
 
@@ -88,22 +98,23 @@ class TranscoderRecipe:
 
     Attributes:
         cross_layer: whether features write to later layers too.
-        stages: what is done in order.
+        stages: what is done in order, two of them at least.
         last_share: weight of the last stage's end in the mean with the end of the stage before it.
         features: dictionary size of every layer.
         rows: rows of `context` tokens a step.
         bandwidth: width of the straight-through window around a threshold.
         threshold: initial threshold, in units of the normalised input.
         fire_share: share of tokens every feature fires on at the start.
-        clustered: share of features that start at clusters of outputs.
-        revive: weight of the pull on features silent for `patience` steps.
-        restart_every: steps between restarts of features silent for as long, but not in the last
-            40 % of a stage.
+        clustered: clusters of outputs that features start at, as a share of all features, before
+            those with the same direction are merged.
+        start_batches: batches that scales and first features are read off.
+        detector_steps: steps that fit the first encoder rows.
+        patience: steps after which a silent feature is pulled.
     """
 
     cross_layer: bool = True
     stages: tuple[Stage, ...] = CROSS_LAYER_STAGES
-    last_share: float = 1.0
+    last_share: float = 0.4
     features: int = 1024
     rows: int = 14
     context: int = 64
@@ -111,9 +122,9 @@ class TranscoderRecipe:
     threshold: float = 0.7
     fire_share: float = 0.01
     clustered: float = 0.7
-    revive: float = 3e-3
-    patience: int = 40
-    restart_every: int = 150
+    start_batches: int = 96
+    detector_steps: int = 2500
+    patience: int = 25
     warmup: int = 50
     log_every: int = 50
     seed: int = 0
@@ -163,13 +174,50 @@ def averages(data: Tensor, member: Tensor, count: int) -> Tensor:
 
 
 def clusters(data: Tensor, count: int, generator: torch.Generator, rounds: int = 8) -> Tensor:
-    """Return the k-means cluster of each row of `data` (tokens, D), started at random rows."""
+    """Return the cluster of each row of `data` (tokens, D), numbered from 0.
+
+    k-means started at random rows; then clusters whose centres point the same way become one.
+    """
     centres = data[torch.randperm(len(data), generator=generator)[:count]]
     for _ in range(rounds):
         distance = centres.square().sum(1) - 2 * data @ centres.T
         member = distance.argmin(1)
         centres = averages(data, member, count)
-    return member
+    used, member = member.unique(return_inverse=True)
+    tree = linkage(centres[used].numpy(), "average", metric="cosine")
+    merged = torch.from_numpy(fcluster(tree, SAME_DIRECTION, "distance") - 1).long()
+    return merged[member]
+
+
+def detectors(
+    x: Tensor, member: Tensor, recipe: "TranscoderRecipe", generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return rows (clusters, D) and biases that tell each cluster's inputs from all others.
+
+    What a linear map can do: pre-activations of twice the threshold inside a cluster, and below
+    half of it outside, in one-sided least squares.
+
+    Args:
+        x: inputs (tokens, D).
+        member: the cluster of each.
+        recipe: gives the threshold.
+        generator: draws the samples.
+    """
+    count, wanted = int(member.max()) + 1, 2 * recipe.threshold
+    rows, bias = torch.zeros(count, x.shape[1]), torch.zeros(count)
+    rows, bias = rows.requires_grad_(), bias.requires_grad_()
+    optim = torch.optim.Adam((rows, bias), lr=DETECTOR_RATE)
+    for step in range(recipe.detector_steps):
+        chosen = torch.randint(len(x), (1024,), generator=generator)
+        hidden = torch.addmm(bias, x[chosen], rows.T)
+        own = nn.functional.one_hot(member[chosen], count).bool()
+        missed = torch.where(own, hidden - wanted, torch.relu(hidden - recipe.threshold / 2))
+        missed.square().mul(1 + (DETECTOR_BALANCE - 1) * own).sum().div(len(chosen)).backward()
+        for group in optim.param_groups:
+            group["lr"] = DETECTOR_RATE * max(0.02, 1 - step / recipe.detector_steps)
+        optim.step()
+        optim.zero_grad()
+    return rows.detach(), bias.detach()
 
 
 @dataclass(frozen=True)
@@ -218,25 +266,21 @@ class Trainee(nn.Module):
     def _start(self, layer: int, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
         """Add the parameters of one layer, given its normalised inputs and outputs (tokens, D).
 
-        A cluster's encoder row is its least-squares direction, its decoder row the mean output.
+        A cluster's encoder row is its detector, its decoder row the mean output.
         """
         recipe = self.recipe
-        count = int(recipe.features * recipe.clustered)
-        member = clusters(y, count, generator)
-        means, centres = (averages(data, member, count) for data in (x, y))
-        spread = x.T @ x / len(x) + 0.05 * torch.eye(self.width)
+        member = clusters(y, int(recipe.features * recipe.clustered), generator)
+        count = int(member.max()) + 1
+        log.info("layer %d starts from %d clusters", layer, count)
         rows = torch.randn(recipe.features, self.width, generator=generator)
-        rows[:count] = torch.linalg.solve(spread, means.T).T + 1e-6 * rows[:count]
         rows = rows / rows.norm(dim=1, keepdim=True)
-        level = (x @ rows.T).quantile(1 - recipe.fire_share, dim=0)
-        reached = (means * rows[:count]).sum(1)
-        level[:count] = 0.6 * reached
+        bias = recipe.threshold - (x @ rows.T).quantile(1 - recipe.fire_share, dim=0)
+        rows[:count], bias[:count] = detectors(x, member, recipe, generator)
         size = recipe.features, self.targets(layer) * self.width
         dec = 0.05 * torch.randn(size, generator=generator) / self.width**0.5
-        height = (recipe.threshold + 0.4 * reached).clamp_min(recipe.threshold)
-        dec[:count, : self.width] = 0.5 * centres / height[:, None]
+        dec[:count, : self.width] = averages(y, member, count) / (2 * recipe.threshold)
         self.enc.append(rows)
-        self.bias.append(recipe.threshold - level)
+        self.bias.append(bias)
         self.dec.append(dec)
         self.threshold.append(torch.full((recipe.features,), recipe.threshold))
 
@@ -411,7 +455,7 @@ class TranscoderTraining:
     ) -> None:
         self.recipe, self.model = recipe, model.requires_grad_(False).eval()
         self._source, self._encode = source, Encoder(tokenizer)
-        sample = list(itertools.islice(self.batches(recipe.stages[0]), START_BATCHES))
+        sample = list(itertools.islice(self.batches(recipe.stages[0]), recipe.start_batches))
         sides = zip(*((batch.inputs, batch.outputs) for batch in sample), strict=True)
         inputs, outputs = (
             torch.stack([torch.cat(parts) for parts in zip(*side, strict=True)]) for side in sides
@@ -437,15 +481,34 @@ class TranscoderTraining:
         return Recorded(ids, flat[0], flat[1], weight, logits)
 
     def run(self) -> None:
-        """Run every stage, then average the ends of the last two."""
-        share, ends = self.recipe.last_share, []
+        """Run every stage, average the ends of the last two, and wake what fell silent."""
+        ends: list[dict[str, Tensor]] = []
         for number in range(len(self.recipe.stages)):
             self.stage(number)
             ends.append({key: value.clone() for key, value in self.trainee.state_dict().items()})
-        if share < 1:
-            before, last = ends[-2:]
-            mean = {key: before[key].lerp(last[key], share) for key in last if key != "silent"}
-            self.trainee.load_state_dict(mean, strict=False)
+        before, last = ends[-2:]
+        share = self.recipe.last_share
+        self.trainee.load_state_dict({key: before[key].lerp(last[key], share) for key in last})
+        for end in reversed(ends):
+            self.restore(end)
+
+    @torch.no_grad()
+    def restore(self, end: dict[str, Tensor]) -> None:
+        """Give features that fire on none of `start_batches` batches of sentences old weights.
+
+        Args:
+            end: the trainee's state that they are taken from.
+        """
+        trainee, last = self.trainee, self.recipe.stages[-1]
+        ever = torch.zeros(trainee.layers, self.recipe.features, dtype=torch.bool)
+        stream = self.batches(replace(last, repeats=0.0, seed=last.seed + 1))
+        for batch in itertools.islice(stream, self.recipe.start_batches):
+            for layer, x in enumerate(batch.inputs):
+                ever[layer] |= (trainee.encode(layer, x)[1] > 0).any(0)
+        for name in ("enc", "bias", "dec", "threshold"):
+            for layer, lost in enumerate(~ever):
+                getattr(trainee, name)[layer][lost] = end[f"{name}.{layer}"][lost]
+        log.info("restored %s", (~ever).sum(1).tolist())
 
     def stage(self, number: int) -> None:
         """Run one stage."""
@@ -467,15 +530,15 @@ class TranscoderTraining:
             with torch.no_grad():
                 for threshold in trainee.threshold:
                     threshold.clamp_(min=0.05)
-            if step % recipe.restart_every == 0 and step < 0.6 * stage.steps:
-                log.info("restarted %s", trainee.restart(batch, recipe.restart_every - 1))
+            if step % stage.restart_every == 0 and step < 0.6 * stage.steps:
+                log.info("restarted %s", trainee.restart(batch, stage.restart_every - 1))
             if (step + 1) % recipe.log_every == 0:
                 self._log(number, step + 1, start, report, away)
 
     def _loss(self, report: Report, stage: Stage, ramp: float) -> Tensor:
         """Squared error, penalty and pull."""
         penalty = (torch.tensor(stage.sparsity) * report.penalty).sum()
-        return report.error.sum() + ramp * penalty + self.recipe.revive * report.pull.sum()
+        return report.error.sum() + ramp * penalty + stage.revive * report.pull.sum()
 
     def _log(self, number: int, step: int, start: float, report: Report, away: Tensor) -> None:
         dead = (self.trainee.silent > 150).float().mean(1)
