@@ -1,6 +1,6 @@
 """Attribution, side by side with circuit-tracer: equality of the graphs and ratios of the times.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.attribution [--quick] [--peer PYTHON] [--resume]
+    OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 python -m benchmarks.attribution [--peer PYTHON]
 
 PYTHON is the interpreter of an environment with circuit-tracer (its TransformerLens backend). Both
 sides load the same files, trace the same prompt with the same cap and ranking schedule, one after
@@ -273,7 +273,8 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=HERE / "attribution.json")
     args = parser.parse_args()
     machine = {
-        "command": "OMP_NUM_THREADS=2 python -m benchmarks.attribution --peer PYTHON",
+        "command": "OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 python -m benchmarks.attribution "
+        "--peer PYTHON",
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
