@@ -324,7 +324,9 @@ def show(folder: Path, features: int, paths: int) -> None:
 def prune(folder: Path, nodes: float, edges: float, output: Path) -> None:
     """Write what matters most of a graph as a graph."""
     refuse_unwritable_graph(output)
-    pruned(folder, nodes, edges).save(output)
+    graph, kept = pruned(folder, nodes, edges)
+    graph.save(output)
+    click.echo(kept, err=True)
     click.echo(f"Saved {output}")
 
 
@@ -340,11 +342,12 @@ def prune(folder: Path, nodes: float, edges: float, output: Path) -> None:
 @output("Picture to write: .svg, .png, .pdf or .dot.", required=True)
 def render(folder: Path, nodes: float, edges: float, max_edges: int | None, output: Path) -> None:
     """Draw what matters most of a graph."""
-    graph = pruned(folder, nodes, edges)
+    graph, kept = pruned(folder, nodes, edges)
     most = max_edges or (None if nodes == edges == 1 else EDGES_DRAWN)
-    if most is not None and most < graph.effect.nnz:
-        click.echo(f"Drawing the {most} most influential edges (--max-edges)", err=True)
     graph.render(output, edges=most)
+    click.echo(kept, err=True)
+    if most is not None and most < graph.effect.nnz:
+        click.echo(f"Drew the {most} most influential edges (--max-edges)", err=True)
     click.echo(f"Saved {output}")
 
 
@@ -359,7 +362,9 @@ def render(folder: Path, nodes: float, edges: float, max_edges: int | None, outp
 @output("File to write: .json, .graphml or .csv.", required=True)
 def export(folder: Path, nodes: float, edges: float, output: Path) -> None:
     """Write what matters most of a graph for other tools."""
-    pruned(folder, nodes, edges).export(output)
+    graph, kept = pruned(folder, nodes, edges)
+    graph.export(output)
+    click.echo(kept, err=True)
     click.echo(f"Saved {output}")
 
 
@@ -615,19 +620,18 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
         return ReplacementModel.load(**{name: options.pop(name, None) for name in names})
 
 
-def pruned(folder: Path, nodes: float, edges: float) -> "AttributionGraph":
-    """Load and prune a graph, and say on stderr what was dropped."""
+def pruned(folder: Path, nodes: float, edges: float) -> tuple["AttributionGraph", str]:
+    """Load and prune a graph; return it and what was dropped, in words."""
     from graphs import AttributionGraph
 
     graph = AttributionGraph.load(folder)
     small = graph.prune(nodes=nodes, edges=edges)
     rows, links = graph.nodes.num_rows, graph.effect.nnz
-    click.echo(
+    kept = (
         f"Kept {small.nodes.num_rows} of {rows} nodes and {small.effect.nnz} of {links} edges "
-        f"(--nodes {nodes:g} --edges {edges:g}; 1 and 1 keep all)",
-        err=True,
+        f"(--nodes {nodes:g} --edges {edges:g}; 1 and 1 keep all)"
     )
-    return small
+    return small, kept
 
 
 def refuse_unwritable_graph(path: Path) -> None:
