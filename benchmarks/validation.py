@@ -1,7 +1,7 @@
 """How far to believe the embedded default's graphs: `python -m benchmarks.validation [FILE.json]`.
 
 Validates one graph for each of some 100 prompts of all behaviours, and swaps the state in every
-ordered pair of states, all by interventions on the unmodified model. About three minutes on one core;
+ordered pair of states, all by interventions on the unmodified model. Three minutes on one core;
 everything is drawn from fixed seeds. `-n 1` takes one prompt a behaviour, for a quick look.
 """
 

@@ -115,11 +115,18 @@ class Host:
             return logits
         return self.logit_cap * torch.tanh(logits / self.logit_cap)
 
-    def run(self, tokens: Sequence[int]) -> Float[Tensor, "positions vocabulary"]:
-        """The model's own logits on a prompt, from one forward pass."""
+    def run(
+        self, tokens: Sequence[int], patterns: bool = True
+    ) -> Float[Tensor, "positions vocabulary"]:
+        """The model's own logits on a prompt, from one forward pass.
+
+        Args:
+            tokens: ids.
+            patterns: ask the model for its attention patterns, which makes it collect them all.
+        """
         ids = torch.tensor([list(tokens)], device=self.unembedding.device)
         with float64_experts(self.model), recorders_removed(self.model):
-            out = self.model(input_ids=ids, use_cache=False, output_attentions=True)
+            out = self.model(input_ids=ids, use_cache=False, output_attentions=patterns)
         logits: Tensor = out.logits[0]
         return logits
 

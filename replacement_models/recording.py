@@ -122,6 +122,8 @@ class Seen:
             self.pattern.append(output[1][0])
             return None
         attended, pattern, *rest = output
+        if pattern is None:
+            return None
         return (attended, pattern.new_empty(*pattern.shape[:-1], 0), *rest)
 
     def before_mlp(self, block: Block, layer: int) -> Float[Tensor, "positions d_model"]:
@@ -146,7 +148,7 @@ def record(
     taps = _taps(host, transcoder.write, seen)
     remade = [] if keep_patterns else _remake_taps(host, seen)
     with eager_attention(host.model), forward_pre_hooks(remade), forward_hooks(taps):
-        logits = host.run(tokens)
+        logits = host.run(tokens, patterns=keep_patterns)
     final = seen.norm_input[host.final_norm.module]
     inputs = [
         read_input(block, transcoder.read, seen.before_mlp(block, layer), seen.mlp_input[layer])
