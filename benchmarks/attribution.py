@@ -59,6 +59,8 @@ FULL = [
     Case("gpt2", "cross_layer", 16, 256),
     Case("gpt2", "per_layer", 8, 512),
     Case("gpt2", "per_layer", 64, 256, batches=(8,)),
+    Case("gpt2", "cross_layer", 16, 512, batches=(8,)),
+    Case("gpt2", "cross_layer", 16, 1000, batches=(8,)),
     Case("gpt2", "per_layer", 32, 256, active=60),
     Case("gpt2", "per_layer", 32, 512, active=20),
     Case("llama", "cross_layer", 8, 256, features=2048, layers=8),
