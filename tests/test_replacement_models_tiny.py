@@ -226,6 +226,21 @@ def test_a_finished_transcoder_computes_what_was_trained(
     assert (trained - shipped).abs().median() < 2e-3 * trained.abs().median()
 
 
+def test_only_what_fell_silent_gets_old_weights(
+    model: GPT2LMHeadModel, source: corpus.Source, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    training = train_transcoders.TranscoderTraining(SMALL, model, source, tokenizer)
+    bias = training.trainee.bias[1]
+    with torch.no_grad():
+        bias[:5] += 100.0
+        end = {key: value.clone() for key, value in training.trainee.state_dict().items()}
+        bias[3] -= 1000.0
+        bias[4] += 1.0
+    training.restore(end)
+    assert bias[3] == end["bias.1"][3]
+    assert bias[4] == end["bias.1"][4] + 1.0
+
+
 def test_adding_nothing_changes_nothing(
     model: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerFast,
