@@ -7,6 +7,7 @@ import pytest
 
 import tracer
 from replacement_models import ModelError, ReplacementModel, save_transcoder
+from replacement_models.formats import content_hash
 from replacement_models.labels import FILE, read_labels, write_labels
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
 
@@ -51,3 +52,12 @@ def test_a_loaded_dictionary_brings_its_names_into_the_graph(tmp_path: Path):
     labels = {node["id"]: node["label"] for node in nodes if node["kind"] == "feature"}
     assert labels[f"{layer}_{feature}_3"] == f"a name · {PROMPT[3]}"
     assert sum(label.startswith("a name") for label in labels.values()) >= 1
+
+
+def test_naming_a_feature_makes_no_other_dictionary_of_it(tmp_path: Path):
+    folder = save_transcoder(transcoder(), tmp_path / "dictionary")
+    before = content_hash(folder)
+    write_labels({(0, 1): "a name"}, folder)
+    assert content_hash(folder) == before
+    (folder / "transcoder.json").write_text((folder / "transcoder.json").read_text() + " ")
+    assert content_hash(folder) != before

@@ -26,6 +26,7 @@ from replacement_models.formats import (
     sparsify,
 )
 from replacement_models.hub import folder_of
+from replacement_models.labels import FILE as LABELS
 from replacement_models.transcoder import Transcoder
 
 FORMATS: dict[str, ModuleType] = {
@@ -132,7 +133,10 @@ def convert(source: str | Path, target: str | Path, format: str = "tracer") -> P
 
 
 def content_hash(name: str | Path) -> str:
-    """SHA-256 over the names and bytes of a transcoder's files, for a graph's metadata."""
+    """SHA-256 over the names and bytes of a transcoder's files, for a graph's metadata.
+
+    Names of features (`labels.json`) do not count: they change nothing that a graph says.
+    """
     folder = transcoder_folder(name)
     listing = [[path.relative_to(folder).as_posix(), _file_hash(path)] for path in _files(folder)]
     module = next((one for one in FORMATS.values() if one.recognise(folder)), native)
@@ -171,6 +175,7 @@ def _files(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.suffix in suffixes
+        and path.name != LABELS
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
