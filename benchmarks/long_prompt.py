@@ -24,9 +24,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tracer
+from benchmarks.random_shapes import random_layer
 from benchmarks.resident import peak, resident
+from graphs import AttributionGraph
 from replacement_models import (
-    DenseDecoder,
     JumpReLU,
     PerLayerTranscoder,
     ReLU,
@@ -63,7 +64,7 @@ def write_case(folder: Path) -> None:
     model.save_pretrained(folder / "model")
     tokens = [0, *torch.randint(1, VOCABULARY, (POSITIONS - 1,)).tolist()]
     (folder / "tokens.json").write_text(json.dumps(tokens))
-    silent = PerLayerTranscoder([layer(1, torch.zeros(1)) for _ in range(LAYERS)])
+    silent = PerLayerTranscoder([random_layer(1, 1, WIDTH, ReLU()) for _ in range(LAYERS)])
     inputs = (
         ReplacementModel.from_huggingface(model, None, silent)
         .record(tokens, keep_patterns=False)
@@ -76,21 +77,10 @@ def write_case(folder: Path) -> None:
     )
 
 
-def layer(features: int, threshold: torch.Tensor) -> TranscoderLayer:
-    """One layer of random weights."""
-    return TranscoderLayer(
-        W_enc=torch.randn(features, WIDTH) / WIDTH**0.5,
-        b_enc=torch.zeros(features),
-        decoder=DenseDecoder(torch.randn(features, 1, WIDTH) / WIDTH),
-        b_dec=torch.randn(WIDTH) / WIDTH,
-        activation=JumpReLU(threshold) if features > 1 else ReLU(),
-    )
-
-
 def dictionary_layer(inputs: torch.Tensor) -> TranscoderLayer:
     """A layer of which ACTIVE features fire a token, on average, on these inputs."""
     threshold = torch.empty(FEATURES)
-    found = layer(FEATURES, threshold)
+    found = random_layer(FEATURES, 1, WIDTH, JumpReLU(threshold))
     hidden = inputs[1:] @ found.W_enc.T
     threshold.fill_(hidden.flatten().topk(ACTIVE * len(hidden)).values[-1])
     return found
@@ -127,11 +117,15 @@ def run(folder: Path, rows: int, edge_floor: float) -> dict[str, Any]:
     first, last = done[0], done[-1]
     for unit, at in (("wall", 1), ("cpu", 2)):
         found[f"{unit}_a_row"] = (last[at] - first[at]) / (last[0] - first[0])
-    found |= {
-        "positions": len(tokens),
+    found["resident"] = [entry[3] for entry in done]
+    return found | {"rows": rows, "edge_floor": edge_floor} | facts(model, graph)
+
+
+def facts(model: ReplacementModel, graph: AttributionGraph) -> dict[str, Any]:
+    """What was traced and what came out."""
+    return {
+        "positions": POSITIONS,
         "layers": LAYERS,
-        "rows": rows,
-        "edge_floor": edge_floor,
         "active_features": graph.metadata["active_features"],
         "nodes": graph.nodes.num_rows,
         "edges": graph.effect.nnz,
@@ -139,10 +133,8 @@ def run(folder: Path, rows: int, edge_floor: float) -> dict[str, Any]:
         "conservation": graph.metadata["conservation"]["relative"],
         "floored_share": graph.metadata.get("floored_share", 0.0),
         "scores": [graph.scores.replacement, graph.scores.completeness],
-        "resident": [entry[3] for entry in done],
         "decoder_bytes": 4 * sum(math.prod(one.decoder.shape) for one in model.transcoder.layers),
     }
-    return found
 
 
 def for_rows(found: dict[str, Any], rows: int) -> dict[str, float]:

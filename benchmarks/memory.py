@@ -22,16 +22,15 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import tracer
+from benchmarks.random_shapes import random_layer
 from benchmarks.resident import forget_peak, peak, resident
 from replacement_models import (
     CrossLayerTranscoder,
-    DenseDecoder,
     JumpReLU,
     PerLayerTranscoder,
     ReLU,
     ReplacementModel,
     Transcoder,
-    TranscoderLayer,
 )
 from replacement_models.activation import Activation
 from tracer.memory import Estimate
@@ -107,15 +106,7 @@ def dictionary(
     """Random weights."""
     of_kind = {"per_layer": PerLayerTranscoder, "cross_layer": CrossLayerTranscoder}[kind]
     layers = [
-        TranscoderLayer(
-            W_enc=torch.randn(features, WIDTH) / WIDTH**0.5,
-            b_enc=torch.zeros(features),
-            decoder=DenseDecoder(
-                torch.randn(features, LAYERS - layer if kind == "cross_layer" else 1, WIDTH) / WIDTH
-            ),
-            b_dec=torch.randn(WIDTH) / WIDTH,
-            activation=activation,
-        )
+        random_layer(features, LAYERS - layer if kind == "cross_layer" else 1, WIDTH, activation)
         for layer, activation in enumerate(activations)
     ]
     return of_kind(layers)

@@ -23,6 +23,7 @@ from replacement_models import (
     TranscoderLayer,
     save_transcoder,
 )
+from replacement_models.activation import Activation
 
 VOCABULARY = 8192
 
@@ -121,14 +122,19 @@ def random_dictionary(
 def _layers(settings: Any, kind: str, features: int) -> list[TranscoderLayer]:
     count, width = settings.num_hidden_layers, settings.hidden_size
     return [
-        TranscoderLayer(
-            W_enc=torch.randn(features, width) / width**0.5,
-            b_enc=torch.zeros(features),
-            decoder=DenseDecoder(
-                torch.randn(features, count - layer if kind == "cross_layer" else 1, width) / width
-            ),
-            b_dec=torch.randn(width) / width,
-            activation=ReLU(),
-        )
+        random_layer(features, count - layer if kind == "cross_layer" else 1, width, ReLU())
         for layer in range(count)
     ]
+
+
+def random_layer(
+    features: int, targets: int, width: int, activation: Activation
+) -> TranscoderLayer:
+    """One layer of random weights, no encoder bias."""
+    return TranscoderLayer(
+        W_enc=torch.randn(features, width) / width**0.5,
+        b_enc=torch.zeros(features),
+        decoder=DenseDecoder(torch.randn(features, targets, width) / width),
+        b_dec=torch.randn(width) / width,
+        activation=activation,
+    )

@@ -102,8 +102,6 @@ class Recording:
 class Seen:
     """What the hooks of one forward pass write down; lists are in layer order."""
 
-    remake: bool = False
-    """Whether patterns are made anew instead of kept."""
     token: Tensor | None = None
     position: Tensor | None = None
     residual: list[Tensor] = field(default_factory=list)
@@ -111,20 +109,6 @@ class Seen:
     norm_input: dict[nn.Module, Tensor] = field(default_factory=dict)
     mlp_input: list[Tensor] = field(default_factory=list)
     mlp_output: list[Tensor] = field(default_factory=list)
-
-    def keep_pattern(self, inputs: Any, output: Any) -> Any:
-        """Hook on an attention layer: keep its pattern.
-
-        Where patterns are made anew it is taken off the output instead, because the model would
-        collect those of all layers.
-        """
-        if not self.remake:
-            self.pattern.append(output[1][0])
-            return None
-        attended, pattern, *rest = output
-        if pattern is None:
-            return None
-        return (attended, pattern.new_empty(*pattern.shape[:-1], 0), *rest)
 
     def before_mlp(self, block: Block, layer: int) -> Float[Tensor, "positions d_model"]:
         """The residual stream that one layer's MLP reads, before its norm."""
@@ -144,9 +128,16 @@ def record(
         tokens: ids within the vocabulary, at most the context long.
         keep_patterns: hold every attention pattern, L·H·P² numbers; otherwise what remakes them.
     """
-    seen = Seen(remake=not keep_patterns)
+    seen = Seen()
     taps = _taps(host, transcoder.write, seen)
-    remade = [] if keep_patterns else _remake_taps(host, seen)
+    remade = []
+    if keep_patterns:
+        taps += [
+            (block.attention, lambda _, output: seen.pattern.append(output[1][0]))
+            for block in host.blocks
+        ]
+    else:
+        remade = _remake_taps(host, seen)
     with eager_attention(host.model), forward_pre_hooks(remade), forward_hooks(taps):
         logits = host.run(tokens, patterns=keep_patterns)
     final = seen.norm_input[host.final_norm.module]
@@ -233,7 +224,6 @@ def _taps(host: Host, write: WritePoint, seen: Seen) -> list[tuple[nn.Module, An
     for block in host.blocks:
         taps += [
             (block.module, lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])),
-            (block.attention, seen.keep_pattern),
             (block.mlp, lambda inputs, _: seen.mlp_input.append(first_tensor(inputs)[0])),
             (write_module(block, write), lambda _, output: seen.mlp_output.append(_first(output))),
             *((norm.module, keep_norm(norm)) for norm in norms(block)),

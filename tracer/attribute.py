@@ -120,11 +120,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     """
     tokens = model.tokenize(prompt)
     _check_counts(max_features, rank_every, skip_positions)
-    if not 0 <= edge_floor < 1:
-        raise TraceError(f"edge_floor is {edge_floor}, expected a share from 0 to below 1")
+    _check_amounts(edge_floor, memory_limit)
     last = _position(position, len(tokens))
-    if memory_limit is not None and not memory_limit > 0:
-        raise TraceError(f"memory_limit is {memory_limit} GB, expected more than 0")
     keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
     recording = model.record(tokens[: last + 1], keep_patterns=keep)
     logits = logit_targets(model, recording, targets, max_logits, logit_mass)
@@ -170,6 +167,13 @@ def _check_counts(max_features: int | None, rank_every: int | None, skip_positio
     ):
         if count is not None and count < least:
             raise TraceError(f"{name} is {count}, expected {least} or more")
+
+
+def _check_amounts(edge_floor: float, memory_limit: float | None) -> None:
+    if not 0 <= edge_floor < 1:
+        raise TraceError(f"edge_floor is {edge_floor}, expected a share from 0 to below 1")
+    if memory_limit is not None and not memory_limit > 0:
+        raise TraceError(f"memory_limit is {memory_limit} GB, expected more than 0")
 
 
 def _fits(model: ReplacementModel, positions: int) -> bool:

@@ -5,7 +5,7 @@ Mixtral, Qwen 3 MoE and GPT-OSS (experts; attention sinks) differ only in how a 
 output comes about, and both are recorded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +17,7 @@ from replacement_models.hosts.projections import Projections, projections, unemb
 
 def llama(model: Any) -> Host:
     """Name the parts of a `LlamaForCausalLM` or of a model of the same shape."""
-    blocks = [_block(module, model.config) for module in model.model.layers]
-    return host(model, blocks, norm_of(model.model.norm))
+    return of_layers(model, _block)
 
 
 def _block(module: Any, config: Any) -> Block:
@@ -37,6 +36,12 @@ def separate(attention: Any, config: Any, like: Tensor) -> Projections:
     """Maps of an attention module with one matrix each for query, key and value."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     return projections(attention.v_proj, attention.o_proj, heads, kv_heads, like)
+
+
+def of_layers(model: Any, block: Callable[[Any, Any], Block]) -> Host:
+    """A host built like Llama but for its layers, which `block` names from module and config."""
+    blocks = [block(module, model.config) for module in model.model.layers]
+    return host(model, blocks, norm_of(model.model.norm))
 
 
 def host(model: Any, blocks: Sequence[Block], final_norm: Norm) -> Host:

@@ -3,14 +3,13 @@
 from typing import Any
 
 from replacement_models.host import Block, Host
-from replacement_models.hosts.llama import host, separate
+from replacement_models.hosts.llama import of_layers, separate
 from replacement_models.hosts.norms import norm_of
 
 
 def olmo2(model: Any) -> Host:
     """Name the parts of an `Olmo2ForCausalLM`."""
-    blocks = [_block(module, model.config) for module in model.model.layers]
-    return host(model, blocks, norm_of(model.model.norm))
+    return of_layers(model, _block)
 
 
 def _block(module: Any, config: Any) -> Block:

@@ -3,15 +3,14 @@
 from typing import Any
 
 from replacement_models.host import Block, Host
-from replacement_models.hosts.llama import host
+from replacement_models.hosts.llama import of_layers
 from replacement_models.hosts.norms import norm_of
 from replacement_models.hosts.projections import projections
 
 
 def phi3(model: Any) -> Host:
     """Name the parts of a `Phi3ForCausalLM`."""
-    blocks = [_block(module, model.config) for module in model.model.layers]
-    return host(model, blocks, norm_of(model.model.norm))
+    return of_layers(model, _block)
 
 
 def _block(module: Any, config: Any) -> Block:
