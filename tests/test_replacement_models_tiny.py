@@ -236,7 +236,7 @@ def test_only_what_fell_silent_gets_old_weights(
         end = {key: value.clone() for key, value in training.trainee.state_dict().items()}
         bias[3] -= 1000.0
         bias[4] += 1.0
-    training.restore(end)
+    training.restore([end])
     assert bias[3] == end["bias.1"][3]
     assert bias[4] == end["bias.1"][4] + 1.0
 

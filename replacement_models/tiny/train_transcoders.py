@@ -9,7 +9,7 @@ between the model and itself with every MLP replaced at once. The start token ta
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -489,26 +489,27 @@ class TranscoderTraining:
         before, last = ends[-2:]
         share = self.recipe.last_share
         self.trainee.load_state_dict({key: before[key].lerp(last[key], share) for key in last})
-        for end in reversed(ends):
-            self.restore(end)
+        self.restore(ends[::-1])
 
     @torch.no_grad()
-    def restore(self, end: dict[str, Tensor]) -> None:
+    def restore(self, ends: Sequence[dict[str, Tensor]]) -> None:
         """Give features that fire on none of `start_batches` batches of sentences old weights.
 
         Args:
-            end: the trainee's state that they are taken from.
+            ends: the trainee's states that they are taken from, each where those before it did not
+                help.
         """
         trainee, last = self.trainee, self.recipe.stages[-1]
-        ever = torch.zeros(trainee.layers, self.recipe.features, dtype=torch.bool)
         stream = self.batches(replace(last, repeats=0.0, seed=last.seed + 1))
-        for batch in itertools.islice(stream, self.recipe.start_batches):
-            for layer, x in enumerate(batch.inputs):
-                ever[layer] |= (trainee.encode(layer, x)[1] > 0).any(0)
-        for name in ("enc", "bias", "dec", "threshold"):
-            for layer, lost in enumerate(~ever):
-                getattr(trainee, name)[layer][lost] = end[f"{name}.{layer}"][lost]
-        log.info("restored %s", (~ever).sum(1).tolist())
+        read = [batch.inputs for batch in itertools.islice(stream, self.recipe.start_batches)]
+        for end in ends:
+            ever = torch.zeros(trainee.layers, self.recipe.features, dtype=torch.bool)
+            for layer, inputs in itertools.product(range(trainee.layers), read):
+                ever[layer] |= (trainee.encode(layer, inputs[layer])[1] > 0).any(0)
+            for name in ("enc", "bias", "dec", "threshold"):
+                for layer, lost in enumerate(~ever):
+                    getattr(trainee, name)[layer][lost] = end[f"{name}.{layer}"][lost]
+            log.info("restored %s", (~ever).sum(1).tolist())
 
     def stage(self, number: int) -> None:
         """Run one stage."""
