@@ -353,9 +353,9 @@ def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> 
     if room.holds(need):
         return need
     ways = _ways(model, sizes, room)
+    advice = f"{' or '.join(ways)} would fit" if ways else "no option helps, shorten the prompt"
     raise TraceError(
-        f"memory: the trace needs about {need}, but {room} {_whose(memory_limit)}; "
-        f"{' or '.join(ways) or 'no option helps, shorten the prompt or'} would fit"
+        f"memory: the trace needs about {need}, but {room} {_whose(memory_limit)}; {advice}"
     )
 
 
