@@ -424,7 +424,7 @@ change_options = together(
 
 @main.command(
     epilog=examples(
-        'tracer intervene "The opposite of hot is" --set 1/-1/42=0 --mode free',
+        'tracer intervene "The opposite of hot is" --set 0/4/414=0 --mode free',
         'tracer intervene "The opposite of hot is" --scale 1/2:5/42=-1 --add 0/3/7=2.5',
     )
 )
@@ -484,7 +484,7 @@ def changes_of(options: dict[str, Any]) -> "list[Intervention]":
 
 @main.command(
     epilog=examples(
-        'tracer generate "The opposite of hot is" --scale 1/2:/42=-1',
+        'tracer generate "The opposite of hot is" --scale 0/4/414=-1',
         'tracer generate "One two three" --max-new-tokens 8 --temperature 0.7 --seed 3',
     )
 )
