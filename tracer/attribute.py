@@ -13,11 +13,11 @@ from graphs import AttributionGraph
 from replacement_models import Recording, ReplacementModel
 from replacement_models.hooks import eager_attention
 from tracer.assemble import Traced, assemble, metadata
-from tracer.available import give_back
+from tracer.available import give_back, keep_freed
 from tracer.errors import TraceError
 from tracer.frontier import Frontier
 from tracer.linear import LocalModel, linearise
-from tracer.memory import PART, Estimate, Sizes, block_rows, check
+from tracer.memory import PART, Estimate, Sizes, block_rows, check, estimate
 from tracer.sweep import sweep
 from tracer.targets import (
     Difference,
@@ -31,6 +31,8 @@ from tracer.targets import (
 
 SPARE = 1 << 24
 """Bytes of finished effects after which memory that was freed on the way is given back."""
+ROOMY = 1e9
+"""Bytes below which a trace keeps what it frees for its next tensor."""
 PATTERNS = 1 << 30
 """Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
 
@@ -125,7 +127,6 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
     recording = model.record(tokens[: last + 1], keep_patterns=keep)
     logits = logit_targets(model, recording, targets, max_logits, logit_mass)
-    give_back()
     sizes = Sizes.of(
         model,
         recording,
@@ -135,6 +136,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         rank_every=rank_every,
         edge_floor=edge_floor,
     )
+    keep_freed(estimate(sizes).whole < ROOMY)
+    give_back()
     need = check(model, sizes, memory_limit)
     if on_estimate is not None:
         on_estimate(need)

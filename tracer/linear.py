@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replacement_models import ActiveFeatures, FrozenLayer, Recording, ReplacementModel, Transcoder
@@ -35,7 +35,7 @@ class Writers:
 
     Position p owns rows `start[p]:start[p + 1]` of `vectors`: first the features that write to
     columns `first[p]`, `first[p] + 1`, ..., then `rest` others: the error (zero where p is
-    skipped), the MLP's constant, and what the attention layer carries there: tokens, constant.
+    skipped), the constant, and the first tokens as far as attention carries them there.
     """
 
     vectors: Float[Tensor, "rows d_model"]
@@ -46,6 +46,15 @@ class Writers:
     def features(self, position: int) -> int:
         """How many features write at one position."""
         return self.start[position + 1] - self.start[position] - self.rest
+
+    def at(self, position: int) -> Float[Tensor, "writers d_model"]:
+        """What is written at one position."""
+        return self.vectors[self.start[position] : self.start[position + 1]]
+
+    def of_features(self, position: int) -> Float[Tensor, "features d_model"]:
+        """What the features at one position write."""
+        begin = self.start[position]
+        return self.vectors[begin : begin + self.features(position)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,23 +133,20 @@ def linearise(model: ReplacementModel, recording: Recording, skip_positions: int
             outputs there count as constants.
     """
     features = _columns(recording.features, skip_positions)
-    rows = _scaled_decoder_rows(model.transcoder, features)
     start, lifted = start_of(recording, skip_positions), is_lifted(model, recording)
+    writers = _room(model, features, len(recording.tokens), start, lifted)
+    _write_features(model.transcoder, features, writers)
     held = embedded(recording, start)
-    layers, writers = [], []
-    for layer in range(len(model.host.blocks)):
-        columns, vectors = _writes(model.transcoder, rows, layer)
-        at = features.position[columns]
-        rest = _rest(model, recording, layer, skip_positions, (at, vectors))
+    layers = []
+    for layer, written in enumerate(writers):
+        rest = _rest(model, recording, layer, skip_positions, written)
         maps = _layer(model, recording, layer, held, lifted and layer == 0)
         seen = maps.carried if maps.parallel else _past_skip(maps, maps.carried, maps.carried)
         held = _above(maps, held, lifted and layer == 0)
         held[:, -1] += rest[:start, 1]
-        written = _onto_residual(model, recording, layer, vectors, at)
-        writers.append(_stack((columns, at, written), torch.cat([rest, seen], dim=1)))
+        _push(model, recording, layer, written)
+        _write_rest(written, rest, seen)
         layers.append(maps)
-        if vectors.nbytes > SPARE:
-            give_back()
     return LocalModel(
         tokens=recording.tokens,
         layers=layers,
@@ -160,38 +166,54 @@ def _columns(active: ActiveFeatures, skip_positions: int) -> ActiveFeatures:
     return active[kept[active.position[kept].argsort(stable=True)]]
 
 
-Gathered = list[tuple[Int[Tensor, " at"], list[Float[Tensor, "at d_model"]]]]
-"""Per layer: columns of its features, and what they write to each of its target layers."""
-
-
-def _scaled_decoder_rows(transcoder: Transcoder, features: ActiveFeatures) -> Gathered:
-    """Activation times decoder rows; every row of an active feature is read once, no other is."""
-    found: Gathered = []
-    for layer in range(len(transcoder.layers)):
-        at = (features.layer == layer).nonzero()[:, 0]
-        used, where = features.feature[at].unique(return_inverse=True)
-        rows, scale = transcoder.decoder_rows(layer, used), features.activation[at, None]
-        found.append((at, [target[where].mul_(scale) for target in rows.unbind(1)]))
+def _room(
+    model: ReplacementModel, features: ActiveFeatures, positions: int, start: int, lifted: bool
+) -> list[Writers]:
+    """Every layer's writers, nothing written yet."""
+    every = torch.arange(positions, device=features.position.device)
+    found = []
+    for layer in range(len(model.host.blocks)):
+        columns = _writing(model.transcoder, features, layer).nonzero()[:, 0]
+        rest = 2 + (positions if lifted and layer == 0 else start)
+        counts = torch.bincount(features.position[columns], minlength=positions)
+        ends = counts.cumsum(0)
+        first = torch.cat([columns, columns.new_zeros(1)])[ends - counts]
+        rows = len(columns) + rest * positions
+        vectors = features.activation.new_empty(rows, model.host.d_model)
+        starts = [0, *(ends + rest * (every + 1)).tolist()]
+        found.append(Writers(vectors, starts, first.tolist(), rest))
     return found
 
 
-def _writes(
-    transcoder: Transcoder, rows: Gathered, layer: int
-) -> tuple[Int[Tensor, " writers"], Float[Tensor, "writers d_model"]]:
-    """Columns that write to one layer's MLP output, ascending, and what they write there.
+def _writing(
+    transcoder: Transcoder, features: ActiveFeatures, layer: int
+) -> Bool[Tensor, " features"]:
+    """Which features write to one layer's MLP output."""
+    sources = [layer in transcoder.targets(source) for source in range(len(transcoder.layers))]
+    return torch.tensor(sources, device=features.layer.device)[features.layer]
 
-    Layers are asked for in order: what they take is dropped, so that nothing is held twice.
+
+def _write_features(
+    transcoder: Transcoder, features: ActiveFeatures, writers: Sequence[Writers]
+) -> None:
+    """Activation times decoder rows, each row of an active feature read once, no other.
+
+    They are MLP outputs still; `_push` takes them to the residual stream.
     """
-    sources = [s for s in range(layer + 1) if layer in transcoder.targets(s)]
-    columns = torch.cat([rows[source][0] for source in sources])
-    vectors = [rows[source][1].pop(0) for source in sources]
-    columns, order = columns.sort()
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    written = vectors[0].new_empty(len(order), vectors[0].shape[1])
-    for vector, at in zip(vectors, place.split([len(v) for v in vectors]), strict=True):
-        written[at] = vector
-    return columns, written
+    place = [
+        _writing(transcoder, features, layer).cumsum(0) - 1 + written.rest * features.position
+        for layer, written in enumerate(writers)
+    ]
+    for layer in range(len(transcoder.layers)):
+        here = (features.layer == layer).nonzero()[:, 0]
+        used, which = features.feature[here].unique(return_inverse=True)
+        scale = features.activation[here, None]
+        rows = transcoder.decoder_rows(layer, used)
+        for target, row in zip(transcoder.targets(layer), rows.unbind(1), strict=True):
+            writers[target].vectors.index_copy_(0, place[target][here], row[which].mul_(scale))
+        if rows.nbytes > SPARE:
+            del rows, row
+            give_back()
 
 
 def _rest(
@@ -199,7 +221,7 @@ def _rest(
     recording: Recording,
     layer: int,
     skip_positions: int,
-    writes: tuple[Int[Tensor, " writers"], Float[Tensor, "writers d_model"]],
+    written: Writers,
 ) -> Float[Tensor, "positions 2 d_model"]:
     """What else one layer's MLP adds to the residual stream: its error and its constant.
 
@@ -209,8 +231,9 @@ def _rest(
     output, b_dec = recording.outputs[layer], weights.b_dec
     if weights.W_skip is not None:
         output = output - recording.inputs[layer] @ weights.W_skip
-    at, vectors = writes
-    error = (output - b_dec).index_add(0, at, vectors, alpha=-1)
+    every = torch.arange(len(output), device=output.device)
+    reconstruction = torch.stack([written.of_features(p).sum(0) for p in every.tolist()])
+    error = output - b_dec - reconstruction
     error[:skip_positions] = 0
     constant = b_dec.repeat(len(output), 1)
     constant[:skip_positions] = output[:skip_positions]
@@ -218,10 +241,31 @@ def _rest(
     normed = model.transcoder.read is ReadPoint.NORMED
     if weights.W_skip is not None and bias is not None and normed:
         constant += bias @ weights.W_skip
-    every = torch.arange(len(error), device=error.device)
     error = _onto_residual(model, recording, layer, error, every)
     constant = _onto_residual(model, recording, layer, constant, every, bias=True)
     return torch.stack([error, constant], dim=1)
+
+
+def _push(model: ReplacementModel, recording: Recording, layer: int, written: Writers) -> None:
+    """Take what features write to an MLP output on to the residual stream."""
+    if mlp_post_norm(model.host.blocks[layer], model.transcoder) is None:
+        return
+    for position in range(len(recording.tokens)):
+        vectors = written.of_features(position)
+        at = torch.tensor([position], device=vectors.device)
+        vectors.copy_(_onto_residual(model, recording, layer, vectors, at))
+
+
+def _write_rest(
+    written: Writers,
+    rest: Float[Tensor, "positions 2 d_model"],
+    seen: Float[Tensor, "positions carried d_model"],
+) -> None:
+    """Write errors, constants and tokens; what attention carries ends in a constant too."""
+    rest[:, 1] += seen[:, -1]
+    ends = torch.tensor(written.start[1:], device=rest.device)
+    others = torch.arange(-written.rest, 0, device=rest.device)
+    written.vectors[ends[:, None] + others] = torch.cat([rest, seen[:, :-1]], dim=1)
 
 
 def _onto_residual(
@@ -239,28 +283,6 @@ def _onto_residual(
         return vectors
     pushed = written(vectors, norm) / scale[at]
     return pushed + norm.bias if bias and norm.bias is not None else pushed
-
-
-def _stack(
-    features: tuple[Int[Tensor, " writers"], Int[Tensor, " writers"], Tensor],
-    rest: Float[Tensor, "positions rest d_model"],
-) -> Writers:
-    """Bring the writers of every position together, so that one product scores them all.
-
-    Args:
-        features: columns, ascending, positions and vectors (writers, D) of features.
-        rest: what else is written.
-    """
-    columns, at, vectors = features
-    positions, others, width = rest.shape
-    counts = torch.bincount(at, minlength=positions)
-    every = torch.arange(positions, device=at.device)
-    ends = counts.cumsum(0) + others * every
-    stacked = vectors.new_empty(len(at) + positions * others, width)
-    stacked[torch.arange(len(at), device=at.device) + others * at] = vectors
-    stacked[ends[:, None] + torch.arange(others, device=at.device)] = rest
-    first = torch.cat([columns, columns.new_zeros(1)])[counts.cumsum(0) - counts]
-    return Writers(stacked, [0, *(ends + others).tolist()], first.tolist(), others)
 
 
 def _layer(

@@ -183,6 +183,11 @@ class Estimate:
     stage: str
     """When the device needs most: linearise, sweep or assemble."""
 
+    @property
+    def whole(self) -> int:
+        """On the device and beside it."""
+        return self.device + self.host
+
     def __str__(self) -> str:
         """As in 1.2 GB."""
         beside = f" and {self.host / GB:.2g} GB beside it" if self.host else ""
@@ -220,7 +225,7 @@ def _rest(sizes: Sizes) -> Float[np.ndarray, " layers"]:
     carried = np.full(sizes.layers, start + 1)
     if sizes.lifted:
         carried[0] = sizes.positions + 1
-    return (2.0 + 2 * carried) * sizes.positions * sizes.d_model * sizes.itemsize
+    return (1.0 + 2 * carried) * sizes.positions * sizes.d_model * sizes.itemsize
 
 
 def _local(sizes: Sizes) -> float:
@@ -231,22 +236,17 @@ def _local(sizes: Sizes) -> float:
 
 
 def _linearising(sizes: Sizes) -> Iterator[Stage]:
-    """Gathering decoder rows, then sorting them into the writers of layer after layer."""
-    width, vectors, rest = sizes.d_model * sizes.itemsize, _vectors(sizes), _rest(sizes)
-    patterns = _patterns(sizes)
-    gathered = 0.0
+    """Decoder rows of layer after layer written among the writers, then the rest of the layers."""
+    width, patterns = sizes.d_model * sizes.itemsize, _patterns(sizes)
+    room = float(_vectors(sizes).sum() + _rest(sizes).sum())
     for source, targets in enumerate(sizes.targets):
         read = sizes.used[source] * len(targets) * width
-        gathered += sizes.features[source].sum() * len(targets) * width
-        yield Stage("linearise", gathered + read, 0)
-    done = 0.0
+        yield Stage("linearise", room + read + sizes.features[source].sum() * width, 0)
+    done = room
     for layer in range(sizes.layers):
-        copies = 2 if sizes.post_norm else 1
         pattern = patterns[layer] * (2 if sizes.patterns_kept else 3)
-        sorting = vectors[layer] * (1 + copies) + 2 * rest[layer]
-        yield Stage("linearise", done + gathered + max(sorting, pattern), 0)
-        gathered -= vectors[layer]
-        done += vectors[layer] + rest[layer] + (patterns[layer] if sizes.patterns_kept else 0)
+        yield Stage("linearise", done + pattern, 0)
+        done += patterns[layer] if sizes.patterns_kept else 0
 
 
 def _sweeping(sizes: Sizes) -> Iterator[Stage]:

@@ -5,7 +5,7 @@ last of them (causality); inside a chunk a row joins at the site it reads from, 
 above its layer. Memory is bounded by the chunk, whatever the number of rows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.linear import LinearLayer, LocalModel, Writers
+from tracer.linear import LinearLayer, LocalModel
 from tracer.product import EARNS_A_KERNEL, add_product, product
 from tracer.targets import Rows
 
@@ -38,6 +38,14 @@ class Effects:
     """What biases, learned positions and skipped positions contribute, the row's own included."""
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Effects on the rows of one chunk while they add up; what one writer does stands together."""
+
+    sources: Float[Tensor, "columns rows"]
+    constant: Float[Tensor, " rows"]
+
+
 def sweep(local: LocalModel, rows: Rows) -> Effects:
     """Effect of every source on every row.
 
@@ -49,10 +57,10 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
     constant = rows.bias.to(dtype, copy=True)
 
     def sweep_chunk(chunk: Tensor) -> None:
-        part = Effects(sources.new_zeros(len(chunk), local.columns), constant.new_zeros(len(chunk)))
-        _sweep_chunk(local, rows[chunk], part)
-        sources[chunk] = part.sources
-        constant[chunk] += part.constant
+        scores = Scores(sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk)))
+        _sweep_chunk(local, rows[chunk], scores)
+        sources[chunk] = scores.sources.T
+        constant[chunk] += scores.constant
 
     remade = any(layer.remakes_pattern for layer in local.layers)
     chunks = list(_chunks(rows, ROWS_PER_PATTERN if remade else ROWS))
@@ -101,8 +109,8 @@ def _by_site(rows: Rows, chunk: Tensor) -> Tensor:
     return chunk[rows.site[chunk].argsort(descending=True, stable=True)]
 
 
-def _sweep_chunk(local: LocalModel, rows: Rows, effects: Effects) -> None:
-    """Sweep rows sorted by site from the top, adding to `effects`.
+def _sweep_chunk(local: LocalModel, rows: Rows, scores: Scores) -> None:
+    """Sweep rows sorted by site from the top, adding to `scores`.
 
     Rows that have joined have a gradient (rows, positions, D), from position `local.start` on.
     """
@@ -115,8 +123,8 @@ def _sweep_chunk(local: LocalModel, rows: Rows, effects: Effects) -> None:
         above = _joining(rows, sites, joined, 2 * layer + 2)
         between = _joining(rows, sites, joined + len(above), 2 * layer + 1)
         fresh = slice(joined, joined + len(above) + len(between))
-        _score_writers(local, layer, gradient, above, effects)
-        _score_carried(local, layer, between, effects, fresh.stop)
+        _score_writers(local, layer, gradient, above, scores)
+        _score_carried(local, layer, between, scores, fresh.stop)
         if not (layer == 0 and local.lifted):
             pattern = maps.transposed_pattern(local.start, end)
             below, own = _skip(maps, gradient, above, local.start)
@@ -132,7 +140,7 @@ def _sweep_chunk(local: LocalModel, rows: Rows, effects: Effects) -> None:
     last = _joining(rows, sites, joined, 0)
     whole[joined:] = 0
     whole[joined:][range(len(last)), last.position - local.start] = last.vector
-    _score_tokens(local, whole, effects, joined if local.lifted else 0)
+    _score_tokens(local, whole, scores, joined if local.lifted else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +152,14 @@ class Fresh:
 
     def __len__(self) -> int:
         return len(self.position)
+
+    def by_position(self) -> Iterator[tuple[int, slice]]:
+        """Every position with the rows there, which stand together."""
+        position, count = self.position.unique_consecutive(return_counts=True)
+        end = 0
+        for here, rows in zip(position.tolist(), count.tolist(), strict=True):
+            yield here, slice(end, end + rows)
+            end += rows
 
 
 def _joining(rows: Rows, sites: list[int], joined: int, site: int) -> Fresh:
@@ -159,77 +175,60 @@ def _both(first: Fresh, second: Fresh) -> Fresh:
 
 
 def _score_writers(
-    local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, effects: Effects
+    local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, scores: Scores
 ) -> None:
     """Add what one layer writes, for rows above it: one product a position."""
     rows, positions, width = gradient.shape
     writers = local.writers[layer]
     if rows:
-        span = slice(local.start, local.start + positions)
+        first = local.start
         operations = 2 * rows * width * len(writers.vectors) / len(local.tokens)
         with _one_thread(operations < EARNS_A_KERNEL):
-            rest = [
-                _score_position(
-                    writers, span.start + index, gradient[:, index], effects, slice(rows)
-                )
-                for index in range(positions)
+            found = [
+                product(writers.at(position), vectors)
+                for position, vectors in enumerate(gradient.unbind(1), start=first)
             ]
-        _score_rest(local, layer, torch.stack(rest, dim=1), effects, (slice(rows), span))
-    for position in fresh.position.unique().tolist():
-        here = (fresh.position == position).nonzero()[:, 0]
-        at, span = rows + here, slice(position, position + 1)
-        others = _score_position(writers, position, fresh.vector[here], effects, at)
-        _score_rest(local, layer, others[:, None], effects, (at, span))
+        _add_scores(local, layer, found, scores, (first, slice(rows)))
+    for position, here in fresh.by_position():
+        one = [product(writers.at(position), fresh.vector[here])]
+        at = slice(rows + here.start, rows + here.stop)
+        _add_scores(local, layer, one, scores, (position, at))
 
 
-def _score_position(
-    writers: Writers,
-    position: int,
-    gradient: Float[Tensor, "rows d_model"],
-    effects: Effects,
-    rows: slice | Tensor,
-) -> Float[Tensor, "rows rest"]:
-    """Add what the features of one layer write at one position; returns the other scores."""
-    begin, end = writers.start[position : position + 2]
-    scores = product(gradient, writers.vectors[begin:end]).to(effects.sources.dtype)
-    features, first = writers.features(position), writers.first[position]
-    effects.sources[rows, first : first + features] += scores[:, :features]
-    return scores[:, features:]
-
-
-def _score_rest(
+def _add_scores(
     local: LocalModel,
     layer: int,
-    rest: Float[Tensor, "rows positions rest"],
-    effects: Effects,
-    where: tuple[slice | Tensor, slice],
+    found: Sequence[Float[Tensor, "writers rows"]],
+    scores: Scores,
+    where: tuple[int, slice],
 ) -> None:
-    """Add what else a layer writes: errors, constants, and what attention carries there."""
-    rows, span = where
-    first = local.error_column(layer, span.start)
-    effects.sources[rows, first : first + rest.shape[1]] += rest[..., 0]
-    effects.constant[rows] += rest[..., 1].sum(1)
-    _add_carried(local, rest[..., 2:].sum(1), effects, rows)
+    """Add scores of one layer's writers at neighbouring positions, from the given one on."""
+    (begin, rows), writers = where, local.writers[layer]
+    sources = scores.sources[:, rows]
+    for position, one in enumerate(found, start=begin):
+        first, features = writers.first[position], len(one) - writers.rest
+        sources[first : first + features].add_(one[:features])
+    rest = torch.stack([one[-writers.rest :] for one in found])
+    first = local.error_column(layer, begin)
+    sources[first : first + len(rest)].add_(rest[:, 0])
+    _add_carried(local, rest[:, 1:].sum(0), scores, rows)
 
 
-def _score_carried(local: LocalModel, layer: int, fresh: Fresh, effects: Effects, end: int) -> None:
+def _score_carried(local: LocalModel, layer: int, fresh: Fresh, scores: Scores, end: int) -> None:
     """Add what attention carries, for the rows up to `end` that read right above it."""
-    carried = local.layers[layer].carried
-    for position in fresh.position.unique().tolist():
-        here = (fresh.position == position).nonzero()[:, 0]
-        scores = product(fresh.vector[here], carried[position]).to(effects.sources.dtype)
-        _add_carried(local, scores, effects, end - len(fresh) + here)
+    carried, begin = local.layers[layer].carried, end - len(fresh)
+    for position, here in fresh.by_position():
+        found = product(carried[position], fresh.vector[here]).roll(1, 0)
+        _add_carried(local, found, scores, slice(begin + here.start, begin + here.stop))
 
 
 def _add_carried(
-    local: LocalModel,
-    scores: Float[Tensor, "rows carried"],
-    effects: Effects,
-    rows: slice | Tensor,
+    local: LocalModel, found: Float[Tensor, "carried rows"], scores: Scores, rows: slice
 ) -> None:
-    first, tokens = local.token_column(0), scores.shape[1] - 1
-    effects.sources[rows, first : first + tokens] += scores[:, :-1]
-    effects.constant[rows] += scores[:, -1]
+    """Add the constant, which comes first, and the first tokens."""
+    first, tokens = local.token_column(0), len(found) - 1
+    scores.constant[rows].add_(found[0])
+    scores.sources[first : first + tokens, rows].add_(found[1:])
 
 
 @contextmanager
@@ -282,10 +281,9 @@ def _spread(
     value = maps.value.view(len(maps.value), kv_heads, -1)
     heads = torch.einsum("rvgi,dvi->rvgd", back, value).flatten(1, 2)
     spread = heads.new_empty(len(fresh), keys, heads.shape[2])
-    for position in fresh.position.unique().tolist():
-        here = (fresh.position == position).nonzero()[:, 0]
+    for position, here in fresh.by_position():
         weight = pattern[..., position - start].transpose(0, 1).flatten(1)
-        spread[here] = weight @ heads[here]
+        torch.matmul(weight, heads[here], out=spread[here])
     return spread
 
 
@@ -309,15 +307,13 @@ def _mix(
 def _score_tokens(
     local: LocalModel,
     gradient: Float[Tensor, "rows positions d_model"],
-    effects: Effects,
+    scores: Scores,
     first: int,
 ) -> None:
     """Add what tokens and learned positions contribute to the rows from `first` on."""
     rows, span = slice(first, None), slice(local.start, local.start + gradient.shape[1])
     columns = slice(local.token_column(span.start), local.token_column(span.stop))
     tokens, learned = local.token_vectors[span], local.position_vectors
-    scores = torch.einsum("rpd,pd->rp", gradient[rows], tokens)
-    effects.sources[rows, columns] += scores.to(effects.sources.dtype)
+    scores.sources[columns, rows] += torch.einsum("rpd,pd->pr", gradient[rows], tokens)
     if learned is not None:
-        constant = torch.einsum("rpd,pd->r", gradient[rows], learned[span])
-        effects.constant[rows] += constant.to(effects.constant.dtype)
+        scores.constant[rows] += torch.einsum("rpd,pd->r", gradient[rows], learned[span])
