@@ -29,8 +29,12 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "graph": [(attribute, "assemble")],
     "of it labels": [(assemble, "labelled")],
 }
-PRODUCTS = {"scores of writers": "_score_writers", "attention": "_attention", "join": "_spread"}
-"""Kinds of products in the sweep, and the function that makes them."""
+PRODUCTS = {
+    "scores of writers": ("_score_writers", "_score_mixed"),
+    "attention": ("_attention", "add_product"),
+    "join": ("_spread",),
+}
+"""Kinds of products in the sweep, and the functions that make them."""
 
 
 def peak(size: int = 2048) -> float:
@@ -106,10 +110,11 @@ def metered() -> Iterator[Meter]:
     for stage, parts in STAGES.items():
         for owner, name in parts:
             put(owner, name, meter.timed(stage, getattr(owner, name)))
-    for kind, name in PRODUCTS.items():
-        put(sweep, name, meter.timed(kind, getattr(sweep, name), thread=True))
     put(sweep, "product", meter.counted(sweep.product))
     put(sweep, "add_product", meter.counted(sweep.add_product))
+    for kind, names in PRODUCTS.items():
+        for name in names:
+            put(sweep, name, meter.timed(kind, getattr(sweep, name), thread=True))
     put(sweep, "_mix", meter.mixed(sweep._mix))
     try:
         yield meter

@@ -6,6 +6,7 @@ the pattern, once per prompt (tracer/linear.py).
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -77,3 +78,15 @@ def fold_all(blocks: list[Block], transcoder: Transcoder) -> tuple[FoldedLayer, 
     """Fold every layer."""
     with torch.no_grad():
         return tuple(fold(block, transcoder, layer) for layer, block in enumerate(blocks))
+
+
+def virtual_weights(
+    folded: tuple[FoldedLayer, ...],
+) -> tuple[Float[Tensor, "heads_d_head kv_heads_d_head"], ...]:
+    """What each layer's heads write of what the next layer's read, a matrix a pair of layers.
+
+    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", section
+    "Virtual weights".
+    """
+    with torch.no_grad():
+        return tuple(below.output @ above.value for below, above in pairwise(folded))

@@ -32,15 +32,21 @@ def check_layout(host: Host, recording: Recording, write: WritePoint) -> None:
         x, output = recording.residuals[layer], recording.outputs[layer][-1]
         if write is WritePoint.MLP_OUTPUT:
             output = _normed(block.mlp_post_norm, output, frozen.mlp_post_scale)
-        rebuilt = x[-1] + _attended(block, frozen, pattern[:, -1:], x) + output
+        rebuilt = x[-1] + _attended(block, frozen, pattern[:, -1], x) + output
         _check(host, f"layer {layer}", rebuilt, recording.residuals[layer + 1][-1])
     last = host.final_norm.frozen(recording.residuals[-1][-1], recording.final_scale[-1])
     _check(host, "the unembedding", host.cap(host.unembed(last)), recording.logits[-1])
 
 
 def _attended(block: Block, frozen: FrozenLayer, pattern: Tensor, x: Tensor) -> Tensor:
+    """What an attention layer adds at one position: mixed first, then read through every head."""
     normed = _normed(block.attention_norm, x, frozen.attention_scale, last=False)
-    out = block.attend(normed, pattern)[0]
+    kv_heads, _, width = block.value.shape
+    mixed = (pattern @ normed).view(kv_heads, -1, width)
+    heads = torch.bmm(mixed, block.value.transpose(1, 2))
+    if block.value_bias is not None:
+        heads += pattern.sum(1).view(kv_heads, -1, 1) * block.value_bias[:, None]
+    out = block.project(heads.flatten())
     return _normed(block.attention_post_norm, out, frozen.attention_post_scale)
 
 

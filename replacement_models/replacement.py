@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from replacement_models.errors import ModelError
-from replacement_models.folding import FoldedLayer, fold_all
+from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats import content_hash, load_transcoder, transcoder_folder
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
@@ -125,6 +125,11 @@ class ReplacementModel:
     def folded(self) -> tuple[FoldedLayer, ...]:
         """Weights folded for the sweep; made at first use, kept with the model."""
         return fold_all(list(self.host.blocks), self.transcoder)
+
+    @cached_property
+    def virtual_weights(self) -> tuple[Tensor, ...]:
+        """Products of the maps of neighbouring layers; made at first use, kept with the model."""
+        return virtual_weights(self.folded)
 
     @cached_property
     def mean_unembedding(self) -> Tensor:

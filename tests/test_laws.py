@@ -11,7 +11,7 @@ import torch
 
 import tracer
 from graphs import AttributionGraph
-from replacement_models import ReadPoint, ReplacementModel, WritePoint
+from replacement_models import ModelError, ReadPoint, ReplacementModel, WritePoint, replacement
 from tests.local_forward import LocalForward
 from tests.random_models import FAMILIES, PROMPT, replacement_model
 from tracer import Intervention
@@ -253,7 +253,10 @@ def test_conservation_fails_when_something_is_dropped(dropped: str, kind: str, f
 
 
 @pytest.mark.parametrize("dropped", ["value_bias", "output_bias"])
-def test_conservation_fails_when_a_host_forgets_a_bias(dropped: str):
+def test_conservation_fails_when_a_host_forgets_a_bias(
+    monkeypatch: pytest.MonkeyPatch, dropped: str
+):
+    monkeypatch.setattr(replacement, "check_layout", lambda *_: None)
     model = replacement_model("gpt2")
     blocks = [replace(block, **{dropped: None}) for block in model.host.blocks]
     host = replace(model.host, blocks=blocks)
@@ -261,6 +264,13 @@ def test_conservation_fails_when_a_host_forgets_a_bias(dropped: str):
     broken = tracer.trace(replace(model, host=host), PROMPT).metadata["conservation"]
     assert honest["relative"] < 1e-9
     assert broken["relative"] > 1e-3
+
+
+def test_a_forgotten_value_bias_is_noticed_before_the_trace():
+    model = replacement_model("gpt2")
+    blocks = [replace(block, value_bias=None) for block in model.host.blocks]
+    with pytest.raises(ModelError, match="layer 0 computes something else"):
+        tracer.trace(replace(model, host=replace(model.host, blocks=blocks)), PROMPT)
 
 
 def test_edges_differ_from_interventions_when_a_head_is_dropped():

@@ -4,7 +4,7 @@ import pytest
 
 import tracer
 from tests.random_models import PROMPT, replacement_model
-from tracer import attribute, carry, linear
+from tracer import attribute, carry, linear, sweep
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
@@ -20,6 +20,41 @@ def test_what_is_carried_forward_equals_what_is_swept(
     assert swept.nodes["id"].to_pylist() == carried.nodes["id"].to_pylist()
     assert abs(swept.effect - carried.effect).max() < 1e-12
     constants = [graph.nodes["constant"].drop_null().to_numpy() for graph in (swept, carried)]
+    assert abs(constants[0] - constants[1]).max() < 1e-12
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox", "olmo2"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_shortcuts_through_virtual_weights_and_mixed_gradients_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, family: str, skip: bool
+):
+    model = replacement_model(family, kind="cross_layer", skip=skip)
+    taken: list[str] = []
+    for name in ("_ready", "_score_mixed"):
+        original = getattr(sweep, name)
+
+        def counted(*args, name=name, original=original):
+            if args[1] is not None:
+                taken.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(sweep, name, counted)
+    graphs = []
+    for traces, share in ((0, 0.0), (10**9, 10**9)):
+        taken.clear()
+        monkeypatch.setattr(linear, "TRACES", traces)
+        monkeypatch.setattr(linear, "MIXED", share)
+        graphs.append(tracer.trace(model, PROMPT))
+        expected = set() if not traces else {"_ready", "_score_mixed"}
+        if skip and family != "gpt_neox":
+            expected.discard("_ready")  # what the output map reads is no longer what attention left
+        if family == "gpt_neox":
+            expected.discard("_score_mixed")  # tokens pass the bottom block, which is not lifted
+        assert set(taken) == expected
+    plain, short = graphs
+    assert plain.nodes["id"].to_pylist() == short.nodes["id"].to_pylist()
+    assert abs(plain.effect - short.effect).max() < 1e-12
+    constants = [graph.nodes["constant"].drop_null().to_numpy() for graph in graphs]
     assert abs(constants[0] - constants[1]).max() < 1e-12
 
 

@@ -38,6 +38,7 @@ def sizes(**changes: Any) -> Sizes:
         post_norm=False,
         skips=False,
         lifted=False,
+        lazy=False,
         patterns_kept=True,
         on_cpu=True,
         threads=2,
@@ -182,14 +183,14 @@ def test_no_row_keeps_more_entries_than_one_over_the_floor(
     monkeypatch: pytest.MonkeyPatch, floor: float
 ):
     kept: list[int] = []
-    make_sparse = attribute._sparse
+    make_sparse = attribute._finished
 
-    def watched(dense: torch.Tensor) -> Any:
-        found = make_sparse(dense)
-        kept.extend(np.diff(found.indptr).tolist())
+    def watched(*given: Any) -> Any:
+        found = make_sparse(*given)
+        kept.extend(found[2].tolist())
         return found
 
-    monkeypatch.setattr(attribute, "_sparse", watched)
+    monkeypatch.setattr(attribute, "_finished", watched)
     tracer.trace(replacement_model("llama", kind="cross_layer"), PROMPT, edge_floor=floor)
     assert 1 < max(kept) <= 1 / floor
 

@@ -28,9 +28,9 @@ def test_no_gradient_is_larger_than_the_chunk(monkeypatch: pytest.MonkeyPatch):
     seen = []
     attention = sweep._attention
 
-    def watched(maps, pattern, read, below):
+    def watched(maps, pattern, read, ready):
         seen.append(read.shape[0] * read.shape[1])
-        return attention(maps, pattern, read, below)
+        return attention(maps, pattern, read, ready)
 
     monkeypatch.setattr(sweep, "_attention", watched)
     monkeypatch.setattr(sweep, "CHUNK", 24)

@@ -33,6 +33,10 @@ class Traced:
     """What the forward pass recorded for each row."""
     floored: Float[np.ndarray, "rows 2"]
     """What an edge floor dropped from each row: the sum, and the sum of sizes."""
+    sum: Float[np.ndarray, " rows"]
+    """Over all sources, with what the floor dropped."""
+    total: Float[np.ndarray, " rows"]
+    """Likewise, of sizes."""
     complete: bool = True
     """False when the trace was interrupted."""
 
@@ -66,24 +70,24 @@ def assemble(
     places = _places(local, logits, traced)
     texts = metadata["tokens"]
     nodes = _nodes(model, local, logits, places, texts)
-    effect, sums = _effect(local, traced, places)
+    effect, left_out = _effect(local, traced, places)
     give_back()
     by_row = {
         "constant": traced.constant,
-        "left_out": sums.left_out + traced.floored[:, 0],
-        "left_out_absolute": sums.left_out_absolute + traced.floored[:, 1],
+        "left_out": left_out[:, 0],
+        "left_out_absolute": left_out[:, 1],
         "pre_activation": traced.value,
     }
     for name, values in by_row.items():
         nodes[name] = [float(values[row]) if row >= 0 else None for row in places.row]
     found = {
         "active_features": len(local.features),
-        "conservation": _conservation(traced, sums.total, places, nodes["id"]),
-        **_losses(traced, float(sums.absolute.sum())),
+        "conservation": _conservation(traced, places, nodes["id"]),
+        **_losses(traced),
     }
     floored = np.where(places.row >= 0, traced.floored[places.row, 1], 0.0)
     graph = AttributionGraph.build(nodes, effect, metadata | found, lost=floored)
-    return graph.relabel(labelled(graph, model, local))
+    return graph.relabel(labelled(graph, model, local, places.column))
 
 
 def metadata(
@@ -142,45 +146,40 @@ def _places(local: LocalModel, logits: LogitTargets, traced: Traced) -> Places:
     return Places(np.concatenate(column), np.concatenate(row))
 
 
-@dataclass(frozen=True, eq=False)
-class Sums:
-    """Over all columns of every row, in float64."""
+def _effect(
+    local: LocalModel, traced: Traced, places: Places
+) -> tuple[sparse.csr_array, Float[np.ndarray, "rows 2"]]:
+    """(nodes, nodes), rows and columns in node order; what the rows lost, and its size.
 
-    total: Float[np.ndarray, " rows"]
-    absolute: Float[np.ndarray, " rows"]
-    left_out: Float[np.ndarray, " rows"]
-    """Of columns that are no nodes."""
-    left_out_absolute: Float[np.ndarray, " rows"]
-
-
-def _effect(local: LocalModel, traced: Traced, places: Places) -> tuple[sparse.csr_array, Sums]:
-    """(nodes, nodes), rows and columns in node order, and the rows' sums. Uses up the effects."""
-    nodes, rows = len(places.column), len(traced.constant)
+    Uses up the effects.
+    """
+    nodes = len(places.column)
     node = np.full(local.columns, -1, dtype=np.int32)
     sources = np.flatnonzero(places.column >= 0)
     node[places.column[sources]] = sources
-    sums = Sums(*(np.zeros(rows) for _ in range(4)))
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    done = 0
+    sums = []
     while traced.effects:
         block = traced.effects.pop(0)
-        at = slice(done, done + block.shape[0])
-        _add_up(block, node < 0, (sums, at))
         index = node[block.indices]
-        inside = index >= 0
-        before = np.concatenate([[0], np.cumsum(inside)])[block.indptr]
-        kept.append((block.data[inside], index[inside], np.diff(before)))
-        done = at.stop
-    return _ordered(kept, places.row, nodes), sums
+        inside = np.flatnonzero(index >= 0)
+        counts = np.diff(np.searchsorted(inside, block.indptr))
+        data, index = block.data[inside], index[inside]
+        kept.append((data, index, counts))
+        lossy = counts < np.diff(block.indptr)
+        sums.append(np.stack([*_sums(data, counts), lossy], axis=1))
+    signed, absolute, lossy = np.concatenate(sums).T
+    left_out = np.stack([traced.sum - signed, traced.total - absolute], axis=1)
+    nothing = (lossy == 0) & (traced.floored[:, 1] == 0)
+    return _ordered(kept, places.row, nodes), np.where(nothing[:, None], 0.0, left_out)
 
 
-def _add_up(block: sparse.csr_array, out: np.ndarray, into: tuple[Sums, slice]) -> None:
-    """Sums of one block's rows; `out` says which columns are no nodes."""
-    sums, at = into
-    which = np.stack([np.ones(len(out)), out], axis=1)
-    sums.total[at], sums.left_out[at] = (block @ which).T
-    size = sparse.csr_array((np.abs(block.data), block.indices, block.indptr), shape=block.shape)
-    sums.absolute[at], sums.left_out_absolute[at] = (size @ which).T
+def _sums(data: np.ndarray, counts: np.ndarray) -> Float[np.ndarray, "2 rows"]:
+    """Of every row's entries, which stand one row after the other, and of their sizes."""
+    ends = np.concatenate([[0], counts.cumsum()])
+    rows = sparse.csr_array((data, np.arange(len(data)), ends), shape=(len(counts), len(data)))
+    one = np.ones(len(data))
+    return np.stack([rows @ one, abs(rows) @ one])
 
 
 def _ordered(
@@ -208,11 +207,9 @@ def _ordered(
     return effect
 
 
-def _conservation(
-    traced: Traced, inputs: Float[np.ndarray, " rows"], places: Places, ids: list[str]
-) -> dict[str, Any]:
+def _conservation(traced: Traced, places: Places, ids: list[str]) -> dict[str, Any]:
     """The worst row of the conservation law: inputs and constant against the forward pass."""
-    wrong = np.abs(inputs + traced.floored[:, 0] + traced.constant - traced.value)
+    wrong = np.abs(traced.sum + traced.constant - traced.value)
     worst = int(wrong.argmax())
     size = float(np.abs(traced.value).max())
     node = int(np.flatnonzero(places.row == worst)[0])
@@ -223,12 +220,12 @@ def _conservation(
     }
 
 
-def _losses(traced: Traced, kept: float) -> dict[str, Any]:
+def _losses(traced: Traced) -> dict[str, Any]:
     """What a graph with an edge floor or an interrupted trace must say of itself."""
     found: dict[str, Any] = {}
     dropped = float(traced.floored[:, 1].sum())
     if dropped:
-        found["floored_share"] = dropped / (dropped + kept)
+        found["floored_share"] = dropped / float(traced.total.sum())
     if not traced.complete:
         found["partial"] = {"features": len(traced.columns)}
     return found

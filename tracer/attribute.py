@@ -63,6 +63,8 @@ class Block:
     value: Float[np.ndarray, " rows"]
     floored: Float[np.ndarray, "rows 2"]
     """What lay below the edge floor: the sum, and the sum of sizes."""
+    sum: Float[np.ndarray, " rows"]
+    """Signed sum of every row, with what lay below the floor."""
     total: Float[np.ndarray, " rows"]
     """Absolute sum of every row, with what lay below the floor."""
 
@@ -141,7 +143,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     need = check(model, sizes, memory_limit)
     if on_estimate is not None:
         on_estimate(need)
-    local = linearise(model, recording, skip_positions)
+    local = linearise(model, recording, skip_positions, sizes.explained)
     give_back()
     plan = Plan(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial)
     with eager_attention(model.host.model):  # for patterns made anew, from several threads
@@ -231,6 +233,8 @@ def _sweep_all(
         constant=np.concatenate([block.constant for block in done]),
         value=np.concatenate([block.value for block in done]),
         floored=np.concatenate([block.floored for block in done]),
+        sum=np.concatenate([block.sum for block in done]),
+        total=np.concatenate([block.total for block in done]),
         complete=complete,
     )
 
@@ -244,6 +248,8 @@ def _blocks(
 ) -> Iterator[Block]:
     """Finished rows: the logits, then the features, ranked again and again where there is a cap."""
     order = _reference_order(local)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
     frontier = Frontier.over(order)
     first = _block(local, logits.rows, np.zeros(0, dtype=np.int64), plan.edge_floor)
     yield first
@@ -257,6 +263,7 @@ def _blocks(
         done += len(chosen)
         for begin in range(0, len(chosen), most):
             columns = chosen[begin : begin + most]
+            columns = columns[place[columns].argsort()]
             at = torch.as_tensor(columns, device=local.features.layer.device)
             rows = feature_rows(model, recording, local, at)
             block = _block(local, rows, columns, plan.edge_floor)
@@ -269,44 +276,56 @@ def _blocks(
 def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], floor: float) -> Block:
     """Sweep some rows and keep them sparse, less what lies below the floor."""
     effects = sweep(local, rows)
-    sources = effects.sources
-    floored = sources.new_zeros(len(sources), 2, dtype=torch.float64)
-    total = floored.new_zeros(len(sources))
-    for part, lost, whole in zip(*(x.split(PART) for x in (sources, floored, total)), strict=True):
-        size = part.abs()
-        whole += size.sum(1, dtype=torch.float64)
-        if floor:
-            below = size < floor * whole[:, None]
-            lost[:, 1] = (size * below).sum(1, dtype=torch.float64)
-            lost[:, 0] = (part * below).sum(1, dtype=torch.float64)
-            part.masked_fill_(below, 0)
+    parts = [
+        _finished(effects.sources[at], reach, floor)
+        for run, reach in _runs(local, rows)
+        for at in np.array_split(run, -(-len(run) // PART))
+    ]
+    data, index, counts, floored, total, whole = (
+        np.concatenate(each) for each in zip(*parts, strict=True)
+    )
+    start = np.concatenate([[0], counts.cumsum()])
     return Block(
         columns=columns,
-        effects=_sparse(sources),
+        effects=sparse.csr_array((data, index, start), shape=tuple(effects.sources.shape)),
         constant=effects.constant.double().cpu().numpy(),
         value=rows.value.double().cpu().numpy(),
-        floored=floored.cpu().numpy(),
-        total=total.cpu().numpy(),
+        floored=floored,
+        sum=total,
+        total=whole,
     )
 
 
-def _sparse(dense: Float[torch.Tensor, "rows columns"]) -> sparse.csr_array:
-    """The entries that are not zero, without a second array of the dense one's size."""
-    rows, columns = dense.shape
-    count = int(dense.count_nonzero())
-    data = np.empty(count, dtype=str(dense.dtype).removeprefix("torch."))
-    index = np.empty(count, dtype=np.int32)
-    start = np.zeros(rows + 1, dtype=np.int64)
-    done = 0
-    for first in range(0, rows, PART):
-        part = dense[first : first + PART]
-        flat = part.flatten().nonzero()[:, 0]
-        here = slice(done, done + len(flat))
-        data[here] = part.flatten()[flat].cpu().numpy()
-        index[here] = (flat % columns).int().cpu().numpy()
-        start[first + 1 : first + 1 + len(part)] = part.count_nonzero(1).cpu().numpy()
-        done += len(flat)
-    return sparse.csr_array((data, index, start.cumsum()), shape=dense.shape)
+def _runs(
+    local: LocalModel, rows: Rows
+) -> Iterator[tuple[Int[np.ndarray, " run"], Int[torch.Tensor, " reaching"]]]:
+    """Neighbouring rows that read at one site and position, and the columns that reach them."""
+    places = torch.stack([rows.site, rows.position], dim=1)
+    found, counts = places.unique_consecutive(dim=0, return_counts=True)
+    runs = np.split(np.arange(len(rows)), counts.cumsum(0).cpu()[:-1])
+    for (site, position), run in zip(found.tolist(), runs, strict=True):
+        yield run, local.reach(site, position)
+
+
+def _finished(
+    dense: Float[torch.Tensor, "rows columns"], reach: Int[torch.Tensor, " reaching"], floor: float
+) -> tuple[np.ndarray, ...]:
+    """Entries, their columns and how many a row has; what the floor dropped; sums, signed and not.
+
+    Only the columns in `reach` count. Sums and what was dropped are as in `Block`.
+    """
+    part = dense[:, reach]
+    size = part.abs()
+    total, whole = (x.sum(1, dtype=torch.float64).cpu().numpy() for x in (part, size))
+    lost = np.zeros((len(part), 2))
+    index = np.tile(reach.int().cpu().numpy(), (len(part), 1))
+    data, counts = part.cpu().numpy(), np.full(len(part), len(reach))
+    if floor:
+        kept = size.cpu().numpy() >= floor * whole[:, None]
+        for column, what in enumerate((data, np.abs(data))):
+            lost[:, column] = np.where(kept, 0, what).sum(1, dtype=np.float64)
+        data, index, counts = data[kept], index[kept], kept.sum(1)
+    return data.ravel(), index.ravel(), counts, lost, total, whole
 
 
 def _own(rows: Rows, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

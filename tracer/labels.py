@@ -17,22 +17,26 @@ BUDGET, LEAST = 3e9, 64
 one label costs as much as unembedding one vector."""
 
 
-def labelled(graph: AttributionGraph, model: ReplacementModel, local: LocalModel) -> dict[str, str]:
+def labelled(
+    graph: AttributionGraph,
+    model: ReplacementModel,
+    local: LocalModel,
+    column: Int[np.ndarray, " nodes"],
+) -> dict[str, str]:
     """Labels, by node id, of the most influential features: as many as the budget allows.
 
-    Features beyond it keep the token they fire on as their label.
+    Features beyond it keep the token they fire on as their label. `column` says where each node
+    stands in the local model.
     """
     cost = 2 * model.host.d_model * model.host.vocabulary
     count = max(LEAST, int(BUDGET / cost))
-    nodes = graph.nodes.select(["id", "kind", "influence"]).to_pydict()
-    features = np.flatnonzero(np.array(nodes["kind"]) == NodeKind.FEATURE.value)
-    order = np.argsort(-np.array(nodes["influence"])[features], kind="stable")
-    ids = [nodes["id"][row] for row in features[order[:count]]]
-    found = local.features
-    keys = zip(found.layer.tolist(), found.feature.tolist(), found.position.tolist(), strict=True)
-    column = {f"{layer}_{feature}_{at}": index for index, (layer, feature, at) in enumerate(keys)}
-    chosen = torch.tensor([column[name] for name in ids], dtype=torch.long, device=model.device)
+    nodes = graph.nodes
+    features = np.flatnonzero(nodes["kind"].to_numpy() == NodeKind.FEATURE.value)
+    order = np.argsort(-nodes["influence"].to_numpy()[features], kind="stable")
+    rows = features[order[:count]]
+    chosen = torch.as_tensor(column[rows], dtype=torch.long, device=model.device)
     texts = graph.metadata["tokens"]
+    ids = nodes["id"].take(rows).to_pylist()
     return dict(zip(ids, feature_labels(model, local, chosen, texts), strict=True))
 
 

@@ -11,20 +11,31 @@ norm.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from replacement_models import ActiveFeatures, FrozenLayer, Recording, ReplacementModel, Transcoder
+from replacement_models import (
+    ActiveFeatures,
+    DenseDecoder,
+    FrozenLayer,
+    Recording,
+    ReplacementModel,
+    Transcoder,
+)
 from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
-from replacement_models.transcoder import ReadPoint
+from replacement_models.transcoder import Decoder, ReadPoint
 from tracer.available import give_back
 from tracer.carry import carry, embedded, is_lifted, lift, start_of
 
+TRACES = 8
+"""Traces that the making of virtual weights, once per model, is spread over."""
+MIXED = 0.5
+"""Share of the products saved by scoring mixed gradients that preparing for it may take."""
 SPARE = 1 << 24
 """Bytes of one layer's writers from which on memory that was freed is given back."""
 
@@ -71,6 +82,8 @@ class LinearLayer:
     skip_scale: Float[Tensor, "positions 1"]
     """One over the norm denominators that the linear skip passes."""
     parallel: bool
+    virtual: Float[Tensor, "heads_d_head kv_heads_d_head_above"] | None
+    """Back through the value map of the layer above and this one's output map, where that pays."""
 
     @property
     def remakes_pattern(self) -> bool:
@@ -103,6 +116,9 @@ class LocalModel:
     which later positions know through attention: they are carried forward instead."""
     lifted: bool
     """Whether the bottom attention layer carries all tokens, so that the sweep ends above it."""
+    mixed: Writers | None
+    """What the sources below the last attention layer swept write to its values, where that pays:
+    gradients are then scored as that layer has mixed them and not pulled through its value map."""
 
     @property
     def positions(self) -> int:
@@ -122,8 +138,29 @@ class LocalModel:
         """Column of one token node."""
         return len(self.features) + len(self.layers) * self.positions + position
 
+    def reach(self, site: int, position: int) -> Int[Tensor, " reaching"]:
+        """Columns whose sources can have an effect on what reads at a site and position."""
+        layer, at = self._places
+        attended = layer + 1 <= (site - 1) // 2
+        here = torch.where(attended, at <= position, at == position)
+        return (here & (2 * layer + 2 <= site)).nonzero()[:, 0]
 
-def linearise(model: ReplacementModel, recording: Recording, skip_positions: int) -> LocalModel:
+    @cached_property
+    def _places(self) -> tuple[Int[Tensor, " columns"], Int[Tensor, " columns"]]:
+        """Layer of every column, -1 for tokens, and position; skipped errors stand nowhere."""
+        layers, positions, device = len(self.layers), self.positions, self.features.layer.device
+        error_layer = torch.arange(layers, device=device).repeat_interleave(positions)
+        every = torch.arange(positions, device=device)
+        skipped = torch.where(every < self.skip_positions, positions, every)
+        return (
+            torch.cat([self.features.layer, error_layer, torch.full_like(every, -1)]),
+            torch.cat([self.features.position, skipped.repeat(layers), every]),
+        )
+
+
+def linearise(
+    model: ReplacementModel, recording: Recording, skip_positions: int, rows: int | None = None
+) -> LocalModel:
     """Freeze a recording into a local replacement model.
 
     Args:
@@ -131,21 +168,25 @@ def linearise(model: ReplacementModel, recording: Recording, skip_positions: int
         recording: its one forward pass.
         skip_positions: features and errors at the first so many positions are no nodes; the MLP
             outputs there count as constants.
+        rows: how many will be swept, which decides what is worth preparing; None is all features.
     """
     features = _columns(recording.features, skip_positions)
+    rows = len(features) if rows is None else rows
     start, lifted = start_of(recording, skip_positions), is_lifted(model, recording)
     writers = _room(model, features, len(recording.tokens), start, lifted)
     _write_features(model.transcoder, features, writers)
+    pays = virtual_pays(model, len(recording.tokens), rows)
+    virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
     held = embedded(recording, start)
     layers = []
-    for layer, written in enumerate(writers):
-        rest = _rest(model, recording, layer, skip_positions, written)
-        maps = _layer(model, recording, layer, held, lifted and layer == 0)
+    for layer, writes in enumerate(writers):
+        rest = _rest(model, recording, layer, skip_positions, writes)
+        maps = _layer(model, recording, layer, held, lifted and layer == 0, virtual[layer])
         seen = maps.carried if maps.parallel else _past_skip(maps, maps.carried, maps.carried)
         held = _above(maps, held, lifted and layer == 0)
         held[:, -1] += rest[:start, 1]
-        _push(model, recording, layer, written)
-        _write_rest(written, rest, seen)
+        _push(model, recording, layer, writes)
+        _write_rest(writes, rest, seen)
         layers.append(maps)
     return LocalModel(
         tokens=recording.tokens,
@@ -157,7 +198,24 @@ def linearise(model: ReplacementModel, recording: Recording, skip_positions: int
         skip_positions=skip_positions,
         start=start,
         lifted=lifted,
+        mixed=_mixed(writers[0], layers[1], rows) if lifted and len(layers) > 1 else None,
     )
+
+
+def virtual_pays(model: ReplacementModel, positions: int, rows: int) -> bool:
+    """Whether virtual weights save more than they cost, over some traces of as many rows."""
+    blocks = model.host.blocks
+    width = max(block.value[..., 0].numel() for block in blocks)
+    return TRACES * rows * positions >= len(blocks) * width
+
+
+def _mixed(writers: Writers, above: LinearLayer, rows: int) -> Writers | None:
+    """The bottom layer's writers as the attention layer above reads them, if that pays."""
+    vectors, positions = writers.vectors, len(writers.start) - 1
+    d_model = vectors.shape[1]
+    if len(vectors) * (d_model + rows) > MIXED * rows * positions * d_model:
+        return None
+    return replace(writers, vectors=vectors @ above.value)
 
 
 def _columns(active: ActiveFeatures, skip_positions: int) -> ActiveFeatures:
@@ -201,19 +259,28 @@ def _write_features(
     They are MLP outputs still; `_push` takes them to the residual stream.
     """
     place = [
-        _writing(transcoder, features, layer).cumsum(0) - 1 + written.rest * features.position
-        for layer, written in enumerate(writers)
+        _writing(transcoder, features, layer).cumsum(0) - 1 + one.rest * features.position
+        for layer, one in enumerate(writers)
     ]
-    for layer in range(len(transcoder.layers)):
+    for layer, weights in enumerate(transcoder.layers):
         here = (features.layer == layer).nonzero()[:, 0]
-        used, which = features.feature[here].unique(return_inverse=True)
+        rows, which = _decoder_rows(weights.decoder, features.feature[here])
         scale = features.activation[here, None]
-        rows = transcoder.decoder_rows(layer, used)
         for target, row in zip(transcoder.targets(layer), rows.unbind(1), strict=True):
             writers[target].vectors.index_copy_(0, place[target][here], row[which].mul_(scale))
-        if rows.nbytes > SPARE:
+        if len(which) * rows[:1].nbytes > SPARE:
             del rows, row
             give_back()
+
+
+def _decoder_rows(
+    decoder: Decoder, features: Int[Tensor, " features"]
+) -> tuple[Float[Tensor, "rows targets d_model"], Int[Tensor, " features"]]:
+    """Rows among which those of `features` are, and where: the weights, where memory holds them."""
+    if isinstance(decoder, DenseDecoder) and decoder.weight.device == features.device:
+        return decoder.weight, features
+    used, which = features.unique(return_inverse=True)
+    return decoder.rows(used), which
 
 
 def _rest(
@@ -221,7 +288,7 @@ def _rest(
     recording: Recording,
     layer: int,
     skip_positions: int,
-    written: Writers,
+    writers: Writers,
 ) -> Float[Tensor, "positions 2 d_model"]:
     """What else one layer's MLP adds to the residual stream: its error and its constant.
 
@@ -232,7 +299,7 @@ def _rest(
     if weights.W_skip is not None:
         output = output - recording.inputs[layer] @ weights.W_skip
     every = torch.arange(len(output), device=output.device)
-    reconstruction = torch.stack([written.of_features(p).sum(0) for p in every.tolist()])
+    reconstruction = torch.stack([writers.of_features(p).sum(0) for p in every.tolist()])
     error = output - b_dec - reconstruction
     error[:skip_positions] = 0
     constant = b_dec.repeat(len(output), 1)
@@ -246,26 +313,26 @@ def _rest(
     return torch.stack([error, constant], dim=1)
 
 
-def _push(model: ReplacementModel, recording: Recording, layer: int, written: Writers) -> None:
+def _push(model: ReplacementModel, recording: Recording, layer: int, writers: Writers) -> None:
     """Take what features write to an MLP output on to the residual stream."""
     if mlp_post_norm(model.host.blocks[layer], model.transcoder) is None:
         return
     for position in range(len(recording.tokens)):
-        vectors = written.of_features(position)
+        vectors = writers.of_features(position)
         at = torch.tensor([position], device=vectors.device)
         vectors.copy_(_onto_residual(model, recording, layer, vectors, at))
 
 
 def _write_rest(
-    written: Writers,
+    writers: Writers,
     rest: Float[Tensor, "positions 2 d_model"],
     seen: Float[Tensor, "positions carried d_model"],
 ) -> None:
     """Write errors, constants and tokens; what attention carries ends in a constant too."""
     rest[:, 1] += seen[:, -1]
-    ends = torch.tensor(written.start[1:], device=rest.device)
-    others = torch.arange(-written.rest, 0, device=rest.device)
-    written.vectors[ends[:, None] + others] = torch.cat([rest, seen[:, :-1]], dim=1)
+    ends = torch.tensor(writers.start[1:], device=rest.device)
+    others = torch.arange(-writers.rest, 0, device=rest.device)
+    writers.vectors[ends[:, None] + others] = torch.cat([rest, seen[:, :-1]], dim=1)
 
 
 def _onto_residual(
@@ -286,7 +353,12 @@ def _onto_residual(
 
 
 def _layer(
-    model: ReplacementModel, recording: Recording, layer: int, held: Tensor, lifted: bool
+    model: ReplacementModel,
+    recording: Recording,
+    layer: int,
+    held: Tensor,
+    lifted: bool,
+    virtual: Tensor | None,
 ) -> LinearLayer:
     folded, frozen = model.folded[layer], recording.layers[layer]
     block = model.host.blocks[layer]
@@ -306,6 +378,7 @@ def _layer(
         skip=folded.skip,
         skip_scale=_skip_scale(model, frozen, block),
         parallel=block.parallel,
+        virtual=virtual if block.parallel or folded.skip is None else None,
     )
 
 

@@ -11,6 +11,7 @@ what is measured.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tracer.available import free_in_memory, free_on
 from tracer.carry import is_lifted
 from tracer.errors import TraceError
 from tracer.labels import BUDGET, LEAST
+from tracer.linear import virtual_pays
 from tracer.sweep import CHUNK, CHUNK_ON_GPU, KEYS, ROWS, ROWS_PER_PATTERN
 
 GB = 1e9
@@ -70,6 +72,8 @@ class Sizes:
     """Whether there is a linear skip."""
     lifted: bool
     """Whether the bottom attention layer carries every token (carry.py)."""
+    lazy: bool
+    """Whether decoder rows are read from disk."""
     patterns_kept: bool
     on_cpu: bool
     threads: int
@@ -79,6 +83,8 @@ class Sizes:
     """With a cap: rows between two rankings, which end a block."""
     edge_floor: float
     """Share of a row below which effects are dropped."""
+    folded: float = 0.0
+    """Bytes of weights that the model's first trace folds and keeps."""
 
     @classmethod
     def of(
@@ -119,9 +125,11 @@ class Sizes:
             post_norm=any(mlp_post_norm(block, model.transcoder) for block in blocks),
             skips=any(layer.W_skip is not None for layer in model.transcoder.layers),
             lifted=is_lifted(model, recording),
+            lazy=not all(isinstance(one.decoder, DenseDecoder) for one in model.transcoder.layers),
             patterns_kept=isinstance(recording.layers[0].pattern, torch.Tensor),
             on_cpu=model.device.type == "cpu",
             threads=torch.get_num_threads(),
+            folded=_folded(model, positions, most),
             **rest | {"explained": most, "rank_every": every},
         )
 
@@ -155,6 +163,19 @@ def block_rows(columns: int, itemsize: int) -> int:
     """How many rows are swept at once where each has so many columns."""
     bytes_a_row = columns * max(itemsize, torch.float32.itemsize)
     return max(min(PART, BLOCK), min(BLOCK, DENSE // bytes_a_row // PART * PART))
+
+
+def _folded(model: ReplacementModel, positions: int, rows: int) -> float:
+    """Bytes of the weights that this trace will fold, because no trace before it has."""
+    heads = [
+        (block.output[..., 0].numel(), block.value[..., 0].numel()) for block in model.host.blocks
+    ]
+    numbers = 0
+    if "folded" not in vars(model):
+        numbers += sum(output + value for output, value in heads) * model.host.d_model
+    if virtual_pays(model, positions, rows) and "virtual_weights" not in vars(model):
+        numbers += sum(below[0] * above[1] for below, above in pairwise(heads))
+    return float(numbers * model.dtype.itemsize)
 
 
 def _key_values(value: torch.Tensor) -> tuple[int, int]:
@@ -197,12 +218,13 @@ class Estimate:
 def estimate(sizes: Sizes) -> Estimate:
     """The most memory the rest of a trace will take."""
     stages = [*_linearising(sizes), *_sweeping(sizes)]
+    fixed = FIXED + sizes.folded
     if sizes.on_cpu:
         largest = max(stages, key=lambda stage: stage.device + stage.host)
-        return Estimate(int(FIXED + largest.device + largest.host), 0, largest.name)
+        return Estimate(int(fixed + largest.device + largest.host), 0, largest.name)
     largest = max(stages, key=lambda stage: stage.device)
     host = max(stage.host for stage in stages)
-    return Estimate(int(FIXED + largest.device), int(host), largest.name)
+    return Estimate(int(fixed + largest.device), int(host), largest.name)
 
 
 def _vectors(sizes: Sizes) -> Float[np.ndarray, " layers"]:
@@ -240,7 +262,7 @@ def _linearising(sizes: Sizes) -> Iterator[Stage]:
     width, patterns = sizes.d_model * sizes.itemsize, _patterns(sizes)
     room = float(_vectors(sizes).sum() + _rest(sizes).sum())
     for source, targets in enumerate(sizes.targets):
-        read = sizes.used[source] * len(targets) * width
+        read = sizes.used[source] * len(targets) * width if sizes.lazy else 0.0
         yield Stage("linearise", room + read + sizes.features[source].sum() * width, 0)
     done = room
     for layer in range(sizes.layers):
@@ -260,8 +282,8 @@ def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     dense = block * (sizes.columns * sizes.entry + 2.0 * sizes.d_model * sizes.itemsize)
     of_block = entries * min(1.0, block / (features + sizes.logits))
     yield Stage("sweep", local + dense + _chunks(sizes, block), (entries - of_block) * row)
-    part = 8.0 * min(PART, block) * sizes.columns * sizes.entry  # float64 sums, int64 places
-    yield Stage("sweep", local + dense + part, entries * row)
+    part = min(PART, block) * sizes.columns * (3.0 * sizes.entry + INDEX)
+    yield Stage("sweep", local + dense + part, (entries + of_block) * row)
     names = sizes.active * ACTIVE + NODE * (
         features + sizes.logits + (sizes.layers + 1) * sizes.positions
     )
@@ -439,7 +461,7 @@ def _other_options(model: ReplacementModel, sizes: Sizes) -> Iterator[Option]:
         yield Option("--recompute-patterns", remade, float(_patterns(sizes).sum()))
     decoders = [layer.decoder for layer in model.transcoder.layers]
     if held := sum(one.weight.nbytes for one in decoders if isinstance(one, DenseDecoder)):
-        yield Option("--lazy", sizes, held)
+        yield Option("--lazy", replace(sizes, lazy=True), held)
     for name, itemsize in (("float32", 4), ("bfloat16", 2)):
         if itemsize < sizes.itemsize:
             yield Option(f"--dtype {name}", replace(sizes, itemsize=itemsize))

@@ -1,10 +1,12 @@
 """Matrix products of the sweep.
 
-On CPUs, large float32 products go through oneDNN's linear operator, which torch ships: plain
-float32 like torch's default, and where that takes a slow path (MKL on other makers' processors)
-about twice as fast. oneDNN compiles a kernel for every new shape, which small products do not earn
-back. benchmarks/products.py measures both. Everything else is torch's own product.
+On CPUs, large float32 products go where they are fastest. MKL, torch's default, takes a slow path
+on other makers' processors; there oneDNN's linear operator, which torch ships too, does the same in
+half the time. It compiles a kernel for every new shape, which small products do not earn back.
+benchmarks/products.py measures both. Everything else is torch's own product.
 """
+
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -13,7 +15,17 @@ from torch import Tensor
 EARNS_A_KERNEL = 100e6
 """Floating-point operations from which a product is worth compiling for."""
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+def _onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether there is oneDNN and the processor is not one that MKL is made for."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    try:
+        return there and "GenuineIntel" not in cpuinfo.read_text()
+    except OSError:
+        return there
+
+
+_ONEDNN = _onednn_is_faster()
 
 
 def product(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.linear import LinearLayer, LocalModel
+from tracer.linear import LinearLayer, LocalModel, Writers
 from tracer.product import EARNS_A_KERNEL, add_product, product
 from tracer.targets import Rows
 
@@ -57,9 +57,11 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
     constant = rows.bias.to(dtype, copy=True)
 
     def sweep_chunk(chunk: Tensor) -> None:
-        scores = Scores(sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk)))
+        scores = Scores(
+            sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk))
+        )
         _sweep_chunk(local, rows[chunk], scores)
-        sources[chunk] = scores.sources.T
+        sources.index_copy_(0, chunk, scores.sources.T.contiguous())
         constant[chunk] += scores.constant
 
     remade = any(layer.remakes_pattern for layer in local.layers)
@@ -117,30 +119,65 @@ def _sweep_chunk(local: LocalModel, rows: Rows, scores: Scores) -> None:
     end = int(rows.position.max()) + 1
     sites = rows.site.tolist()
     whole = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
-    joined = 0
+    joined, ready, mixed = 0, None, None
     for layer in range((max(sites) - 1) // 2, -1, -1):
-        maps, gradient = local.layers[layer], whole[:joined]
         above = _joining(rows, sites, joined, 2 * layer + 2)
         between = _joining(rows, sites, joined + len(above), 2 * layer + 1)
-        fresh = slice(joined, joined + len(above) + len(between))
-        _score_writers(local, layer, gradient, above, scores)
-        _score_carried(local, layer, between, scores, fresh.stop)
+        _score_writers(local, layer, whole[:joined], above, scores)
+        _score_mixed(local, mixed, scores)
+        after = joined + len(above) + len(between)
+        _score_carried(local, layer, between, scores, after)
         if not (layer == 0 and local.lifted):
-            pattern = maps.transposed_pattern(local.start, end)
-            below, own = _skip(maps, gradient, above, local.start)
-            own = _both(own, between)
-            read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
-            if joined:
-                whole[:joined] = _attention(maps, pattern, read, below)
-            if len(own):
-                spread = _spread(maps, pattern, reading, local.start)
-                spread[range(len(own)), own.position - local.start] += own.vector
-                whole[fresh] = spread
-        joined = fresh.stop
+            ready, mixed = _pass_layer(local, layer, (whole, joined), (above, between), ready)
+        joined = after
     last = _joining(rows, sites, joined, 0)
     whole[joined:] = 0
     whole[joined:][range(len(last)), last.position - local.start] = last.vector
     _score_tokens(local, whole, scores, joined if local.lifted else 0)
+
+
+def _pass_layer(
+    local: LocalModel,
+    layer: int,
+    gradients: tuple[Tensor, int],
+    joining: tuple["Fresh", "Fresh"],
+    ready: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Pull gradients back through one layer's skip and attention, in place.
+
+    Args:
+        local: the local model.
+        layer: its layer.
+        gradients: room for all rows, and how many have joined; those joining follow.
+        joining: rows that read above the layer's MLP and between it and attention.
+        ready: what the layer's output map makes of the last rows that have joined, where known.
+
+    Returns:
+        `ready` for the layer below, of the rows joining now, where that pays; and the gradient as
+        attention has mixed it, (rows, positions, values), where it is not pulled back any further.
+    """
+    (whole, joined), (above, between) = gradients, joining
+    maps, gradient = local.layers[layer], whole[:joined]
+    pattern = maps.transposed_pattern(local.start, local.start + whole.shape[1])
+    below, own = _skip(maps, gradient, above, local.start)
+    own = _both(own, between)
+    read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
+    mixed = None
+    if joined:
+        values = _attention(maps, pattern, read, ready)
+        if layer == 1 and local.mixed is not None:
+            mixed = values.unflatten(0, (joined, -1))
+        else:
+            below = add_product(below.flatten(0, 1), values, maps.value).view_as(below)
+        if below.data_ptr() != gradient.data_ptr():
+            gradient.copy_(below)
+    if not len(own):
+        return None, mixed
+    back = product(reading.vector, maps.output)
+    whole[joined : joined + len(own)] = _spread(pattern, back, maps.value, own, local.start)
+    if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
+        return None, mixed
+    return _ready(local.layers[layer - 1], pattern, back, own, local.start), mixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,21 +215,34 @@ def _score_writers(
     local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, scores: Scores
 ) -> None:
     """Add what one layer writes, for rows above it: one product a position."""
-    rows, positions, width = gradient.shape
-    writers = local.writers[layer]
+    rows, writers = len(gradient), local.writers[layer]
     if rows:
-        first = local.start
-        operations = 2 * rows * width * len(writers.vectors) / len(local.tokens)
-        with _one_thread(operations < EARNS_A_KERNEL):
-            found = [
-                product(writers.at(position), vectors)
-                for position, vectors in enumerate(gradient.unbind(1), start=first)
-            ]
-        _add_scores(local, layer, found, scores, (first, slice(rows)))
+        found = _products(writers, gradient, local.start)
+        _add_scores(local, layer, found, scores, (local.start, slice(rows)))
     for position, here in fresh.by_position():
         one = [product(writers.at(position), fresh.vector[here])]
         at = slice(rows + here.start, rows + here.stop)
         _add_scores(local, layer, one, scores, (position, at))
+
+
+def _score_mixed(local: LocalModel, mixed: Tensor | None, scores: Scores) -> None:
+    """Add what the bottom layer writes to values, for rows that stay as attention mixed them."""
+    if mixed is None or local.mixed is None:
+        return
+    found = _products(local.mixed, mixed, local.start)
+    _add_scores(local, 0, found, scores, (local.start, slice(len(mixed))))
+
+
+def _products(
+    writers: Writers, gradient: Float[Tensor, "rows positions width"], start: int
+) -> list[Float[Tensor, "writers rows"]]:
+    """Scores of what is written at every position from `start` on."""
+    operations = 2 * gradient[:, 0].numel() * len(writers.vectors) / len(writers.first)
+    with _one_thread(operations < EARNS_A_KERNEL):
+        return [
+            product(writers.at(position), vectors)
+            for position, vectors in enumerate(gradient.unbind(1), start=start)
+        ]
 
 
 def _add_scores(
@@ -257,33 +307,64 @@ def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh, start: int) -> tupl
 
 
 def _attention(
-    maps: LinearLayer, pattern: Tensor, read: Tensor, below: Tensor
-) -> Float[Tensor, "rows positions d_model"]:
-    """`below` and what one attention layer pulls back of `read`."""
+    maps: LinearLayer, pattern: Tensor, read: Tensor, ready: Tensor | None
+) -> Float[Tensor, "rows_positions kv_heads_d_head"]:
+    """What one attention layer pulls back of `read`, as far as its values.
+
+    Args:
+        maps: the layer.
+        pattern: its pattern.
+        read: (rows, positions, D).
+        ready: of the last rows: what the output map makes of them.
+    """
     rows, positions, _ = read.shape
     kv_heads, _, group, _ = pattern.shape
-    heads = product(read.flatten(0, 1), maps.output)
-    heads = heads.view(rows, positions, kv_heads, group, -1).permute(2, 3, 1, 0, 4).flatten(3)
-    mixed = _mix(pattern, heads).view(kv_heads, positions, rows, -1)
-    values = mixed.permute(2, 1, 0, 3).reshape(rows * positions, -1)
-    return add_product(below.flatten(0, 1), values, maps.value).view_as(below)
+    early = rows - (0 if ready is None else len(ready))
+    found = [] if ready is None else [ready.flatten(0, 1)]
+    if early:
+        found.insert(0, product(read[:early].flatten(0, 1), maps.output))
+    by_head = [
+        part.view(len(part) // positions, positions, kv_heads, group, -1).permute(2, 3, 1, 0, 4)
+        for part in found
+    ]
+    heads = by_head[0] if len(by_head) == 1 else torch.cat(by_head, dim=3)
+    mixed = _mix(pattern, heads.flatten(3)).view(kv_heads, positions, rows, -1)
+    return mixed.permute(2, 1, 0, 3).reshape(rows * positions, -1)
+
+
+def _ready(
+    below: LinearLayer, pattern: Tensor, back: Tensor, own: Fresh, start: int
+) -> Float[Tensor, "rows positions heads_d_head"]:
+    """What the output map of the layer below makes of rows that an attention layer just spread.
+
+    Virtual weights take them there head by head, not position by position.
+    """
+    assert below.virtual is not None
+    there = Fresh(product(own.vector, below.output), own.position)
+    return _spread(pattern, back, below.virtual, there, start)
 
 
 def _spread(
-    maps: LinearLayer, pattern: Tensor, fresh: Fresh, start: int
-) -> Float[Tensor, "rows positions d_model"]:
-    """What one attention layer pulls back of rows that stand at one position yet.
+    pattern: Tensor,
+    back: Float[Tensor, "rows heads_d_head"],
+    value: Float[Tensor, "width kv_heads_d_head"],
+    own: Fresh,
+    start: int,
+) -> Float[Tensor, "rows positions width"]:
+    """What one attention layer pulls back of rows that stand at one position yet, and their own.
 
     They go through every head's maps at that position, the pattern comes last.
     """
     kv_heads, keys, group, _ = pattern.shape
-    back = product(fresh.vector, maps.output).view(len(fresh), kv_heads, group, -1)
-    value = maps.value.view(len(maps.value), kv_heads, -1)
-    heads = torch.einsum("rvgi,dvi->rvgd", back, value).flatten(1, 2)
-    spread = heads.new_empty(len(fresh), keys, heads.shape[2])
-    for position, here in fresh.by_position():
+    rows, width = len(back), len(value)
+    back = back.view(rows, kv_heads, group, -1).transpose(0, 1).flatten(1, 2)
+    heads = torch.bmm(back, value.view(width, kv_heads, -1).permute(1, 2, 0))
+    heads = heads.view(kv_heads, rows, group, width).transpose(0, 1).flatten(1, 2)
+    spread = heads.new_empty(rows, keys, width)
+    for position, here in own.by_position():
         weight = pattern[..., position - start].transpose(0, 1).flatten(1)
         torch.matmul(weight, heads[here], out=spread[here])
+    spread[range(len(own)), own.position - start] += own.vector
     return spread
 
 
