@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import tracer
 from benchmarks.random_shapes import random_layer
-from benchmarks.resident import forget_peak, peak, resident
+from benchmarks.resident import forget_peak, peak, resident, trim
 from replacement_models import (
     CrossLayerTranscoder,
     JumpReLU,
@@ -120,6 +120,7 @@ def run(case: Case) -> dict[str, Any]:
 
     def start(need: Estimate) -> None:
         found["estimate"], found["stage"] = need.device, need.stage
+        trim()  # what was freed before must not count as memory that tracing did not take
         found["before"] = resident()
         forget_peak()
 

@@ -5,6 +5,11 @@
 Random weights of GPT-2's layout, 512 wide. One quantity grows, the others stay at `BASE`. Prints a
 line a point and, for every curve, the exponent of growth (the slope between logarithms) and how far
 a straight line is from the points; writes JSON and one SVG a quantity.
+
+Under a cap the first rows stand at the top and at the last position, where a row costs most, and
+later ones ever lower: a trace's cost is not linear in its cap, nor should it be. So every point has
+the operations of the sweep's products as well, and the curve of rows has as many rows drawn at
+random from all features, swept alone.
 """
 
 import argparse
@@ -22,6 +27,10 @@ from benchmarks.random_shapes import VOCABULARY, random_dictionary, random_model
 from benchmarks.stages import metered
 from replacement_models import ReplacementModel
 from tracer.charts import lines
+from tracer.linear import linearise
+from tracer.memory import BLOCK
+from tracer.sweep import sweep
+from tracer.targets import feature_rows
 
 HERE = Path(__file__).parent
 WIDTH, HEADS, FEATURES, WARM = 512, 8, 2048, 16
@@ -39,6 +48,7 @@ LABELS = {
     "active": "active features a token and layer",
 }
 KINDS = ("per_layer", "cross_layer")
+SERIES = {"cpu": ", whole trace", "sweep": ", sweep", "drawn": ", sweep of rows drawn at random"}
 
 
 def model_of(kind: str, positions: int, layers: int, active: int) -> tuple[Any, list[int]]:
@@ -69,16 +79,34 @@ def measure(kind: str, varied: str, value: int) -> dict[str, Any]:
         begin = time.process_time()
         graph = tracer.trace(model, tokens, max_features=size["rows"])
         cpu = time.process_time() - begin
-    sweep = meter.seconds["sweep"]
     rows = sum(name == "feature" for name in graph.nodes["kind"].to_pylist())
-    return {"kind": kind, "varied": varied, **size, "explained": rows, "cpu": cpu, "sweep": sweep}
+    found = {"kind": kind, "varied": varied, **size, "explained": rows, "cpu": cpu}
+    found["sweep"] = meter.seconds["sweep"]
+    found["gflop"] = sum(meter.operations.values()) / 1e9
+    if varied == "rows":
+        found["drawn"] = drawn(model, tokens, value)
+    return found
+
+
+@torch.no_grad()
+def drawn(model: ReplacementModel, tokens: list[int], count: int) -> float:
+    """CPU seconds of sweeping so many rows drawn at random from all features."""
+    recording = model.record(tokens)
+    local = linearise(model, recording, 1, rows=count)
+    chosen = torch.randperm(len(local.features), generator=torch.Generator().manual_seed(0))
+    begin = time.process_time()
+    for columns in chosen[:count].split(BLOCK):
+        sweep(local, feature_rows(model, recording, local, columns))
+    return time.process_time() - begin
 
 
 def growth(points: list[dict[str, Any]], varied: str) -> dict[str, float]:
     """Exponent of growth of the sweep and of the trace; a straight line's error, relative."""
     x = np.array([point[varied] for point in points], dtype=float)
     found = {}
-    for name in ("cpu", "sweep"):
+    for name in SERIES:
+        if name not in points[0]:
+            continue
         y = np.array([point[name] for point in points])
         found[f"{name}_exponent"] = float(np.polyfit(np.log(x), np.log(y), 1)[0])
         line = np.polyval(np.polyfit(x, y, 1, w=1 / y), x)
@@ -101,7 +129,11 @@ def main() -> None:
             for value in POINTS[varied]:
                 points.append(measure(kind, varied, value))
                 one = points[-1]
-                print(f"{kind} {varied} {value}: {one['cpu']:.2f} s, sweep {one['sweep']:.2f} s")
+                rate = one["gflop"] / one["sweep"]
+                print(
+                    f"{kind} {varied} {value}: {one['cpu']:.2f} s, sweep {one['sweep']:.2f} s, "
+                    f"{rate:.0f} GFLOP a CPU second"
+                )
             curves[varied][kind] = {"points": points, **growth(points, varied)}
             print({name: round(v, 2) for name, v in growth(points, varied).items()}, flush=True)
         machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -115,7 +147,8 @@ def _plot(path: Path, varied: str, curves: dict[str, Any]) -> None:
     series = {
         f"{kind.replace('_', '-')}{part}": [point[name] for point in curve["points"]]
         for kind, curve in curves.items()
-        for name, part in (("cpu", ", whole trace"), ("sweep", ", sweep"))
+        for name, part in SERIES.items()
+        if name in curve["points"][0]
     }
     title = f"CPU seconds against {varied}"
     path.write_text(lines(title, (LABELS[varied], x), "CPU seconds", series))

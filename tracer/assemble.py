@@ -176,10 +176,13 @@ def _effect(
 
 def _sums(data: np.ndarray, counts: np.ndarray) -> Float[np.ndarray, "2 rows"]:
     """Of every row's entries, which stand one row after the other, and of their sizes."""
-    ends = np.concatenate([[0], counts.cumsum()])
-    rows = sparse.csr_array((data, np.arange(len(data)), ends), shape=(len(counts), len(data)))
-    one = np.ones(len(data))
-    return np.stack([rows @ one, abs(rows) @ one])
+    found = np.zeros((2, len(counts)))
+    filled = counts > 0
+    starts = (counts.cumsum() - counts)[filled]
+    if len(starts):
+        for one, value in zip(found, (data, np.abs(data)), strict=True):
+            one[filled] = np.add.reduceat(value.astype(np.float64), starts)
+    return found
 
 
 def _ordered(

@@ -318,7 +318,7 @@ def _finished(
     size = part.abs()
     total, whole = (x.sum(1, dtype=torch.float64).cpu().numpy() for x in (part, size))
     lost = np.zeros((len(part), 2))
-    index = np.tile(reach.int().cpu().numpy(), (len(part), 1))
+    index = np.broadcast_to(reach.int().cpu().numpy(), tuple(part.shape))
     data, counts = part.cpu().numpy(), np.full(len(part), len(reach))
     if floor:
         kept = size.cpu().numpy() >= floor * whole[:, None]
