@@ -47,26 +47,28 @@ class Case:
     active: int = 40
     features: int = 4096
     layers: int = 12
-    batches: tuple[int, ...] = (8, 16)
+    batches: tuple[int, ...] = (4, 8, 16, 32, 64)
 
 
 QUICK = [Case("gpt2", "per_layer", 16, 256), Case("gpt2", "cross_layer", 8, 256)]
 FULL = [
-    Case("gpt2", "per_layer", 16, 1000, batches=(8, 16, 32, 64)),
+    Case("gpt2", "per_layer", 16, 1000),
     Case("gpt2", "cross_layer", 8, 256),
     Case("llama", "per_layer", 16, 256, layers=8),
     Case("gemma", "per_layer", 16, 256, layers=6),
     Case("gpt2", "cross_layer", 16, 256),
     Case("gpt2", "per_layer", 8, 512),
-    Case("gpt2", "per_layer", 64, 256, batches=(8,)),
-    Case("gpt2", "cross_layer", 16, 512, batches=(8,)),
-    Case("gpt2", "cross_layer", 16, 1000, batches=(8,)),
+    Case("gpt2", "per_layer", 64, 256),
+    Case("gpt2", "cross_layer", 16, 512),
+    Case("gpt2", "cross_layer", 16, 1000),
     Case("gpt2", "per_layer", 32, 256, active=60),
     Case("gpt2", "per_layer", 32, 512, active=20),
     Case("llama", "cross_layer", 8, 256, features=2048, layers=8),
     Case("gemma", "cross_layer", 8, 256, features=2048, layers=6),
-    Case("gpt2", "cross_layer", 32, 256, batches=(8,)),
+    Case("gpt2", "cross_layer", 32, 256),
     Case("llama", "per_layer", 32, 256, layers=8),
+    Case("llama", "per_layer", 16, 256, layers=16),
+    Case("gemma", "per_layer", 16, 256, layers=13),
 ]
 RANK_EVERY, WARM = 512, 16
 SIDES = ("peer", "repaired_peer")
