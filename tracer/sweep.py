@@ -5,6 +5,7 @@ last of them (causality); inside a chunk a row joins at the site it reads from, 
 above its layer. Memory is bounded by the chunk, whatever the number of rows.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -87,24 +88,28 @@ def _each(call: Callable[[Tensor], None], chunks: list[Tensor], on_cpu: bool) ->
 
 
 def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
-    """Row numbers by position, then site from the top, cut so that a chunk fills its budget."""
-    budget = CHUNK if rows.vector.device.type == "cpu" else CHUNK_ON_GPU
+    """Row numbers by position, then site from the top, cut so that a chunk fills its budget.
+
+    Or its share of the work: every core then gets as much as the others, for rows from the top pass
+    more layers than the rest.
+    """
+    budget, threads = CHUNK_ON_GPU, 1
+    if rows.vector.device.type == "cpu":
+        budget, threads = CHUNK, torch.get_num_threads()
     order = (rows.position * (2**20) - rows.site).argsort()
-    positions = rows.position[order].tolist()
-    begin, budget = 0, _even(sum(positions) + len(positions), budget, max(positions, default=0))
+    positions, sites = rows.position[order].tolist(), rows.site[order].tolist()
+    work = [(position + 1) * site for position, site in zip(positions, sites, strict=True)]
+    whole = sum(positions) + len(positions)
+    share = sum(work) / (threads * -(-whole // (budget * threads))) if threads > 1 else math.inf
+    begin, done = 0, 0
     for end, position in enumerate(positions):
-        if (end - begin + 1) * (position + 1) > budget and end - begin >= least:
+        full = (end - begin + 1) * (position + 1) > budget or done >= share
+        if full and end - begin >= least:
             yield _by_site(rows, order[begin:end])
-            begin = end
+            begin, done = end, 0
+        done += work[end]
     if positions:
         yield _by_site(rows, order[begin:])
-
-
-def _even(whole: int, budget: int, last: int) -> int:
-    """The budget, or less, so that every core gets as many chunks as the others."""
-    threads = torch.get_num_threads()
-    chunks = -(-whole // (budget * threads)) * threads
-    return min(budget, whole // max(chunks, 1) + last + 1)
 
 
 def _by_site(rows: Rows, chunk: Tensor) -> Tensor:
