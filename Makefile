@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt install_graphviz.sh
 
 # Draws the picture and fills in the output shown in README.md, from the embedded default as it is now.
 readme: $(INSTALLED)
-	$(BIN)/python docs/fill_readme.py
+	$(BIN)/python -m docs.fill_readme
 
 clean:
 	rm -rf .venv demo

@@ -67,6 +67,9 @@ FULL = [
     Case("gemma", "cross_layer", 8, 256, features=2048, layers=6),
     Case("gpt2", "cross_layer", 32, 256),
     Case("llama", "per_layer", 32, 256, layers=8),
+    Case("gpt2", "cross_layer", 8, 512),
+    Case("llama", "cross_layer", 16, 256, features=2048, layers=8),
+    Case("gpt2", "cross_layer", 64, 256),
     Case("llama", "per_layer", 16, 256, layers=16),
     Case("gemma", "per_layer", 16, 256, layers=13),
 ]

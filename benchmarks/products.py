@@ -1,21 +1,29 @@
-"""The sweep's matrix products: torch's default against oneDNN, in float32, on this machine.
+"""Float32 matrix products as tracer makes them: torch's default against oneDNN, on this machine.
 
     python -m benchmarks.products
 
-Prints GFLOP/s of both for the shapes the sweep meets, their ratio and their largest difference.
+Square products of the sweep, its weight in the cache; and maps of a few positions by large weights,
+read from memory anew each time, as in a forward pass. Prints GFLOP per CPU second of both, their
+ratio and their largest difference. tracer takes oneDNN for the first on processors that MKL is not
+made for (tracer/product.py), for the second everywhere (replacement_models/few_rows.py).
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tracer import product
+from benchmarks.attribution import processor
 
-SHAPES = [(rows, width) for width in (768, 2048) for rows in (64, 256, 1024)]
+SWEEP = [(rows, width, width) for width in (768, 2048) for rows in (64, 256, 1024)]
+FEW = [(rows, *weight) for weight in ((4096, 768), (8192, 2048)) for rows in (8, 16, 64)]
+COPIES = 8
+"""Weights that take turns, so that no cache holds them."""
 
 
 def rate(call: Callable[[], torch.Tensor], operations: float, repeats: int = 20) -> float:
@@ -30,25 +38,28 @@ def rate(call: Callable[[], torch.Tensor], operations: float, repeats: int = 20)
     return operations / min(seconds) / 1e9
 
 
-def measure(rows: int, width: int) -> dict[str, float]:
-    """One shape, (rows, width) times (width, width)."""
+def onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`x @ weight.T`."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(
+        x, weight, None, "none", [], ""
+    )
+    return found
+
+
+def measure(kind: str, rows: int, columns: int, width: int) -> dict[str, Any]:
+    """One shape, (rows, width) times the transpose of (columns, width)."""
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, width, generator=generator)
-    weight = torch.randn(width, width, generator=generator)
-    operations = 2.0 * rows * width * width
-    default = rate(lambda: x @ weight.T, operations)
-    ours = rate(lambda: product.product(x, weight), operations)
-    difference = (product.product(x, weight) - x @ weight.T).abs().max() / (
-        x @ weight.T
-    ).abs().max()
-    return {
-        "rows": rows,
-        "width": width,
-        "default": default,
-        "ours": ours,
-        "ratio": ours / default,
-        "difference": float(difference),
-    }
+    copies = COPIES if kind == "few rows" else 1
+    weights = [torch.randn(columns, width, generator=generator) for _ in range(copies)]
+    turn, operations = cycle(weights), 2.0 * rows * width * columns
+    default = rate(lambda: x @ next(turn).T, operations)
+    other = rate(lambda: onednn(x, next(turn)), operations)
+    expected = x @ weights[0].T
+    difference = (onednn(x, weights[0]) - expected).abs().max() / expected.abs().max()
+    found = {"kind": kind, "rows": rows, "columns": columns, "width": width}
+    rates = {"default": default, "onednn": other, "ratio": other / default}
+    return found | rates | {"difference": float(difference)}
 
 
 def main() -> None:
@@ -58,15 +69,18 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "products.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = [measure(rows, width) for rows, width in SHAPES]
-    print("| rows | width | torch GFLOP/s | oneDNN GFLOP/s | ratio | largest difference |")
-    print("|---|---|---|---|---|---|")
+    shapes = [("sweep", shape) for shape in SWEEP] + [("few rows", shape) for shape in FEW]
+    results = [measure(kind, *shape) for kind, shape in shapes]
+    print("| | rows | weight | torch GFLOP/s | oneDNN GFLOP/s | ratio | largest difference |")
+    print("|---|---|---|---|---|---|---|")
     for one in results:
         print(
-            f"| {one['rows']} | {one['width']} | {one['default']:.0f} | {one['ours']:.0f} "
-            f"| {one['ratio']:.2f} | {one['difference']:.1e} |"
+            f"| {one['kind']} | {one['rows']} | {one['columns']} x {one['width']} "
+            f"| {one['default']:.0f} | {one['onednn']:.0f} | {one['ratio']:.2f} "
+            f"| {one['difference']:.1e} |"
         )
-    args.out.write_text(json.dumps({"threads": args.threads, "results": results}, indent=1) + "\n")
+    machine = {"threads": args.threads, "processor": processor(), "torch": torch.__version__}
+    args.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

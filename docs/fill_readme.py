@@ -1,16 +1,20 @@
 """Draw docs/dallas.svg and put into the READMEs what the commands shown there print.
 
-With `--models`, only the lists of supported models.
+With `--models`, only the lists of supported models; with `--speed`, only the table of speeds.
 """
 
+import json
 import re
 import sys
 import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from click.testing import CliRunner
 
+from benchmarks.attribution import SIDES, means
+from benchmarks.random_shapes import LAYERS
 from cli import main
 from replacement_models.hosts.support import families_line, support_table
 
@@ -20,6 +24,8 @@ SHOWN = re.compile(
     r"(?<=<!-- what tracer prints -->\n```text\n).*?(?=^```)", re.DOTALL | re.MULTILINE
 )
 FAMILIES = re.compile(r"(?<=<!-- supported models -->\n).*?(?=\n\n)", re.DOTALL)
+SPEED = re.compile(r"(?<=<!-- measured speed -->\n).*?(?=\n<!-- to here -->)", re.DOTALL)
+SHAPES = {"gpt2": "GPT-2", "llama": "Llama-3.2-1B", "gemma": "Gemma-2-2B"}
 TABLE = re.compile(r"^\| \d+ decoders of transformers .*?(?=\n\n)", re.DOTALL | re.MULTILINE)
 
 
@@ -65,7 +71,53 @@ def fill_models() -> None:
         (ROOT / name).write_text(new, encoding="utf-8")
 
 
+def speed_row(case: dict[str, Any]) -> str:
+    """One case of benchmarks/attribution.json as a line of the table."""
+    cut = f", {case['layers']} layers" if case["layers"] < LAYERS[case["shape"]] else ""
+    ratios = [case[side]["ratio"] for side in SIDES]
+    cells = [
+        SHAPES[case["shape"]] + cut,
+        case["kind"].replace("_", "-"),
+        str(case["positions"]),
+        f"{case['cap']:,}",
+        str(case["active"]),
+        *(f"{ratio['cpu']:.1f} ({ratio['wall']:.1f})" for ratio in ratios),
+        f"{max(case[side]['difference'] for side in SIDES):.0e}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def speed_table() -> str:
+    """What benchmarks/attribution.json says, as the README shows it."""
+    found = json.loads((ROOT / "benchmarks" / "attribution.json").read_text())["results"]
+    shapes = list(SHAPES)
+    cases = sorted(
+        found,
+        key=lambda case: (
+            case["kind"] != "per_layer",
+            shapes.index(case["shape"]),
+            case["layers"],
+            case["positions"],
+            case["cap"],
+        ),
+    )
+    head = ("shape", "dictionary", "tokens", "rows", "active", "peer / tracer")
+    head = (*head, "repaired peer / tracer", "largest difference")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *map(speed_row, cases)]
+    return "\n".join([*lines, "", "Geometric means, and the worst:", "", means(found)])
+
+
+def fill_speed() -> None:
+    """Rewrite the table of speeds from what the benchmark wrote."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(SPEED.sub(lambda _: speed_table(), text, count=1), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    fill_models()
+    if "--speed" not in sys.argv[1:]:
+        fill_models()
     if "--models" not in sys.argv[1:]:
+        fill_speed()
+    if not {"--models", "--speed"} & set(sys.argv[1:]):
         fill()

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from replacement_models.few_rows import FewRows
 from replacement_models.hooks import (
     eager_attention,
     first_tensor,
@@ -138,7 +139,12 @@ def record(
         ]
     else:
         remade = _remake_taps(host, seen)
-    with eager_attention(host.model), forward_pre_hooks(remade), forward_hooks(taps):
+    with (
+        FewRows(),
+        eager_attention(host.model),
+        forward_pre_hooks(remade),
+        forward_hooks(taps),
+    ):
         logits = host.run(tokens, patterns=keep_patterns)
     final = seen.norm_input[host.final_norm.module]
     inputs = [
@@ -180,7 +186,8 @@ def encode(transcoder: Transcoder, inputs: Sequence[Tensor]) -> ActiveFeatures:
     """Features with a non-zero activation (a TopK activation may be negative)."""
     parts = []
     for layer, x in enumerate(inputs):
-        hidden, active = transcoder.encode(layer, x)
+        with FewRows():
+            hidden, active = transcoder.encode(layer, x)
         position, feature = active.nonzero(as_tuple=True)
         at = torch.full_like(position, layer)
         parts.append((at, position, feature, active[position, feature], hidden[position, feature]))

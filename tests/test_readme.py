@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli import main
-from docs.fill_readme import SHOWN, output
+from docs.fill_readme import SHOWN, SPEED, output, speed_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,3 +80,9 @@ def test_every_link_within_the_repository_leads_somewhere():
 
 def test_nothing_is_left_to_fill_in():
     assert "TODO" not in README
+
+
+def test_the_table_of_speeds_is_what_the_benchmark_wrote():
+    found = SPEED.search(README)
+    assert found is not None
+    assert found[0] == speed_table(), "make readme"

@@ -12,7 +12,7 @@ from tracer.linear import LocalModel
 from tracer.product import product
 
 PROMOTED = 3
-BUDGET, LEAST = 3e9, 64
+BUDGET, LEAST = 1e9, 64
 """Floating-point operations spent on a graph's labels, and the features labelled whatever it costs:
 one label costs as much as unembedding one vector."""
 

@@ -1,0 +1,68 @@
+"""Maps of a few rows: the same numbers by another way, and only where they fit."""
+
+import pytest
+import torch
+from torch import nn
+
+from replacement_models import few_rows
+from replacement_models.few_rows import FewRows
+from tests.random_models import PROMPT, replacement_model
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What `_fits` answers from now on."""
+    answers: list[bool] = []
+    fits = few_rows._fits
+
+    def watched(*given: torch.Tensor | None) -> bool:
+        answers.append(fits(*given))
+        return answers[-1]
+
+    monkeypatch.setattr(few_rows, "_fits", watched)
+    return answers
+
+
+@torch.no_grad()
+def test_a_large_weight_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    layer = nn.Linear(1024, 2048)
+    x = torch.randn(1, 8, 1024)
+    expected, answers = layer(x), calls(monkeypatch)
+    with FewRows():
+        found = layer(x)
+    assert answers == [True]
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("rows", "weight", "dtype"),
+    [
+        (1, (2048, 1024), torch.float32),
+        (129, (2048, 1024), torch.float32),
+        (8, (64, 64), torch.float32),
+        (8, (2048, 1024), torch.float64),
+        (8, (2048, 1024), torch.bfloat16),
+    ],
+)
+def test_other_maps_are_left_alone(rows: int, weight: tuple[int, int], dtype: torch.dtype):
+    assert not few_rows._fits(
+        torch.zeros(rows, weight[1], dtype=dtype), torch.zeros(weight).to(dtype)
+    )
+
+
+def test_transposed_weights_are_left_alone():
+    assert not few_rows._fits(torch.zeros(8, 2048), torch.zeros(2048, 1024).T)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_recording_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch, family: str):
+    model = replacement_model(family, torch.float32)
+    plain = model.record(PROMPT)
+    monkeypatch.setattr(few_rows, "LARGE", 1)
+    answers = calls(monkeypatch)
+    again = model.record(PROMPT)
+    assert any(answers)
+    assert torch.equal(plain.features.feature, again.features.feature)
+    for one, other in zip(plain.residuals, again.residuals, strict=True):
+        assert float((one - other).abs().max() / one.abs().max()) < 1e-5
