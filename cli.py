@@ -220,6 +220,11 @@ trace_options = together(
         show_default="by size",
     ),
     click.option(
+        "--split-products",
+        is_flag=True,
+        help="Multiply in split bfloat16 by a kernel compiled at first use; needs AMX.",
+    ),
+    click.option(
         "--memory-limit",
         type=click.FloatRange(min=0, min_open=True),
         metavar="GB",

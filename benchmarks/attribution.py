@@ -4,8 +4,9 @@
 
 PYTHON is the interpreter of an environment with circuit-tracer (its TransformerLens backend). Both
 sides load the same files, trace the same prompt with the same cap and ranking schedule, one after
-the other in one run, after a short untimed graph: the peer once at growing batch sizes until a
-larger one takes longer, ours three times; the best counts. The repaired peer contracts with one
+the other in one run, after a short untimed graph: the peer once a batch size, from 4 up until a
+larger one takes longer and, where 4 was the best, down likewise; ours three times, and where there
+is AMX three times with split products; the best counts. The repaired peer contracts with one
 matrix product a position. Ours is timed end to end (`tracer.trace`, the model loaded); what is done
 once per model is reported apart, and one more trace measures its stages (`stages.py`). Writes JSON
 and Markdown after every case; `--resume` keeps the cases that are there already.
@@ -32,6 +33,7 @@ from benchmarks.random_shapes import LAYERS, VOCABULARY, write_case
 from benchmarks.stages import profile
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
+from tracer import native
 
 HERE = Path(__file__).parent
 
@@ -47,7 +49,7 @@ class Case:
     active: int = 40
     features: int = 4096
     layers: int = 12
-    batches: tuple[int, ...] = (4, 8, 16, 32, 64)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 
 
 QUICK = [Case("gpt2", "per_layer", 16, 256), Case("gpt2", "cross_layer", 8, 256)]
@@ -71,7 +73,6 @@ FULL = [
     Case("llama", "cross_layer", 16, 256, features=2048, layers=8),
     Case("gpt2", "cross_layer", 64, 256),
     Case("llama", "per_layer", 16, 256, layers=16),
-    Case("gemma", "per_layer", 16, 256, layers=13),
 ]
 RANK_EVERY, WARM = 512, 16
 SIDES = ("peer", "repaired_peer")
@@ -93,16 +94,37 @@ def run_ours(folder: Path, case: Case, repeats: int) -> tuple[AttributionGraph, 
     _, once = timed(lambda: (model.folded, model.mean_unembedding))
     tokens = json.loads((folder / "case.json").read_text())["tokens"]
     tracer.trace(model, tokens, max_features=WARM)
+
+    def trace(split: bool = False) -> AttributionGraph:
+        return tracer.trace(
+            model,
+            tokens,
+            max_features=case.cap,
+            rank_every=RANK_EVERY,
+            split_products=split,
+        )
+
     runs = []
     for _ in range(repeats + 2):
-        graph, seconds = timed(
-            lambda: tracer.trace(model, tokens, max_features=case.cap, rank_every=RANK_EVERY)
-        )
+        graph, seconds = timed(trace)
         runs.append(seconds)
-    stages = profile(
-        lambda: tracer.trace(model, tokens, max_features=case.cap, rank_every=RANK_EVERY)
-    )
-    return graph, {"runs": runs, "once_per_model": once, "stages": stages, **least(runs)}
+    found = {"runs": runs, "once_per_model": once, "stages": profile(trace), **least(runs)}
+    if native.missing() is None:
+        with native.split_products():
+            pass  # compiles the kernel, if it has not been yet
+        runs = []
+        for _ in range(repeats + 2):
+            other, seconds = timed(lambda: trace(split=True))
+            runs.append(seconds)
+        found["split"] = {"runs": runs, **least(runs), "difference": deviation(graph, other)}
+    return graph, found
+
+
+def deviation(graph: AttributionGraph, other: AttributionGraph) -> float:
+    """Largest difference of effects, relative to the largest; inf if the nodes differ."""
+    if graph.nodes["id"].to_pylist() != other.nodes["id"].to_pylist():
+        return float("inf")
+    return float(abs(graph.effect - other.effect).max() / abs(graph.effect).max())
 
 
 def least(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -169,53 +191,70 @@ def measure(case: Case, peer: str | None, repeats: int) -> dict[str, Any]:
                 found, theirs = run_peer(peer, folder, case, repeats, repaired)
                 theirs["difference"] = difference(graph, found, case.positions)
                 theirs["ratio"] = {unit: theirs[unit] / ours[unit] for unit in ("wall", "cpu")}
+                if "split" in ours:
+                    split = {unit: theirs[unit] / ours["split"][unit] for unit in ("wall", "cpu")}
+                    theirs["ratio_split"] = split
                 result[name] = theirs
     return result
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """The ratios as Markdown."""
-    lines = [
-        "| model | layers | dictionary | tokens | rows | active a token | ours CPU s (wall) "
-        "| peer / ours CPU (wall) | repaired peer / ours CPU (wall) | largest difference "
-        "| conservation |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        *("model", "layers", "dictionary", "tokens", "rows", "active a token"),
+        *("ours CPU s (wall)", "peer / ours CPU (wall)", "repaired peer / ours CPU (wall)"),
+        *("peer / ours, split products", "repaired peer / ours, split products"),
+        *("largest difference", "of split products", "conservation"),
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for one in results:
-        ratios = [
-            f"{one[side]['ratio']['cpu']:.1f} ({one[side]['ratio']['wall']:.1f})"
-            if side in one
-            else "-"
-            for side in SIDES
+        sides = [one.get(side) for side in SIDES]
+        split = one["ours"].get("split")
+        cells = [
+            one["shape"],
+            f"{one['layers']} of {LAYERS[one['shape']]}",
+            one["kind"].replace("_", "-"),
+            *(str(one[name]) for name in ("positions", "cap", "active")),
+            f"{one['ours']['cpu']:.2f} ({one['ours']['wall']:.2f})",
+            *(ratio(side, "ratio") for side in sides),
+            *(ratio(side, "ratio_split") for side in sides),
+            f"{sides[0]['difference']:.1e}" if sides[0] else "-",
+            f"{split['difference']:.1e}" if split else "-",
+            f"{one['conservation']:.1e}",
         ]
-        deviation = f"{one['peer']['difference']:.1e}" if "peer" in one else "-"
-        lines.append(
-            f"| {one['shape']} | {one['layers']} of {LAYERS[one['shape']]} "
-            f"| {one['kind'].replace('_', '-')} | {one['positions']} | {one['cap']} "
-            f"| {one['active']} | {one['ours']['cpu']:.2f} ({one['ours']['wall']:.2f}) "
-            f"| {ratios[0]} | {ratios[1]} | {deviation} | {one['conservation']:.1e} |"
-        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def ratio(side: dict[str, Any] | None, name: str) -> str:
+    """A ratio of CPU seconds and, in brackets, of wall time; a dash where there is none."""
+    if side is None or name not in side:
+        return "-"
+    return f"{side[name]['cpu']:.1f} ({side[name]['wall']:.1f})"
 
 
 def means(results: list[dict[str, Any]]) -> str:
     """Geometric mean and worst ratio of CPU seconds, as Markdown."""
     lines = [
-        "| dictionary | against | geometric mean | worst | cases |",
-        "|---|---|---|---|---|",
+        "| dictionary | against | geometric mean | worst | with split products | worst | cases |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind in ("per_layer", "cross_layer"):
         for side in SIDES:
-            ratios = [
-                one[side]["ratio"]["cpu"] for one in results if one["kind"] == kind and side in one
-            ]
-            if ratios:
-                mean = float(np.exp(np.log(ratios).mean()))
-                lines.append(
-                    f"| {kind.replace('_', '-')} | {side.replace('_', ' ')} | {mean:.1f} "
-                    f"| {min(ratios):.1f} | {len(ratios)} |"
-                )
+            cases = [one[side] for one in results if one["kind"] == kind and side in one]
+            if cases:
+                cells = [kind.replace("_", "-"), side.replace("_", " ")]
+                cells += [*mean_and_worst(cases, "ratio"), *mean_and_worst(cases, "ratio_split")]
+                lines.append(f"| {' | '.join(cells)} | {len(cases)} |")
     return "\n".join(lines)
+
+
+def mean_and_worst(cases: list[dict[str, Any]], name: str) -> list[str]:
+    """Geometric mean and least of ratios of CPU seconds; dashes where there are none."""
+    ratios = [case[name]["cpu"] for case in cases if name in case]
+    if not ratios:
+        return ["-", "-"]
+    return [f"{float(np.exp(np.log(ratios).mean())):.1f}", f"{min(ratios):.1f}"]
 
 
 def stages_table(results: list[dict[str, Any]]) -> str:
@@ -245,8 +284,9 @@ def page(machine: dict[str, Any], results: list[dict[str, Any]]) -> str:
 Written by `{machine["command"]}`: {machine["processor"]}, {machine["threads"]} threads,
 torch {machine["torch"]}, float32, random weights, vocabulary of {VOCABULARY}. Ratios are CPU
 seconds of the peer at its best batch size over ours, of wall time in brackets. "Repaired" is the
-peer with its contraction replaced by one matrix product a position. Layers are cut where the peer
-would take too long. "Largest difference" is that of any effect, relative to the largest effect.
+peer with its contraction replaced by one matrix product a position. "Split products" is
+`split_products=True`, the optional kernel for AMX. Layers are cut where the peer would take too
+long. "Largest difference" is that of any effect, relative to the largest effect.
 
 {table(results)}
 

@@ -3,8 +3,8 @@
     PEER_PYTHON benchmarks/peer.py CASE_FOLDER OUT_FOLDER --batch 8 --batch 16 --cap 256
 
 Loads the case's files into the peer's TransformerLens backend, times its `attribute` at one batch
-size after the other until a larger one takes longer, and writes the graph (graph.safetensors) and
-the timings (timings.json).
+size after the other, from 4 up until a larger one takes longer and, where 4 was the best, down
+likewise, and writes the graph (graph.safetensors) and the timings (timings.json).
 """
 
 import argparse
@@ -31,6 +31,8 @@ from transformer_lens.pretrained.weight_conversions import (
 )
 from transformers import AutoModelForCausalLM
 
+FIRST = 4
+"""The batch size to begin with."""
 CONVERT = {
     "gpt2": convert_gpt2_weights,
     "llama": convert_llama_weights,
@@ -165,6 +167,25 @@ def least(runs: list[dict[str, float]]) -> float:
     return min(run["cpu"] for run in runs)
 
 
+def timed(
+    model: Any, tokens: torch.Tensor, batch: int, args: argparse.Namespace
+) -> tuple[Any, list[dict[str, float]]]:
+    """The graph, and the runs at one batch size."""
+    runs = []
+    for _ in range(args.repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        graph = attribute(
+            tokens,
+            model,
+            batch_size=batch,
+            max_feature_nodes=args.cap,
+            update_interval=max(1, args.rank_every // batch),
+        )
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        runs.append({"batch": batch, "wall": wall, "cpu": cpu})
+    return graph, runs
+
+
 def main() -> None:
     """Time one case and write the graph."""
     parser = argparse.ArgumentParser()
@@ -184,22 +205,17 @@ def main() -> None:
     tokens = torch.tensor(case["tokens"])
     attribute(tokens, model, batch_size=8, max_feature_nodes=args.warm)
     timings: list[dict[str, float]] = []
-    for batch in args.batch:
-        runs = []
-        for _ in range(args.repeats):
-            wall, cpu = time.perf_counter(), time.process_time()
-            graph = attribute(
-                tokens,
-                model,
-                batch_size=batch,
-                max_feature_nodes=args.cap,
-                update_interval=max(1, args.rank_every // batch),
-            )
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            runs.append({"batch": batch, "wall": wall, "cpu": cpu})
-        slower = bool(timings) and least(runs) > least(timings)
-        timings += runs
-        if slower:
+    graph: Any = None
+    larger = [batch for batch in args.batch if batch >= FIRST]
+    smaller = sorted(set(args.batch) - set(larger), reverse=True)
+    for way in (larger, smaller):  # smaller ones only where the first was the best
+        for batch in way:
+            graph, runs = timed(model, tokens, batch, args)
+            best = min(timings, key=lambda run: run["cpu"]) if timings else None
+            timings += runs
+            if best is not None and least(runs) > best["cpu"]:
+                break
+        if min(timings, key=lambda run: run["cpu"])["batch"] != larger[0]:
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (args.out / "timings.json").write_text(json.dumps({"runs": timings, "peak_bytes": peak}))

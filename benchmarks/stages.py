@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from replacement_models import recording, replacement
-from tracer import assemble, attribute, linear, product, sweep
+from tracer import assemble, attribute, linear, product, scoring, sweep
 from tracer.frontier import Frontier
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
@@ -30,7 +30,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "of it labels": [(assemble, "labelled")],
 }
 PRODUCTS = {
-    "scores of writers": ("_score_writers", "_score_mixed"),
+    "scores of writers": ("score_writers", "score_mixed"),
     "attention": ("_attention", "add_product"),
     "join": ("_spread",),
 }
@@ -111,6 +111,7 @@ def metered() -> Iterator[Meter]:
         for owner, name in parts:
             put(owner, name, meter.timed(stage, getattr(owner, name)))
     put(sweep, "product", meter.counted(sweep.product))
+    put(scoring, "product", meter.counted(scoring.product))
     put(sweep, "add_product", meter.counted(sweep.add_product))
     for kind, names in PRODUCTS.items():
         for name in names:

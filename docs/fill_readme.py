@@ -13,7 +13,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from benchmarks.attribution import SIDES, means
+from benchmarks.attribution import SIDES, means, ratio
 from benchmarks.random_shapes import LAYERS
 from cli import main
 from replacement_models.hosts.support import families_line, support_table
@@ -74,14 +74,13 @@ def fill_models() -> None:
 def speed_row(case: dict[str, Any]) -> str:
     """One case of benchmarks/attribution.json as a line of the table."""
     cut = f", {case['layers']} layers" if case["layers"] < LAYERS[case["shape"]] else ""
-    ratios = [case[side]["ratio"] for side in SIDES]
     cells = [
         SHAPES[case["shape"]] + cut,
         case["kind"].replace("_", "-"),
         str(case["positions"]),
         f"{case['cap']:,}",
         str(case["active"]),
-        *(f"{ratio['cpu']:.1f} ({ratio['wall']:.1f})" for ratio in ratios),
+        *(ratio(case[side], name) for name in ("ratio", "ratio_split") for side in SIDES),
         f"{max(case[side]['difference'] for side in SIDES):.0e}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -102,7 +101,8 @@ def speed_table() -> str:
         ),
     )
     head = ("shape", "dictionary", "tokens", "rows", "active", "peer / tracer")
-    head = (*head, "repaired peer / tracer", "largest difference")
+    head = (*head, "repaired peer / tracer", "peer / split", "repaired peer / split")
+    head = (*head, "largest difference")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *map(speed_row, cases)]
     return "\n".join([*lines, "", "Geometric means, and the worst:", "", means(found)])
 

@@ -18,6 +18,7 @@ import cli
 from cli import Group, main
 from graphs import AttributionGraph, GraphError
 from tests.graph_samples import random_graph
+from tracer import native
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "data" / "golden" / "llama_gqa_clt"
@@ -192,7 +193,7 @@ def test_options_reach_the_engine():
     assert graph.metadata["settings"] == {
         "max_features": 9, "rank_every": 2, "max_logits": 3, "logit_mass": 0.5, "targets": None,
         "position": 3, "skip_positions": 2, "edge_floor": 0.001,
-        "recompute_patterns": True, "dtype": "float64", "device": "cpu",
+        "recompute_patterns": True, "split_products": False, "dtype": "float64", "device": "cpu",
     }  # fmt: skip
     assert str(graph.effect.dtype) == "float64"
 
@@ -203,6 +204,15 @@ def test_a_trace_that_does_not_fit_is_refused_in_one_line():
     assert "but 1e-06 GB are allowed (--memory-limit)" in line
     assert present() == []
     succeed("trace", *IDS, "-o", "a.graph", "--memory-limit", "inf")
+
+
+def test_split_products_that_cannot_be_had_are_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(native, "missing", lambda: "the processor has no amx_bf16")
+    line = refused("trace", *IDS, "-o", "a.graph", "--split-products")
+    assert line == "split_products: the processor has no amx_bf16; leave the option out"
+    assert present() == []
 
 
 def test_the_progress_of_a_trace_says_what_memory_it_takes(monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ import torch
 import tracer
 from replacement_models import JumpReLU, ReplacementModel
 from tests.random_models import PROMPT, replacement_model, transcoder
-from tracer import Intervention, TraceError, attribute, memory, sweep
+from tracer import Intervention, TraceError, attribute, chunks, memory, sweep
 from tracer.frontier import Frontier
 
 
@@ -15,8 +15,8 @@ from tracer.frontier import Frontier
 def test_the_chunk_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, budget: int):
     model = replacement_model("llama", kind="cross_layer", skip=True)
     whole = tracer.trace(model, PROMPT)
-    monkeypatch.setattr(sweep, "CHUNK", budget)
-    monkeypatch.setattr(sweep, "ROWS", 1)
+    monkeypatch.setattr(chunks, "CHUNK", budget)
+    monkeypatch.setattr(chunks, "ROWS", 1)
     monkeypatch.setattr(memory, "BLOCK", max(1, budget // 3))
     again = tracer.trace(model, PROMPT)
     assert again.nodes["id"].to_pylist() == whole.nodes["id"].to_pylist()
@@ -33,8 +33,8 @@ def test_no_gradient_is_larger_than_the_chunk(monkeypatch: pytest.MonkeyPatch):
         return attention(maps, pattern, read, ready)
 
     monkeypatch.setattr(sweep, "_attention", watched)
-    monkeypatch.setattr(sweep, "CHUNK", 24)
-    monkeypatch.setattr(sweep, "ROWS", 1)
+    monkeypatch.setattr(chunks, "CHUNK", 24)
+    monkeypatch.setattr(chunks, "ROWS", 1)
     tracer.trace(model, PROMPT)
     assert max(seen) <= 24
 

@@ -22,10 +22,11 @@ from replacement_models import DenseDecoder, Recording, ReplacementModel
 from replacement_models.folding import mlp_post_norm
 from tracer.available import free_in_memory, free_on
 from tracer.carry import is_lifted
+from tracer.chunks import CHUNK, CHUNK_ON_GPU, ROWS, ROWS_PER_PATTERN
 from tracer.errors import TraceError
 from tracer.labels import BUDGET, LEAST
 from tracer.linear import virtual_pays
-from tracer.sweep import CHUNK, CHUNK_ON_GPU, KEYS, ROWS, ROWS_PER_PATTERN
+from tracer.sweep import KEYS
 
 GB = 1e9
 INDEX = 4

@@ -3,15 +3,22 @@
 On CPUs, large float32 products go where they are fastest. MKL, torch's default, takes a slow path
 on other makers' processors; there oneDNN's linear operator, which torch ships too, does the same in
 half the time. It compiles a kernel for every new shape, which small products do not earn back.
-benchmarks/products.py measures both. Everything else is torch's own product.
+benchmarks/products.py measures both. Everything else is torch's own product, unless the user asks
+for the kernel in tracer/native.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from tracer.native import Kernel
+
+kernel: "Kernel | None" = None
+"""Takes the products that it fits, while `tracer.native.split_products` is entered."""
 EARNS_A_KERNEL = 100e6
 """Floating-point operations from which a product is worth compiling for."""
 
@@ -32,6 +39,8 @@ def product(
     x: Float[Tensor, "rows inner"], weight: Float[Tensor, "columns inner"]
 ) -> Float[Tensor, "rows columns"]:
     """`x @ weight.T`."""
+    if kernel is not None and kernel.fits(x, weight):
+        return kernel.add(x, weight)
     if _fits_onednn(x, weight):
         found: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
         return found
@@ -44,6 +53,8 @@ def add_product(
     weight: Float[Tensor, "columns inner"],
 ) -> Float[Tensor, "rows columns"]:
     """`base + x @ weight.T`; `base` may be overwritten."""
+    if kernel is not None and kernel.fits(x, weight):
+        return kernel.add(x, weight, base)
     if _fits_onednn(x, weight):
         found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, base, weight, None, "add")
         return found

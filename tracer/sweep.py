@@ -5,26 +5,25 @@ last of them (causality); inside a chunk a row joins at the site it reads from, 
 above its layer. Memory is bounded by the chunk, whatever the number of rows.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tracer.linear import LinearLayer, LocalModel, Writers
-from tracer.product import EARNS_A_KERNEL, add_product, product
+from tracer.chunks import each
+from tracer.linear import LinearLayer, LocalModel
+from tracer.product import add_product, product
+from tracer.scoring import (
+    Fresh,
+    Scores,
+    score_carried,
+    score_mixed,
+    score_tokens,
+    score_writers,
+)
 from tracer.targets import Rows
 
-CHUNK, CHUNK_ON_GPU = 2048, 65536
-"""Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers. On CPUs they
-should stay in the cache; a GPU needs more to be busy."""
-ROWS, ROWS_PER_PATTERN = 16, 32
-"""A chunk holds so many rows even when their positions exceed it: matrix products need them, and
-more so patterns that have to be made anew for every chunk."""
 KEYS = 128
 """Long patterns are mixed in blocks of so many keys, so that queries before them cost nothing."""
 
@@ -37,14 +36,6 @@ class Effects:
     """Columns: features, errors (layer-major), tokens, as `LocalModel` numbers them."""
     constant: Float[Tensor, " rows"]
     """What biases, learned positions and skipped positions contribute, the row's own included."""
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Effects on the rows of one chunk while they add up; what one writer does stands together."""
-
-    sources: Float[Tensor, "columns rows"]
-    constant: Float[Tensor, " rows"]
 
 
 def sweep(local: LocalModel, rows: Rows) -> Effects:
@@ -65,55 +56,8 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
         sources.index_copy_(0, chunk, scores.sources.T.contiguous())
         constant[chunk] += scores.constant
 
-    remade = any(layer.remakes_pattern for layer in local.layers)
-    chunks = list(_chunks(rows, ROWS_PER_PATTERN if remade else ROWS))
-    with _one_thread(len(rows) * local.positions < CHUNK // 8):
-        _each(sweep_chunk, chunks, on_cpu=sources.device.type == "cpu")
+    each(sweep_chunk, rows, any(layer.remakes_pattern for layer in local.layers))
     return Effects(sources, constant)
-
-
-def _each(call: Callable[[Tensor], None], chunks: list[Tensor], on_cpu: bool) -> None:
-    """Call with every chunk: one a core where there are several, rather than sharing products."""
-    threads = torch.get_num_threads()
-    if not on_cpu or threads == 1 or len(chunks) < threads:
-        for chunk in chunks:
-            call(chunk)
-        return
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(torch.no_grad()(call), chunks))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
-    """Row numbers by position, then site from the top, cut so that a chunk fills its budget.
-
-    Or its share of the work: every core then gets as much as the others, for rows from the top pass
-    more layers than the rest.
-    """
-    budget, threads = CHUNK_ON_GPU, 1
-    if rows.vector.device.type == "cpu":
-        budget, threads = CHUNK, torch.get_num_threads()
-    order = (rows.position * (2**20) - rows.site).argsort()
-    positions, sites = rows.position[order].tolist(), rows.site[order].tolist()
-    work = [(position + 1) * site for position, site in zip(positions, sites, strict=True)]
-    whole = sum(positions) + len(positions)
-    share = sum(work) / (threads * -(-whole // (budget * threads))) if threads > 1 else math.inf
-    begin, done = 0, 0
-    for end, position in enumerate(positions):
-        full = (end - begin + 1) * (position + 1) > budget or done >= share
-        if full and end - begin >= least:
-            yield _by_site(rows, order[begin:end])
-            begin, done = end, 0
-        done += work[end]
-    if positions:
-        yield _by_site(rows, order[begin:])
-
-
-def _by_site(rows: Rows, chunk: Tensor) -> Tensor:
-    return chunk[rows.site[chunk].argsort(descending=True, stable=True)]
 
 
 def _sweep_chunk(local: LocalModel, rows: Rows, scores: Scores) -> None:
@@ -128,24 +72,24 @@ def _sweep_chunk(local: LocalModel, rows: Rows, scores: Scores) -> None:
     for layer in range((max(sites) - 1) // 2, -1, -1):
         above = _joining(rows, sites, joined, 2 * layer + 2)
         between = _joining(rows, sites, joined + len(above), 2 * layer + 1)
-        _score_writers(local, layer, whole[:joined], above, scores)
-        _score_mixed(local, mixed, scores)
+        score_writers(local, layer, whole[:joined], above, scores)
+        score_mixed(local, mixed, scores)
         after = joined + len(above) + len(between)
-        _score_carried(local, layer, between, scores, after)
+        score_carried(local, layer, between, scores, after)
         if not (layer == 0 and local.lifted):
             ready, mixed = _pass_layer(local, layer, (whole, joined), (above, between), ready)
         joined = after
     last = _joining(rows, sites, joined, 0)
     whole[joined:] = 0
     whole[joined:][range(len(last)), last.position - local.start] = last.vector
-    _score_tokens(local, whole, scores, joined if local.lifted else 0)
+    score_tokens(local, whole, scores, joined if local.lifted else 0)
 
 
 def _pass_layer(
     local: LocalModel,
     layer: int,
     gradients: tuple[Tensor, int],
-    joining: tuple["Fresh", "Fresh"],
+    joining: tuple[Fresh, Fresh],
     ready: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Pull gradients back through one layer's skip and attention, in place.
@@ -185,25 +129,6 @@ def _pass_layer(
     return _ready(local.layers[layer - 1], pattern, back, own, local.start), mixed
 
 
-@dataclass(frozen=True, eq=False)
-class Fresh:
-    """Rows that passed no attention layer yet: their gradient stands at one position."""
-
-    vector: Float[Tensor, "rows d_model"]
-    position: Int[Tensor, " rows"]
-
-    def __len__(self) -> int:
-        return len(self.position)
-
-    def by_position(self) -> Iterator[tuple[int, slice]]:
-        """Every position with the rows there, which stand together."""
-        position, count = self.position.unique_consecutive(return_counts=True)
-        end = 0
-        for here, rows in zip(position.tolist(), count.tolist(), strict=True):
-            yield here, slice(end, end + rows)
-            end += rows
-
-
 def _joining(rows: Rows, sites: list[int], joined: int, site: int) -> Fresh:
     """The rows that read at `site`, which follow the `joined` ones in order."""
     end = joined + sites[joined:].count(site)
@@ -214,90 +139,6 @@ def _both(first: Fresh, second: Fresh) -> Fresh:
     return Fresh(
         torch.cat([first.vector, second.vector]), torch.cat([first.position, second.position])
     )
-
-
-def _score_writers(
-    local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, scores: Scores
-) -> None:
-    """Add what one layer writes, for rows above it: one product a position."""
-    rows, writers = len(gradient), local.writers[layer]
-    if rows:
-        found = _products(writers, gradient, local.start)
-        _add_scores(local, layer, found, scores, (local.start, slice(rows)))
-    for position, here in fresh.by_position():
-        one = [product(writers.at(position), fresh.vector[here])]
-        at = slice(rows + here.start, rows + here.stop)
-        _add_scores(local, layer, one, scores, (position, at))
-
-
-def _score_mixed(local: LocalModel, mixed: Tensor | None, scores: Scores) -> None:
-    """Add what the bottom layer writes to values, for rows that stay as attention mixed them."""
-    if mixed is None or local.mixed is None:
-        return
-    found = _products(local.mixed, mixed, local.start)
-    _add_scores(local, 0, found, scores, (local.start, slice(len(mixed))))
-
-
-def _products(
-    writers: Writers, gradient: Float[Tensor, "rows positions width"], start: int
-) -> list[Float[Tensor, "writers rows"]]:
-    """Scores of what is written at every position from `start` on."""
-    operations = 2 * gradient[:, 0].numel() * len(writers.vectors) / len(writers.first)
-    with _one_thread(operations < EARNS_A_KERNEL):
-        return [
-            product(writers.at(position), vectors)
-            for position, vectors in enumerate(gradient.unbind(1), start=start)
-        ]
-
-
-def _add_scores(
-    local: LocalModel,
-    layer: int,
-    found: Sequence[Float[Tensor, "writers rows"]],
-    scores: Scores,
-    where: tuple[int, slice],
-) -> None:
-    """Add scores of one layer's writers at neighbouring positions, from the given one on."""
-    (begin, rows), writers = where, local.writers[layer]
-    sources = scores.sources[:, rows]
-    for position, one in enumerate(found, start=begin):
-        first, features = writers.first[position], len(one) - writers.rest
-        sources[first : first + features].add_(one[:features])
-    rest = torch.stack([one[-writers.rest :] for one in found])
-    first = local.error_column(layer, begin)
-    sources[first : first + len(rest)].add_(rest[:, 0])
-    _add_carried(local, rest[:, 1:].sum(0), scores, rows)
-
-
-def _score_carried(local: LocalModel, layer: int, fresh: Fresh, scores: Scores, end: int) -> None:
-    """Add what attention carries, for the rows up to `end` that read right above it."""
-    carried, begin = local.layers[layer].carried, end - len(fresh)
-    for position, here in fresh.by_position():
-        found = product(carried[position], fresh.vector[here]).roll(1, 0)
-        _add_carried(local, found, scores, slice(begin + here.start, begin + here.stop))
-
-
-def _add_carried(
-    local: LocalModel, found: Float[Tensor, "carried rows"], scores: Scores, rows: slice
-) -> None:
-    """Add the constant, which comes first, and the first tokens."""
-    first, tokens = local.token_column(0), len(found) - 1
-    scores.constant[rows].add_(found[0])
-    scores.sources[first : first + tokens, rows].add_(found[1:])
-
-
-@contextmanager
-def _one_thread(small: bool) -> Iterator[None]:
-    """Keep many small products on one thread: waiting for the others would cost more than they."""
-    threads = torch.get_num_threads()
-    if not small or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh, start: int) -> tuple[Tensor, Fresh]:
@@ -388,18 +229,3 @@ def _mix(
             weight = heads[head, :, begin:].flatten(0, 1).T
             mixed[head, begin:end] = product(pattern[head, begin:end, :, begin:].flatten(1), weight)
     return mixed
-
-
-def _score_tokens(
-    local: LocalModel,
-    gradient: Float[Tensor, "rows positions d_model"],
-    scores: Scores,
-    first: int,
-) -> None:
-    """Add what tokens and learned positions contribute to the rows from `first` on."""
-    rows, span = slice(first, None), slice(local.start, local.start + gradient.shape[1])
-    columns = slice(local.token_column(span.start), local.token_column(span.stop))
-    tokens, learned = local.token_vectors[span], local.position_vectors
-    scores.sources[columns, rows] += torch.einsum("rpd,pd->pr", gradient[rows], tokens)
-    if learned is not None:
-        scores.constant[rows] += torch.einsum("rpd,pd->r", gradient[rows], learned[span])
