@@ -5,7 +5,9 @@
 Square products of the sweep, its weight in the cache; and maps of a few positions by large weights,
 read from memory anew each time, as in a forward pass. Prints GFLOP per CPU second of both, their
 ratio and their largest difference. tracer takes oneDNN for the first on processors that MKL is not
-made for (tracer/product.py), for the second everywhere (replacement_models/few_rows.py).
+made for (tracer/product.py), for the second everywhere (replacement_models/few_rows.py). Where
+there is AMX, products of the sweep by the optional kernel too (tracer/native), and the errors of
+both against float64, relative to the norm of the result.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.attribution import processor
+from tracer import native
 
 SWEEP = [(rows, width, width) for width in (768, 2048) for rows in (64, 256, 1024)]
 FEW = [(rows, *weight) for weight in ((4096, 768), (8192, 2048)) for rows in (8, 16, 64)]
@@ -62,6 +65,24 @@ def measure(kind: str, rows: int, columns: int, width: int) -> dict[str, Any]:
     return found | rates | {"difference": float(difference)}
 
 
+def measure_split(rows: int, columns: int, width: int) -> dict[str, Any]:
+    """One shape by torch and by the kernel for split products."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, width, generator=generator)
+    weight = torch.randn(columns, width, generator=generator)
+    exact, operations = x.double() @ weight.double().T, 2.0 * rows * width * columns
+    kernel = native.kernel()
+    default = rate(lambda: x @ weight.T, operations)
+    split = rate(lambda: kernel.add(x, weight), operations)
+    errors = [
+        float((found - exact).norm() / exact.norm())
+        for found in (x @ weight.T, kernel.add(x, weight))
+    ]
+    shape = {"rows": rows, "columns": columns, "width": width}
+    rates = {"default": default, "split": split, "ratio": split / default}
+    return shape | rates | dict(zip(("default_error", "split_error"), errors, strict=True))
+
+
 def main() -> None:
     """Measure all shapes, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,8 +100,19 @@ def main() -> None:
             f"| {one['default']:.0f} | {one['onednn']:.0f} | {one['ratio']:.2f} "
             f"| {one['difference']:.1e} |"
         )
+    split = [] if native.missing() else [measure_split(*shape) for shape in SWEEP]
+    if split:
+        print("| rows | weight | torch GFLOP/s (error) | split GFLOP/s (error) | ratio |")
+        print("|---|---|---|---|---|")
+    for one in split:
+        print(
+            f"| {one['rows']} | {one['columns']} x {one['width']} "
+            f"| {one['default']:.0f} ({one['default_error']:.0e}) "
+            f"| {one['split']:.0f} ({one['split_error']:.0e}) | {one['ratio']:.2f} |"
+        )
     machine = {"threads": args.threads, "processor": processor(), "torch": torch.__version__}
-    args.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    found = {"machine": machine, "results": results, "split": split}
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

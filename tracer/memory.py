@@ -283,7 +283,7 @@ def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     dense = block * (sizes.columns * sizes.entry + 2.0 * sizes.d_model * sizes.itemsize)
     of_block = entries * min(1.0, block / (features + sizes.logits))
     yield Stage("sweep", local + dense + _chunks(sizes, block), (entries - of_block) * row)
-    part = min(PART, block) * sizes.columns * (3.0 * sizes.entry + INDEX)
+    part = min(PART, block) * sizes.columns * (2.0 * sizes.entry + INDEX)
     yield Stage("sweep", local + dense + part, (entries + of_block) * row)
     names = sizes.active * ACTIVE + NODE * (
         features + sizes.logits + (sizes.layers + 1) * sizes.positions
