@@ -1,7 +1,7 @@
-"""Linear maps of a few positions by large weights, where torch's default takes twice as long.
+"""Linear maps of a few positions by large weights, where torch's default takes up to twice as long.
 
 A prompt of 8 to 64 tokens is bound by how fast weights are read. MKL reads (out, in) weights at
-half the speed of oneDNN there, which torch ships too; the sums are float32 in both.
+down to half the speed of oneDNN there, which torch ships too; the sums are float32 in both.
 benchmarks/products.py measures it. Maps of many positions, of small or transposed weights, of
 other types and devices are left alone.
 """

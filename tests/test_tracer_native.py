@@ -104,6 +104,19 @@ def test_it_is_compiled_once(tmp_path: Path):
     assert made.stat().st_mtime_ns == stamp
 
 
+@HERE
+def test_a_broken_cache_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    native.kernel()
+    (made,) = (tmp_path / "tracer").iterdir()
+    other = tmp_path / "other" / "tracer"
+    other.mkdir(parents=True)
+    (other / made.name).write_text("no library")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(other.parent))
+    native._library.cache_clear()
+    with pytest.raises(TraceError, match=r"split_product-\w+\.so cannot be loaded, delete it"):
+        native.kernel()
+
+
 def test_a_processor_that_lacks_something_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(native.sys, "platform", "linux")
     monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")

@@ -1,8 +1,9 @@
-"""An optional extra for processors with AMX: float32 products in split bfloat16, 2 times as fast.
+"""An optional extra for processors with AMX: large float32 products in split bfloat16.
 
+They take half the time of torch's and less (benchmarks/products.py).
 Every float32 is written as the sum of two bfloat16; three of the four products of halves are made
 by the processor's matrix unit and added up in float32 (`split_product.c`), which keeps a relative
-error of 5e-6 where float32 has 4e-7. The kernel is compiled when it is first asked for, with the
+error of 4e-6 where float32 has 4e-7. The kernel is compiled when it is first asked for, with the
 machine's C compiler, and kept in the user's cache folder. Without it everything works the same,
 through torch.
 """
@@ -149,4 +150,7 @@ def _library(compiler: str) -> ctypes.CDLL:
                 reason = next(iter(done.stderr.splitlines()), "no message")
                 raise TraceError(f"split_products: {compiler} cannot compile {SOURCE}: {reason}")
             made.replace(path)
-    return ctypes.CDLL(str(path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise TraceError(f"split_products: {path} cannot be loaded, delete it: {error}") from error
