@@ -88,6 +88,12 @@ def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     return result, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
+def repeated(call: Callable[[], Any], times: int) -> tuple[Any, list[dict[str, float]]]:
+    """A call's last result and the seconds of every time."""
+    results = [timed(call) for _ in range(times)]
+    return results[-1][0], [seconds for _, seconds in results]
+
+
 def run_ours(folder: Path, case: Case, repeats: int) -> tuple[AttributionGraph, dict[str, Any]]:
     """Trace the case `repeats` times and twice more, after a short trace; the fastest counts."""
     model = ReplacementModel.load(folder / "model", folder / "transcoders")
@@ -104,18 +110,11 @@ def run_ours(folder: Path, case: Case, repeats: int) -> tuple[AttributionGraph, 
             split_products=split,
         )
 
-    runs = []
-    for _ in range(repeats + 2):
-        graph, seconds = timed(trace)
-        runs.append(seconds)
+    graph, runs = repeated(trace, repeats + 2)
     found = {"runs": runs, "once_per_model": once, "stages": profile(trace), **least(runs)}
     if native.missing() is None:
-        with native.split_products():
-            pass  # compiles the kernel, if it has not been yet
-        runs = []
-        for _ in range(repeats + 2):
-            other, seconds = timed(lambda: trace(split=True))
-            runs.append(seconds)
+        native.kernel()  # compiled now, if it has not been yet
+        other, runs = repeated(lambda: trace(split=True), repeats + 2)
         found["split"] = {"runs": runs, **least(runs), "difference": deviation(graph, other)}
     return graph, found
 
@@ -190,12 +189,16 @@ def measure(case: Case, peer: str | None, repeats: int) -> dict[str, Any]:
             for name, repaired in (("peer", False), ("repaired_peer", True)):
                 found, theirs = run_peer(peer, folder, case, repeats, repaired)
                 theirs["difference"] = difference(graph, found, case.positions)
-                theirs["ratio"] = {unit: theirs[unit] / ours[unit] for unit in ("wall", "cpu")}
+                theirs["ratio"] = ratios(theirs, ours)
                 if "split" in ours:
-                    split = {unit: theirs[unit] / ours["split"][unit] for unit in ("wall", "cpu")}
-                    theirs["ratio_split"] = split
+                    theirs["ratio_split"] = ratios(theirs, ours["split"])
                 result[name] = theirs
     return result
+
+
+def ratios(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
+    """Their wall and CPU seconds over ours."""
+    return {unit: theirs[unit] / ours[unit] for unit in ("wall", "cpu")}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -251,10 +254,10 @@ def means(results: list[dict[str, Any]]) -> str:
 
 def mean_and_worst(cases: list[dict[str, Any]], name: str) -> list[str]:
     """Geometric mean and least of ratios of CPU seconds; dashes where there are none."""
-    ratios = [case[name]["cpu"] for case in cases if name in case]
-    if not ratios:
+    found = [case[name]["cpu"] for case in cases if name in case]
+    if not found:
         return ["-", "-"]
-    return [f"{float(np.exp(np.log(ratios).mean())):.1f}", f"{min(ratios):.1f}"]
+    return [f"{float(np.exp(np.log(found).mean())):.1f}", f"{min(found):.1f}"]
 
 
 def stages_table(results: list[dict[str, Any]]) -> str:

@@ -162,9 +162,9 @@ def repair() -> None:
     AttributionContext._compute_score_hook = by_position
 
 
-def least(runs: list[dict[str, float]]) -> float:
-    """CPU seconds of the cheapest run."""
-    return min(run["cpu"] for run in runs)
+def best(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The run that took the fewest CPU seconds."""
+    return min(runs, key=lambda run: run["cpu"])
 
 
 def timed(
@@ -211,11 +211,11 @@ def main() -> None:
     for way in (larger, smaller):  # smaller ones only where the first was the best
         for batch in way:
             graph, runs = timed(model, tokens, batch, args)
-            best = min(timings, key=lambda run: run["cpu"]) if timings else None
+            slower = bool(timings) and best(runs)["cpu"] > best(timings)["cpu"]
             timings += runs
-            if best is not None and least(runs) > best["cpu"]:
+            if slower:
                 break
-        if min(timings, key=lambda run: run["cpu"])["batch"] != larger[0]:
+        if best(timings)["batch"] != larger[0]:
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (args.out / "timings.json").write_text(json.dumps({"runs": timings, "peak_bytes": peak}))

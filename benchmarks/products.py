@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.attribution import processor
+from replacement_models.few_rows import onednn_linear
 from tracer import native
 
 SWEEP = [(rows, width, width) for width in (768, 2048) for rows in (64, 256, 1024)]
@@ -41,14 +42,6 @@ def rate(call: Callable[[], torch.Tensor], operations: float, repeats: int = 20)
     return operations / min(seconds) / 1e9
 
 
-def onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`x @ weight.T`."""
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(
-        x, weight, None, "none", [], ""
-    )
-    return found
-
-
 def measure(kind: str, rows: int, columns: int, width: int) -> dict[str, Any]:
     """One shape, (rows, width) times the transpose of (columns, width)."""
     generator = torch.Generator().manual_seed(rows)
@@ -57,9 +50,9 @@ def measure(kind: str, rows: int, columns: int, width: int) -> dict[str, Any]:
     weights = [torch.randn(columns, width, generator=generator) for _ in range(copies)]
     turn, operations = cycle(weights), 2.0 * rows * width * columns
     default = rate(lambda: x @ next(turn).T, operations)
-    other = rate(lambda: onednn(x, next(turn)), operations)
+    other = rate(lambda: onednn_linear(x, next(turn)), operations)
     expected = x @ weights[0].T
-    difference = (onednn(x, weights[0]) - expected).abs().max() / expected.abs().max()
+    difference = (onednn_linear(x, weights[0]) - expected).abs().max() / expected.abs().max()
     found = {"kind": kind, "rows": rows, "columns": columns, "width": width}
     rates = {"default": default, "onednn": other, "ratio": other / default}
     return found | rates | {"difference": float(difference)}

@@ -115,9 +115,6 @@ def fill_speed() -> None:
 
 
 if __name__ == "__main__":
-    if "--speed" not in sys.argv[1:]:
-        fill_models()
-    if "--models" not in sys.argv[1:]:
-        fill_speed()
-    if not {"--models", "--speed"} & set(sys.argv[1:]):
-        fill()
+    parts = {"--models": fill_models, "--speed": fill_speed}
+    for part in [parts[flag] for flag in sys.argv[1:]] or [*parts.values(), fill]:
+        part()

@@ -18,7 +18,14 @@ FEWEST, MOST = 2, 128
 LARGE = 1 << 21
 """Numbers in a weight from which on a kernel of its own earns what compiling it costs."""
 
-_THERE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether torch brings oneDNN's linear operator here."""
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` of float32 on the CPU by oneDNN, where `ONEDNN`; no gradient."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return found
 
 
 class FewRows(TorchFunctionMode):
@@ -36,13 +43,12 @@ class FewRows(TorchFunctionMode):
     ) -> Any:
         """Called by torch in place of each of its functions."""
         if func is nn.functional.linear and not kwargs and _fits(*args):
-            x, weight, bias = (*args, None)[:3]
-            return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+            return onednn_linear(*args)
         return func(*args, **(kwargs or {}))
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    if not _THERE or weight.numel() < LARGE or x.device.type != "cpu":
+    if not ONEDNN or weight.numel() < LARGE or x.device.type != "cpu":
         return False
     plain = all(t.dtype == torch.float32 for t in (x, weight, bias) if t is not None)
     rows = x.numel() // x.shape[-1]

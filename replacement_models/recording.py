@@ -185,12 +185,11 @@ def read_input(
 def encode(transcoder: Transcoder, inputs: Sequence[Tensor]) -> ActiveFeatures:
     """Features with a non-zero activation (a TopK activation may be negative)."""
     parts = []
-    for layer, x in enumerate(inputs):
-        with FewRows():
+    with FewRows():
+        for layer, x in enumerate(inputs):
             hidden, active = transcoder.encode(layer, x)
-        position, feature = active.nonzero(as_tuple=True)
-        at = torch.full_like(position, layer)
-        parts.append((at, position, feature, active[position, feature], hidden[position, feature]))
+            at = active.nonzero(as_tuple=True)
+            parts.append((torch.full_like(at[0], layer), *at, active[at], hidden[at]))
     return ActiveFeatures(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

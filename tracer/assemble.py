@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from graphs import AttributionGraph, NodeKind
+from graphs.influence import input_absolute, row_sums
 from replacement_models import ReplacementModel
 from tracer.available import give_back
 from tracer.labels import labelled
@@ -167,22 +168,13 @@ def _effect(
         data, index = block.data[inside], index[inside]
         kept.append((data, index, counts))
         lossy = counts < np.diff(block.indptr)
-        sums.append(np.stack([*_sums(data, counts), lossy], axis=1))
+        start = np.concatenate([[0], counts.cumsum()])
+        rows = sparse.csr_array((data, index, start), shape=(len(counts), nodes))
+        sums.append(np.stack([row_sums(rows), input_absolute(rows), lossy], axis=1))
     signed, absolute, lossy = np.concatenate(sums).T
     left_out = np.stack([traced.sum - signed, traced.total - absolute], axis=1)
     nothing = (lossy == 0) & (traced.floored[:, 1] == 0)
     return _ordered(kept, places.row, nodes), np.where(nothing[:, None], 0.0, left_out)
-
-
-def _sums(data: np.ndarray, counts: np.ndarray) -> Float[np.ndarray, "2 rows"]:
-    """Of every row's entries, which stand one row after the other, and of their sizes."""
-    found = np.zeros((2, len(counts)))
-    filled = counts > 0
-    starts = (counts.cumsum() - counts)[filled]
-    if len(starts):
-        for one, value in zip(found, (data, np.abs(data)), strict=True):
-            one[filled] = np.add.reduceat(value.astype(np.float64), starts)
-    return found
 
 
 def _ordered(

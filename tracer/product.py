@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from replacement_models.few_rows import ONEDNN, onednn_linear
+
 if TYPE_CHECKING:
     from tracer.native import Kernel
 
@@ -25,14 +27,13 @@ EARNS_A_KERNEL = 100e6
 
 def _onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether there is oneDNN and the processor is not one that MKL is made for."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     try:
-        return there and "GenuineIntel" not in cpuinfo.read_text()
+        return ONEDNN and "GenuineIntel" not in cpuinfo.read_text()
     except OSError:
-        return there
+        return ONEDNN
 
 
-_ONEDNN = _onednn_is_faster()
+ONEDNN_IS_FASTER = _onednn_is_faster()
 
 
 def product(
@@ -42,8 +43,7 @@ def product(
     if kernel is not None and kernel.fits(x, weight):
         return kernel.add(x, weight)
     if _fits_onednn(x, weight):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
-        return found
+        return onednn_linear(x, weight)
     return x @ weight.T
 
 
@@ -63,4 +63,4 @@ def add_product(
 
 def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return _ONEDNN and on_cpu and 2 * len(x) * weight.numel() > EARNS_A_KERNEL
+    return ONEDNN_IS_FASTER and on_cpu and 2 * len(x) * weight.numel() > EARNS_A_KERNEL
