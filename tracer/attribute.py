@@ -145,11 +145,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         rank_every=rank_every,
         edge_floor=edge_floor,
     )
-    keep_freed(estimate(sizes).whole < ROOMY)
-    give_back()
-    need = check(model, sizes, memory_limit)
-    if on_estimate is not None:
-        on_estimate(need)
+    _make_room(model, sizes, memory_limit, on_estimate)
     local = linearise(model, recording, skip_positions, sizes.explained)
     give_back()
     plan = Plan(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial)
@@ -188,6 +184,20 @@ def _check_amounts(edge_floor: float, memory_limit: float | None) -> None:
         raise TraceError(f"edge_floor is {edge_floor}, expected a share from 0 to below 1")
     if memory_limit is not None and not memory_limit > 0:
         raise TraceError(f"memory_limit is {memory_limit} GB, expected more than 0")
+
+
+def _make_room(
+    model: ReplacementModel,
+    sizes: Sizes,
+    memory_limit: float | None,
+    on_estimate: Callable[[Estimate], None] | None,
+) -> None:
+    """Settle what becomes of freed memory, refuse a trace that does not fit, tell what it takes."""
+    keep_freed(estimate(sizes).whole < ROOMY)
+    give_back()
+    need = check(model, sizes, memory_limit)
+    if on_estimate is not None:
+        on_estimate(need)
 
 
 def _fits(model: ReplacementModel, positions: int) -> bool:
