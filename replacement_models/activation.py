@@ -57,7 +57,7 @@ class JumpReLU:
 
     def __call__(self, hidden: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
         """Pre-activations above their feature's threshold."""
-        return hidden * (hidden > self.threshold)
+        return torch.where(hidden > self.threshold, hidden, 0)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "JumpReLU":
         """Thresholds on `device`, in `dtype`."""
@@ -131,7 +131,7 @@ class BatchTopK:
 
     def __call__(self, hidden: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
         """Pre-activations above the threshold."""
-        return hidden * (hidden > self.threshold.clamp(min=0))
+        return torch.where(hidden > self.threshold.clamp(min=0), hidden, 0)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "BatchTopK":
         """Threshold on `device`, in `dtype`."""

@@ -1,25 +1,49 @@
 """Linear maps of a few positions by large weights, where torch's default takes up to twice as long.
 
-A prompt of 8 to 64 tokens is bound by how fast weights are read. MKL reads (out, in) weights at
-down to half the speed of oneDNN there, which torch ships too; the sums are float32 in both.
-benchmarks/products.py measures it. Maps of many positions, of small or transposed weights, of
-other types and devices are left alone.
+A prompt of 8 to 64 tokens is bound by how fast weights are read, and MKL first copies those of a
+large product into an order of its own. Two ways around that come with torch: small blocks of
+outputs, which MKL multiplies in place (on the processors it is made for), and oneDNN. The sums are
+float32 in all of them. benchmarks/products.py measures them. Maps of one or many positions, of
+small or transposed weights, of other types and devices are left alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-FEWEST, MOST = 2, 128
+from replacement_models.threads import one_thread, threads
+
+FEWEST, MOST = 4, 128
 """Positions."""
 LARGE = 1 << 21
-"""Numbers in a weight from which on a kernel of its own earns what compiling it costs."""
+"""Numbers in a weight from which on a way of its own earns what choosing it costs."""
+BLOCK = 16
+"""Outputs in one small product."""
+MOST_IN_BLOCKS, LEAST_IN_BLOCKS = 48, 12_288
+"""Positions up to which blocks are the faster way, and numbers read from which on."""
+
+ALONE = 32
+"""Positions up to which everything but linear maps stays on one thread."""
+MAPS = (nn.functional.linear, torch.addmm)
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether torch brings oneDNN's linear operator here."""
+
+
+def _is_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    try:
+        return "GenuineIntel" in cpuinfo.read_text()
+    except OSError:
+        return False
+
+
+MKL_AT_HOME = torch.backends.mkl.is_available() and _is_intel()
+"""Whether MKL runs on a processor that it is made for."""
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,11 +52,36 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return found
 
 
-class FewRows(TorchFunctionMode):
-    """While entered, `torch.nn.functional.linear` takes the faster way for a few rows.
+def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`, a product for every `BLOCK` outputs, whose number they divide."""
+    rows = x.reshape(-1, x.shape[-1])
+    blocks = weight.view(-1, BLOCK, weight.shape[1])
+    inputs = rows.T.contiguous().expand(len(blocks), -1, -1)
+    found = torch.bmm(blocks, inputs).flatten(0, 1).T.contiguous()
+    if bias is not None:
+        found += bias
+    return found.view(*x.shape[:-1], len(weight))
 
-    There is no gradient through it: enter it under `torch.no_grad`.
+
+@contextmanager
+def fast_maps(rows: int) -> Iterator[None]:
+    """Inside, linear maps of `rows` rows take their fastest way.
+
+    With very few rows only maps are shared out among threads: waking those costs all else more
+    than it saves. No gradient passes them: enter it under `torch.no_grad`.
     """
+    maps = FewRows(torch.get_num_threads())
+    with one_thread(rows <= ALONE), maps:
+        yield
+
+
+class FewRows(TorchFunctionMode):
+    """The linear maps inside, made on so many threads."""
+
+    def __init__(self, count: int) -> None:
+        """For `fast_maps`."""
+        super().__init__()
+        self._threads = count
 
     def __torch_function__(
         self,
@@ -42,14 +91,26 @@ class FewRows(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Called by torch in place of each of its functions."""
-        if func is nn.functional.linear and not kwargs and _fits(*args):
-            return onednn_linear(*args)
-        return func(*args, **(kwargs or {}))
+        if func not in MAPS:
+            return func(*args, **(kwargs or {}))
+        with threads(self._threads):
+            if func is nn.functional.linear and not kwargs and _fits(*args):
+                way = linear_in_blocks if _fits_blocks(*args) else onednn_linear
+                return way(*args)
+            return func(*args, **(kwargs or {}))
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     if not ONEDNN or weight.numel() < LARGE or x.device.type != "cpu":
         return False
     plain = all(t.dtype == torch.float32 for t in (x, weight, bias) if t is not None)
-    rows = x.numel() // x.shape[-1]
-    return plain and weight.is_contiguous() and FEWEST <= rows <= MOST
+    return plain and weight.is_contiguous() and FEWEST <= _rows(x) <= MOST
+
+
+def _fits_blocks(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    few = _rows(x) <= MOST_IN_BLOCKS and x.numel() >= LEAST_IN_BLOCKS
+    return MKL_AT_HOME and few and len(weight) % BLOCK == 0
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]

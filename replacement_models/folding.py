@@ -24,27 +24,21 @@ class FoldedLayer:
     """G @ output.T: back through W_O and the post-norm's weight."""
     value: Float[Tensor, "d_model kv_heads_d_head"]
     """K @ value.T: back through W_V and the pre-norm's weight and centring."""
-    value_constant: Float[Tensor, "kv_heads d_head"]
-    """W_V · (norm bias) + b_V: every value vector's part that no source wrote."""
+    constant: Float[Tensor, "heads d_model"] | None
+    """W_O · (W_V · (norm bias) + b_V): what each head writes that no source wrote, where its
+    pattern adds up to one; before the post-norm. None is nothing."""
     skip: Float[Tensor, "d_model d_model"] | None
     """G @ skip.T: back through post-norm, linear skip and read-side norm."""
 
 
 def fold(block: Block, transcoder: Transcoder, layer: int) -> FoldedLayer:
     """Fold one layer's weights."""
-    kv_heads, d_head, d_model = block.value.shape
-    norm = block.attention_norm
-    value = read_back(block.value, norm, ReadPoint.NORMED)
-    constant = block.value.new_zeros(kv_heads, d_head)
-    if norm is not None and norm.bias is not None:
-        constant = constant + block.value @ norm.bias
-    if block.value_bias is not None:
-        constant = constant + block.value_bias
+    value = read_back(block.value, block.attention_norm, ReadPoint.NORMED)
     output = written(block.output.flatten(0, 1), block.attention_post_norm)
     return FoldedLayer(
         output=output.contiguous(),
-        value=value.reshape(-1, d_model).T.contiguous(),
-        value_constant=constant,
+        value=value.flatten(0, 1).T.contiguous(),
+        constant=_constant(block),
         skip=_skip(block, transcoder, layer),
     )
 
@@ -64,6 +58,19 @@ def read_back(vectors: Tensor, norm: Norm | None, read: ReadPoint) -> Tensor:
 def mlp_post_norm(block: Block, transcoder: Transcoder) -> Norm | None:
     """The post-norm that a transcoder's writes still pass, if any."""
     return block.mlp_post_norm if transcoder.write is WritePoint.MLP_OUTPUT else None
+
+
+def _constant(block: Block) -> Float[Tensor, "heads d_model"] | None:
+    bias = None if block.attention_norm is None else block.attention_norm.bias
+    if bias is None and block.value_bias is None:
+        return None
+    values = block.value.new_zeros(block.value.shape[:2])
+    if bias is not None:
+        values = values + block.value @ bias
+    if block.value_bias is not None:
+        values = values + block.value_bias
+    by_head = values.repeat_interleave(len(block.output) // len(values), dim=0)
+    return torch.einsum("hi,hid->hd", by_head, block.output)
 
 
 def _skip(block: Block, transcoder: Transcoder, layer: int) -> Tensor | None:

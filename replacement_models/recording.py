@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from replacement_models.few_rows import FewRows
+from replacement_models.few_rows import fast_maps
 from replacement_models.hooks import (
     eager_attention,
     first_tensor,
@@ -140,7 +140,7 @@ def record(
     else:
         remade = _remake_taps(host, seen)
     with (
-        FewRows(),
+        fast_maps(len(tokens)),
         eager_attention(host.model),
         forward_pre_hooks(remade),
         forward_hooks(taps),
@@ -185,10 +185,10 @@ def read_input(
 def encode(transcoder: Transcoder, inputs: Sequence[Tensor]) -> ActiveFeatures:
     """Features with a non-zero activation (a TopK activation may be negative)."""
     parts = []
-    with FewRows():
+    with fast_maps(len(inputs[0])):
         for layer, x in enumerate(inputs):
             hidden, active = transcoder.encode(layer, x)
-            at = active.nonzero(as_tuple=True)
+            at = (active != 0).nonzero(as_tuple=True)
             parts.append((torch.full_like(at[0], layer), *at, active[at], hidden[at]))
     return ActiveFeatures(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 

@@ -74,14 +74,14 @@ def test_nothing_happens_twice(monkeypatch: pytest.MonkeyPatch, kind: str):
 
     forward = model.host.model.register_forward_pre_hook(lambda *_: happened.append(("forward",)))
     count(type(model.transcoder), "encode", 1)
-    count(linear, "_write_features")
+    count(linear, "write_features")
     count(attribute, "linearise")
     tracer.trace(model, PROMPT, max_features=20, rank_every=4)
     forward.remove()
     layers = len(model.host.blocks)
     assert sorted(happened, key=str) == [
-        ("_write_features",),
         *(("encode", layer) for layer in range(layers)),
         ("forward",),
         ("linearise",),
+        ("write_features",),
     ]

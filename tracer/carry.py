@@ -51,9 +51,17 @@ def carry(
     pattern: Float[Tensor, "kv_heads keys group queries"],
     held: Float[Tensor, "start carried d_model"],
 ) -> Float[Tensor, "positions carried d_model"]:
-    """What an attention layer writes everywhere of what is held at the first positions."""
-    values = (held @ folded.value).unflatten(-1, (len(pattern), -1))
-    mixed = torch.einsum("vkgq,ksvi->qsvgi", pattern[:, : len(held)], values)
+    """What an attention layer writes everywhere of what is held at the first positions.
+
+    Through every head's output map first and the patterns last, where few positions hold something.
+    """
+    keys, d_model, queries = len(held), held.shape[-1], pattern.shape[-1]
+    values, pattern = (held @ folded.value).unflatten(-1, (len(pattern), -1)), pattern[:, :keys]
+    heads = len(folded.output) // values.shape[-1]
+    if keys * (d_model + queries * heads) < queries * d_model:
+        by_head = _by_head(folded, values.flatten(0, 1)).unflatten(2, (keys, -1))
+        return torch.einsum("vkgq,vgksd->qsd", pattern, by_head)
+    mixed = torch.einsum("vkgq,ksvi->qsvgi", pattern, values)
     return mixed.flatten(2) @ folded.output
 
 
@@ -77,6 +85,14 @@ def _through_heads(
 ) -> Float[Tensor, "queries keys d_model"]:
     """What queries get of one vector a key: through every head's maps first, patterns last."""
     values = (vectors @ folded.value).unflatten(-1, (len(pattern), -1))
-    output = folded.output.unflatten(0, (len(pattern), -1, values.shape[-1]))
-    by_head = torch.einsum("kvi,vgid->kvgd", values, output)
-    return torch.einsum("vkgq,kvgd->qkd", pattern, by_head)
+    return torch.einsum("vkgq,vgkd->qkd", pattern, _by_head(folded, values))
+
+
+def _by_head(
+    folded: FoldedLayer, values: Float[Tensor, "vectors kv_heads d_head"]
+) -> Float[Tensor, "kv_heads group vectors d_model"]:
+    """What every head's output map makes of values."""
+    kv_heads, d_head = values.shape[1:]
+    output = folded.output.view(-1, d_head, folded.output.shape[-1])
+    shared = values.transpose(0, 1).repeat_interleave(len(output) // kv_heads, dim=0)
+    return torch.bmm(shared, output).unflatten(0, (kv_heads, -1))

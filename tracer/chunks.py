@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from replacement_models.threads import one_thread, side_by_side
 from tracer.targets import Rows
 
 CHUNK, CHUNK_ON_GPU = 2048, 65536
@@ -30,14 +29,12 @@ def each(call: Callable[[Int[Tensor, " chunk"]], None], rows: Rows, remade: bool
     threads, on_cpu = torch.get_num_threads(), rows.vector.device.type == "cpu"
     chunks = list(_chunks(rows, ROWS_PER_PATTERN if remade else ROWS))
     small = int(rows.position.sum()) < CHUNK // 8
-    side_by_side = on_cpu and 1 < threads <= len(chunks) and not small
-    with one_thread(small or side_by_side):
-        if side_by_side:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(torch.no_grad()(call), chunks))
-        else:
-            for chunk in chunks:
-                call(chunk)
+    if on_cpu and 1 < threads <= len(chunks) and not small:
+        side_by_side(call, chunks)
+        return
+    with one_thread(small):
+        for chunk in chunks:
+            call(chunk)
 
 
 def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
@@ -66,17 +63,3 @@ def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
 
 def _by_site(rows: Rows, chunk: Tensor) -> Tensor:
     return chunk[rows.site[chunk].argsort(descending=True, stable=True)]
-
-
-@contextmanager
-def one_thread(wanted: bool) -> Iterator[None]:
-    """Keep products on one thread: where they are small, sharing one costs more than it saves."""
-    threads = torch.get_num_threads()
-    if not wanted or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -3,7 +3,8 @@
 Every MLP output is rewritten as features + error, and what no source wrote becomes a constant
 (Ameisen et al. 2025, "Circuit Tracing", section "Local replacement model"). What is left
 of the model is linear in the sources. This module gathers, once per prompt, the vectors that
-sources write and the frozen patterns; `sweep.py` pulls target rows back through them.
+sources write (`writers.py`) and the frozen patterns; `sweep.py` pulls target rows back through
+them.
 
 Places where something reads or writes are numbered as *sites*, bottom up: 2l is the residual stream
 entering layer l, 2l + 1 the one between its attention and its MLP, 2L the one entering the final
@@ -15,57 +16,25 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement_models import (
     ActiveFeatures,
-    DenseDecoder,
     FrozenLayer,
     Recording,
     ReplacementModel,
-    Transcoder,
 )
 from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
-from replacement_models.transcoder import Decoder, ReadPoint
-from tracer.available import give_back
+from replacement_models.transcoder import ReadPoint
 from tracer.carry import carry, embedded, is_lifted, lift, start_of
+from tracer.writers import Writers, room_for, write_features
 
 TRACES = 8
 """Traces that the making of virtual weights, once per model, is spread over."""
 MIXED = 0.5
 """Share of the products saved by scoring mixed gradients that preparing for it may take."""
-SPARE = 1 << 24
-"""Bytes of one layer's writers from which on memory that was freed is given back."""
-
-
-@dataclass(frozen=True, eq=False)
-class Writers:
-    """What one layer writes to the residual stream, position by position, as rows above read it.
-
-    Position p owns rows `start[p]:start[p + 1]` of `vectors`: first the features that write to
-    columns `first[p]`, `first[p] + 1`, ..., then `rest` others: the error (zero where p is
-    skipped), the constant, and the first tokens as far as attention carries them there.
-    """
-
-    vectors: Float[Tensor, "rows d_model"]
-    start: Sequence[int]
-    first: Sequence[int]
-    rest: int
-
-    def features(self, position: int) -> int:
-        """How many features write at one position."""
-        return self.start[position + 1] - self.start[position] - self.rest
-
-    def at(self, position: int) -> Float[Tensor, "writers d_model"]:
-        """What is written at one position."""
-        return self.vectors[self.start[position] : self.start[position + 1]]
-
-    def of_features(self, position: int) -> Float[Tensor, "features d_model"]:
-        """What the features at one position write."""
-        begin = self.start[position]
-        return self.vectors[begin : begin + self.features(position)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +142,11 @@ def linearise(
     features = _columns(recording.features, skip_positions)
     rows = len(features) if rows is None else rows
     start, lifted = start_of(recording, skip_positions), is_lifted(model, recording)
-    writers = _room(model, features, len(recording.tokens), start, lifted)
-    _write_features(model.transcoder, features, writers)
+    others = [2 + start] * len(recording.layers)
+    if lifted:
+        others[0] = 2 + len(recording.tokens)
+    writers = room_for(model.transcoder, features, len(recording.tokens), others)
+    write_features(model.transcoder, features, writers)
     pays = virtual_pays(model, len(recording.tokens), rows)
     virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
     held = embedded(recording, start)
@@ -224,65 +196,6 @@ def _columns(active: ActiveFeatures, skip_positions: int) -> ActiveFeatures:
     return active[kept[active.position[kept].argsort(stable=True)]]
 
 
-def _room(
-    model: ReplacementModel, features: ActiveFeatures, positions: int, start: int, lifted: bool
-) -> list[Writers]:
-    """Every layer's writers, nothing written yet."""
-    every = torch.arange(positions, device=features.position.device)
-    found = []
-    for layer in range(len(model.host.blocks)):
-        columns = _writing(model.transcoder, features, layer).nonzero()[:, 0]
-        rest = 2 + (positions if lifted and layer == 0 else start)
-        counts = torch.bincount(features.position[columns], minlength=positions)
-        ends = counts.cumsum(0)
-        first = torch.cat([columns, columns.new_zeros(1)])[ends - counts]
-        rows = len(columns) + rest * positions
-        vectors = features.activation.new_empty(rows, model.host.d_model)
-        starts = [0, *(ends + rest * (every + 1)).tolist()]
-        found.append(Writers(vectors, starts, first.tolist(), rest))
-    return found
-
-
-def _writing(
-    transcoder: Transcoder, features: ActiveFeatures, layer: int
-) -> Bool[Tensor, " features"]:
-    """Which features write to one layer's MLP output."""
-    sources = [layer in transcoder.targets(source) for source in range(len(transcoder.layers))]
-    return torch.tensor(sources, device=features.layer.device)[features.layer]
-
-
-def _write_features(
-    transcoder: Transcoder, features: ActiveFeatures, writers: Sequence[Writers]
-) -> None:
-    """Activation times decoder rows, each row of an active feature read once, no other.
-
-    They are MLP outputs still; `_push` takes them to the residual stream.
-    """
-    place = [
-        _writing(transcoder, features, layer).cumsum(0) - 1 + one.rest * features.position
-        for layer, one in enumerate(writers)
-    ]
-    for layer, weights in enumerate(transcoder.layers):
-        here = (features.layer == layer).nonzero()[:, 0]
-        rows, which = _decoder_rows(weights.decoder, features.feature[here])
-        scale = features.activation[here, None]
-        for target, row in zip(transcoder.targets(layer), rows.unbind(1), strict=True):
-            writers[target].vectors.index_copy_(0, place[target][here], row[which].mul_(scale))
-        if len(which) * rows[:1].nbytes > SPARE:
-            del rows, row
-            give_back()
-
-
-def _decoder_rows(
-    decoder: Decoder, features: Int[Tensor, " features"]
-) -> tuple[Float[Tensor, "rows targets d_model"], Int[Tensor, " features"]]:
-    """Rows among which those of `features` are, and where: the weights, where memory holds them."""
-    if isinstance(decoder, DenseDecoder) and decoder.weight.device == features.device:
-        return decoder.weight, features
-    used, which = features.unique(return_inverse=True)
-    return decoder.rows(used), which
-
-
 def _rest(
     model: ReplacementModel,
     recording: Recording,
@@ -299,8 +212,7 @@ def _rest(
     if weights.W_skip is not None:
         output = output - recording.inputs[layer] @ weights.W_skip
     every = torch.arange(len(output), device=output.device)
-    reconstruction = torch.stack([writers.of_features(p).sum(0) for p in every.tolist()])
-    error = output - b_dec - reconstruction
+    error = output - b_dec - writers.reconstruction()
     error[:skip_positions] = 0
     constant = b_dec.repeat(len(output), 1)
     constant[:skip_positions] = output[:skip_positions]
@@ -314,13 +226,14 @@ def _rest(
 
 
 def _push(model: ReplacementModel, recording: Recording, layer: int, writers: Writers) -> None:
-    """Take what features write to an MLP output on to the residual stream."""
-    if mlp_post_norm(model.host.blocks[layer], model.transcoder) is None:
+    """Take what features write to an MLP output on to the residual stream, in place."""
+    norm = mlp_post_norm(model.host.blocks[layer], model.transcoder)
+    scale = recording.layers[layer].mlp_post_scale
+    if norm is None or scale is None:
         return
-    for position in range(len(recording.tokens)):
+    for position, weight in enumerate(norm.weight / scale):
         vectors = writers.of_features(position)
-        at = torch.tensor([position], device=vectors.device)
-        vectors.copy_(_onto_residual(model, recording, layer, vectors, at))
+        torch.mul(norm.centre(vectors), weight, out=vectors)
 
 
 def _write_rest(
@@ -428,13 +341,10 @@ def _attention_constant(
     folded: FoldedLayer, frozen: FrozenLayer, block: Block
 ) -> Float[Tensor, "positions d_model"]:
     """What an attention layer adds that no source wrote: its biases, and the norms' around it."""
-    heads = len(block.output)
-    values = folded.value_constant.repeat_interleave(heads // len(block.value), dim=0)
-    if values.any():  # patterns of long prompts are not made anew for nothing
+    constant = block.output.new_zeros(len(frozen.attention_scale), block.output.shape[-1])
+    if folded.constant is not None:  # patterns of long prompts are not made anew for nothing
         mass = frozen.attention_pattern().sum(-1).T  # below 1 where there are attention sinks
-        constant = (mass[..., None] * values).flatten(1) @ block.output.flatten(0, 1)
-    else:
-        constant = values.new_zeros(len(frozen.attention_scale), block.output.shape[-1])
+        constant = mass @ folded.constant
     if block.output_bias is not None:
         constant = constant + block.output_bias
     if block.attention_post_norm is not None and frozen.attention_post_scale is not None:

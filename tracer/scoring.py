@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.chunks import one_thread
-from tracer.linear import LocalModel, Writers
+from replacement_models.threads import one_thread
+from tracer.linear import LocalModel
 from tracer.product import EARNS_A_KERNEL, product
+from tracer.writers import Writers
 
 
 @dataclass(frozen=True, eq=False)
