@@ -20,7 +20,7 @@ from replacement_models.threads import one_thread, threads
 
 FEWEST, MOST = 4, 128
 """Positions."""
-LARGE = 1 << 21
+LARGE = 1 << 19
 """Numbers in a weight from which on a way of its own earns what choosing it costs."""
 BLOCK = 16
 """Outputs in one small product."""
@@ -94,10 +94,28 @@ class FewRows(TorchFunctionMode):
         if func not in MAPS:
             return func(*args, **(kwargs or {}))
         with threads(self._threads):
-            if func is nn.functional.linear and not kwargs and _fits(*args):
-                way = linear_in_blocks if _fits_blocks(*args) else onednn_linear
-                return way(*args)
-            return func(*args, **(kwargs or {}))
+            given = None if kwargs else _as_linear(func, *args)
+            if given is None or not _fits(*given):
+                return func(*args, **(kwargs or {}))
+            return (linear_in_blocks if _fits_blocks(*given) else onednn_linear)(*given)
+
+
+def store_outputs_first(model: nn.Module) -> None:
+    """Store weights of shape (in, out), as GPT-2's are, in the order (out, in), which is faster.
+
+    Shapes and numbers stay.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
+            module.weight.data = module.weight.data.T.contiguous().T
+
+
+def _as_linear(func: Callable[..., Any], *args: Any) -> tuple[Any, ...] | None:
+    """Input, weight and bias that one of `MAPS` is called with; None where it maps otherwise."""
+    if func is nn.functional.linear:
+        return args
+    bias, x, weight = args
+    return (x, weight.T, bias) if bias.ndim == 1 else None
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:

@@ -5,6 +5,7 @@ output maps, the unembedding, and the modules at which to listen. `hosts/` fills
 module.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -116,19 +117,22 @@ class Host:
         return self.logit_cap * torch.tanh(logits / self.logit_cap)
 
     def run(
-        self, tokens: Sequence[int], patterns: bool = True
+        self, tokens: Sequence[int], patterns: bool = True, last_logits: bool = False
     ) -> Float[Tensor, "positions vocabulary"]:
         """The model's own logits on a prompt, from one forward pass.
 
         Args:
             tokens: ids.
             patterns: ask the model for its attention patterns, which makes it collect them all.
+            last_logits: those of the last position only, where the model can leave out the others.
         """
         ids = torch.tensor([list(tokens)], device=self.unembedding.device)
+        known = inspect.signature(self.model.forward).parameters
+        fewer = {"logits_to_keep": 1} if last_logits and "logits_to_keep" in known else {}
         with float64_experts(self.model), recorders_removed(self.model):
-            out = self.model(input_ids=ids, use_cache=False, output_attentions=patterns)
+            out = self.model(input_ids=ids, use_cache=False, output_attentions=patterns, **fewer)
         logits: Tensor = out.logits[0]
-        return logits
+        return logits[-1:] if last_logits else logits
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits before the cap, from the final norm's output."""

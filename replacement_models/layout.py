@@ -1,16 +1,24 @@
 """Whether a model is really laid out as its host says, checked on what was recorded.
 
 Variants of a supported family (multipliers, clipped values, a bidirectional mask, a release of
-transformers that moved something) would otherwise give a graph of another model.
+transformers that moved something) would otherwise give a graph of another model. They show in any
+coordinate, so a sample is checked: this is done at every recording, and reads large weights.
 """
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from replacement_models.errors import ModelError
 from replacement_models.host import Block, Host, Norm
 from replacement_models.recording import FrozenLayer, Recording
 from replacement_models.transcoder import WritePoint
+
+PARTS = 8
+"""One of so many parts of the residual stream is checked,"""
+ENOUGH = 1024
+"""and at most so many logits."""
 
 
 @torch.no_grad()
@@ -32,22 +40,37 @@ def check_layout(host: Host, recording: Recording, write: WritePoint) -> None:
         x, output = recording.residuals[layer], recording.outputs[layer][-1]
         if write is WritePoint.MLP_OUTPUT:
             output = _normed(block.mlp_post_norm, output, frozen.mlp_post_scale)
-        rebuilt = x[-1] + _attended(block, frozen, pattern[:, -1], x) + output
-        _check(host, f"layer {layer}", rebuilt, recording.residuals[layer + 1][-1])
+        attended = _attended(block, frozen, pattern[:, -1], x)
+        some = slice(len(attended))
+        rebuilt = x[-1, some] + attended + output[some]
+        _check(host, f"layer {layer}", rebuilt, recording.residuals[layer + 1][-1, some])
     last = host.final_norm.frozen(recording.residuals[-1][-1], recording.final_scale[-1])
-    _check(host, "the unembedding", host.cap(host.unembed(last)), recording.logits[-1])
+    spread = slice(None, None, -(-host.vocabulary // ENOUGH))
+    bias = None if host.unembedding_bias is None else host.unembedding_bias[spread]
+    logits = host.cap(nn.functional.linear(last, host.unembedding[spread], bias))
+    _check(host, "the unembedding", logits, recording.logits[-1, spread])
 
 
 def _attended(block: Block, frozen: FrozenLayer, pattern: Tensor, x: Tensor) -> Tensor:
-    """What an attention layer adds at one position: mixed first, then read through every head."""
+    """What an attention layer adds at one position: mixed first, then read through every head.
+
+    The first coordinates of it, where they do not depend on the others.
+    """
     normed = _normed(block.attention_norm, x, frozen.attention_scale, last=False)
     kv_heads, _, width = block.value.shape
     mixed = (pattern @ normed).view(kv_heads, -1, width)
     heads = torch.bmm(mixed, block.value.transpose(1, 2))
     if block.value_bias is not None:
         heads += pattern.sum(1).view(kv_heads, -1, 1) * block.value_bias[:, None]
-    out = block.project(heads.flatten())
-    return _normed(block.attention_post_norm, out, frozen.attention_post_scale)
+    norm, bias = block.attention_post_norm, block.output_bias
+    some = slice(None if norm is not None and norm.centred else -(-width // PARTS))
+    out = heads.flatten() @ block.output.flatten(0, 1)[:, some]
+    if bias is not None:
+        out = out + bias[some]
+    if norm is not None:
+        bias = None if norm.bias is None else norm.bias[some]
+        norm = replace(norm, weight=norm.weight[some], bias=bias)
+    return _normed(norm, out, frozen.attention_post_scale)
 
 
 def _normed(norm: Norm | None, x: Tensor, scale: Tensor | None, last: bool = True) -> Tensor:

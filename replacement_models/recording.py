@@ -95,6 +95,7 @@ class Recording:
     outputs: Sequence[Float[Tensor, "positions d_model"]]
     """What the transcoder stands in for, a layer each."""
     logits_before_cap: Float[Tensor, "positions vocabulary"]
+    """Of all positions, or of the last alone; so are those after the cap."""
     logits: Float[Tensor, "positions vocabulary"]
     features: ActiveFeatures
 
@@ -119,7 +120,11 @@ class Seen:
 
 @torch.no_grad()
 def record(
-    host: Host, transcoder: Transcoder, tokens: Sequence[int], keep_patterns: bool = True
+    host: Host,
+    transcoder: Transcoder,
+    tokens: Sequence[int],
+    keep_patterns: bool = True,
+    last_logits: bool = False,
 ) -> Recording:
     """Run the host once on `tokens` and encode what its MLPs read.
 
@@ -128,6 +133,7 @@ def record(
         transcoder: fits the host, on its device.
         tokens: ids within the vocabulary, at most the context long.
         keep_patterns: hold every attention pattern, L·H·P² numbers; otherwise what remakes them.
+        last_logits: only those of the last position.
     """
     seen = Seen()
     taps = _taps(host, transcoder.write, seen)
@@ -145,7 +151,7 @@ def record(
         forward_pre_hooks(remade),
         forward_hooks(taps),
     ):
-        logits = host.run(tokens, patterns=keep_patterns)
+        logits = host.run(tokens, keep_patterns, last_logits)
     final = seen.norm_input[host.final_norm.module]
     inputs = [
         read_input(block, transcoder.read, seen.before_mlp(block, layer), seen.mlp_input[layer])
@@ -154,7 +160,8 @@ def record(
     final_scale = host.final_norm.scale(final)
     before_cap = logits
     if host.logit_cap is not None:
-        before_cap = host.unembed(host.final_norm.frozen(final, final_scale))
+        which = slice(-len(logits), None)
+        before_cap = host.unembed(host.final_norm.frozen(final[which], final_scale[which]))
     assert seen.token is not None
     return Recording(
         tokens=tuple(tokens),

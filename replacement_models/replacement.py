@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from replacement_models.errors import ModelError
+from replacement_models.few_rows import store_outputs_first
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats import content_hash, load_transcoder, transcoder_folder
 from replacement_models.host import Host
@@ -165,19 +166,26 @@ class ReplacementModel:
             text = str(self.tokenizer.convert_ids_to_tokens(token) or f"[{token}]")
         return text
 
-    def record(self, prompt: str | Sequence[int], keep_patterns: bool = True) -> Recording:
+    def record(
+        self,
+        prompt: str | Sequence[int],
+        keep_patterns: bool = True,
+        last_logits: bool = False,
+    ) -> Recording:
         """Run the unmodified model once on a prompt, under hooks that are always removed.
 
         Args:
             prompt: text, or token ids taken as they stand.
             keep_patterns: hold all attention patterns in memory; otherwise they are made anew,
                 layer by layer, whenever they are needed.
+            last_logits: only those of the last position: large vocabularies take long.
 
         Raises:
             ModelError: the prompt cannot be tokenized or does not fit the model, or the model
                 computes something else than its host says.
         """
-        recording = record(self.host, self.transcoder, self.tokenize(prompt), keep_patterns)
+        tokens = self.tokenize(prompt)
+        recording = record(self.host, self.transcoder, tokens, keep_patterns, last_logits)
         check_layout(self.host, recording, self.transcoder.write)
         return recording
 
@@ -251,7 +259,10 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
                 local_files_only=True,
                 device_map={"": device} if quantised else None,
             ).eval()
-        return model if quantised else model.to(device)
+        if not quantised:
+            model.to(device)
+            store_outputs_first(model)
+        return model
     except ModelError:
         raise
     except Exception as error:

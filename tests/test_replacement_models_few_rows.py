@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from replacement_models import few_rows
 from replacement_models.few_rows import fast_maps
@@ -22,17 +23,58 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return answers
 
 
+@pytest.mark.parametrize("at_home", [False, True], ids=["onednn", "blocks"])
+@pytest.mark.parametrize("rows", [8, 12, 32, 48, 64])
+@pytest.mark.parametrize("bias", [False, True])
 @torch.no_grad()
-def test_a_large_weight_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch):
+def test_a_large_weight_gives_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, rows: int, at_home: bool, bias: bool
+):
+    monkeypatch.setattr(few_rows, "MKL_AT_HOME", at_home)
     torch.manual_seed(0)
-    layer = nn.Linear(1024, 2048)
-    x = torch.randn(1, 8, 1024)
+    layer = nn.Linear(1024, 2048, bias=bias)
+    x = torch.randn(1, rows, 1024)
     expected, answers = layer(x), calls(monkeypatch)
-    with fast_maps(8):
+    with fast_maps(rows):
         found = layer(x)
     assert answers == [True]
     assert found.shape == expected.shape
+    assert found.is_contiguous()
     assert float((found - expected).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("at_home", [False, True])
+def test_blocks_are_for_processors_that_mkl_is_made_for(
+    monkeypatch: pytest.MonkeyPatch, at_home: bool
+):
+    monkeypatch.setattr(few_rows, "MKL_AT_HOME", at_home)
+    weight = torch.zeros(1024, 2048)
+    assert few_rows._fits_blocks(torch.zeros(16, 2048), weight) == at_home
+    assert not few_rows._fits_blocks(torch.zeros(64, 2048), weight)
+    assert not few_rows._fits_blocks(torch.zeros(16, 2048), weight[:1000])
+
+
+@torch.no_grad()
+def test_weights_of_gpt2_are_stored_outputs_first(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    module = Conv1D(2048, 1024)
+    x = torch.randn(1, 8, 1024)
+    before, expected = module.weight.clone(), module(x)
+    few_rows.store_outputs_first(nn.Sequential(module))
+    assert torch.equal(module.weight, before)
+    assert module.weight.T.is_contiguous()
+    answers = calls(monkeypatch)
+    with fast_maps(8):
+        found = module(x)
+    assert answers == [True]
+    assert float((found - expected).abs().max()) < 1e-5
+
+
+def test_threads_are_as_before_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="on the way"), fast_maps(8):
+        raise ValueError("on the way")
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(

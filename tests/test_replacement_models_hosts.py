@@ -69,6 +69,9 @@ def test_a_supported_decoder_is_reproduced_and_conserved(model_type: str):
         _, logits = LocalForward(model, recording)()
     expected = recording.logits_before_cap
     assert float((logits - expected).abs().max() / expected.abs().max()) < 2e-5
+    last = model.record(PROMPT, last_logits=True)
+    for one, whole in ((last.logits, recording.logits), (last.logits_before_cap, expected)):
+        torch.testing.assert_close(one, whole[-1:], rtol=0, atol=2e-5)
     assert tracer.trace(model, PROMPT).metadata["conservation"]["relative"] < 2e-5
 
 

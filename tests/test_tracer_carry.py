@@ -1,6 +1,7 @@
 """What is carried forward instead of swept, and that a trace does nothing twice."""
 
 import pytest
+import torch
 
 import tracer
 from tests.random_models import PROMPT, replacement_model
@@ -56,6 +57,20 @@ def test_shortcuts_through_virtual_weights_and_mixed_gradients_change_nothing(
     assert abs(plain.effect - short.effect).max() < 1e-12
     constants = [graph.nodes["constant"].drop_null().to_numpy() for graph in graphs]
     assert abs(constants[0] - constants[1]).max() < 1e-12
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@torch.no_grad()
+def test_few_held_positions_are_carried_like_many(family: str):
+    folded = replacement_model(family).folded[0]
+    d_model, kv_heads = len(folded.value), 2
+    group = len(folded.output) // folded.value.shape[1]
+    torch.manual_seed(0)
+    pattern = torch.rand(kv_heads, 40, group, 40, dtype=torch.float64)
+    held = torch.rand(40, 3, d_model, dtype=torch.float64)
+    held[1:] = 0
+    few, many = (carry.carry(folded, pattern, held[:count]) for count in (1, 40))
+    torch.testing.assert_close(few, many, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])

@@ -134,7 +134,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     _check_amounts(edge_floor, memory_limit)
     last = _position(position, len(tokens))
     keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
-    recording = model.record(tokens[: last + 1], keep_patterns=keep)
+    recording = model.record(tokens[: last + 1], keep_patterns=keep, last_logits=True)
     logits = logit_targets(model, recording, targets, max_logits, logit_mass)
     sizes = Sizes.of(
         model,

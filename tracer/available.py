@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters' numbers in malloc.h."""
-KEPT = {M_TRIM_THRESHOLD: 256 << 20, M_MMAP_THRESHOLD: 32 << 20}
-HANDED_BACK = {M_TRIM_THRESHOLD: 32 << 20, M_MMAP_THRESHOLD: 8 << 20}
+KEPT = {M_TRIM_THRESHOLD: 1 << 30, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 0}
+HANDED_BACK = {M_TRIM_THRESHOLD: 32 << 20, M_MMAP_THRESHOLD: 8 << 20, M_MMAP_MAX: 1 << 16}
 """Bytes free at the end of the heap, and bytes of one block, from which on the C library hands back
-what is freed. Left alone it comes to keep all below 32 MB and little at the end of the heap."""
+what is freed; and how many blocks may be such. Left alone it comes to keep all below 32 MB and
+little at the end of the heap."""
 _keeping = False
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import linear
 
 from graphs import AttributionGraph, NodeKind
 from replacement_models import ReplacementModel
+from replacement_models.few_rows import fast_maps
 from replacement_models.folding import mlp_post_norm, written
 from tracer.linear import LocalModel
-from tracer.product import product
 
 PROMOTED = 3
 BUDGET, LEAST = 1e9, 64
@@ -84,7 +85,8 @@ def promoted_tokens(
     total = [_written_by(model, layer, features[1][features[0] == layer]) for layer in layers]
     found: list[list[str]] = []
     for part in torch.cat(total).split(256) if total else ():
-        scores = product(norm.centre(part) * norm.weight, model.host.unembedding)
+        with fast_maps(len(part)):
+            scores = linear(norm.centre(part) * norm.weight, model.host.unembedding)
         for tokens in scores.topk(min(count, scores.shape[1])).indices.tolist():
             found.append([model.token_string(token).strip() for token in tokens])
     return found
