@@ -22,7 +22,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "of it encoding": [(recording, "encode")],
     "check of the layout": [(replacement, "check_layout")],
     "local model": [(attribute, "linearise")],
-    "of it decoder rows": [(linear, "write_features")],
+    "of it decoder rows": [(linear, "gather")],
     "target rows": [(attribute, "logit_targets"), (attribute, "feature_rows")],
     "sweep": [(attribute, "sweep")],
     "ranking": [(Frontier, "add"), (Frontier, "next")],

@@ -89,7 +89,7 @@ def test_nothing_happens_twice(monkeypatch: pytest.MonkeyPatch, kind: str):
 
     forward = model.host.model.register_forward_pre_hook(lambda *_: happened.append(("forward",)))
     count(type(model.transcoder), "encode", 1)
-    count(linear, "write_features")
+    count(linear, "gather")
     count(attribute, "linearise")
     tracer.trace(model, PROMPT, max_features=20, rank_every=4)
     forward.remove()
@@ -97,6 +97,6 @@ def test_nothing_happens_twice(monkeypatch: pytest.MonkeyPatch, kind: str):
     assert sorted(happened, key=str) == [
         *(("encode", layer) for layer in range(layers)),
         ("forward",),
+        ("gather",),
         ("linearise",),
-        ("write_features",),
     ]

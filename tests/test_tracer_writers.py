@@ -10,14 +10,10 @@ from tracer.linear import _columns
 
 
 def gathered(model: ReplacementModel) -> list[writers.Writers]:
-    """Every layer's writers on the prompt, rows that are no features zero."""
+    """Every layer's writers on the prompt."""
     features = _columns(model.record(PROMPT).features, skip_positions=1)
     others = range(1, 1 + len(model.host.blocks))
-    found = writers.room_for(model.transcoder, features, len(PROMPT), others)
-    for one in found:
-        one.vectors.zero_()
-    writers.write_features(model.transcoder, features, found)
-    return found
+    return writers.gather(model.transcoder, features, len(PROMPT), others)
 
 
 @pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
@@ -33,9 +29,7 @@ def test_features_are_written_where_their_columns_say(kind: str):
                 row = model.transcoder.decoder_rows(layer, feature)[0, slot]
                 assert torch.equal(vector, features.activation[column] * row)
                 assert int(features.position[column]) == position
-            others = one.at(position)[count:]
-            assert len(others) == one.rest
-            assert not others.any()
+            assert len(one.at(position)) == count + one.rest
 
 
 @pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
@@ -44,7 +38,8 @@ def test_copying_by_runs_equals_copying_all_at_once(monkeypatch: pytest.MonkeyPa
     by_runs = gathered(model)
     monkeypatch.setattr(writers, "_copy_runs", writers._copy_all)
     for one, other in zip(by_runs, gathered(model), strict=True):
-        assert torch.equal(one.vectors, other.vectors)
+        for position in range(len(PROMPT)):
+            assert torch.equal(one.of_features(position), other.of_features(position))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -120,6 +121,7 @@ def metadata(
     }
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

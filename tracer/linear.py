@@ -29,7 +29,7 @@ from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
 from replacement_models.transcoder import ReadPoint
 from tracer.carry import carry, embedded, is_lifted, lift, start_of
-from tracer.writers import Writers, room_for, write_features
+from tracer.writers import Writers, gather
 
 TRACES = 8
 """Traces that the making of virtual weights, once per model, is spread over."""
@@ -145,8 +145,7 @@ def linearise(
     others = [2 + start] * len(recording.layers)
     if lifted:
         others[0] = 2 + len(recording.tokens)
-    writers = room_for(model.transcoder, features, len(recording.tokens), others)
-    write_features(model.transcoder, features, writers)
+    writers = gather(model.transcoder, features, len(recording.tokens), others)
     pays = virtual_pays(model, len(recording.tokens), rows)
     virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
     held = embedded(recording, start)

@@ -15,6 +15,9 @@ from tracer.linear import LocalModel
 from tracer.product import EARNS_A_KERNEL, product
 from tracer.writers import Writers
 
+FEW = 12
+"""Rows up to which the product is faster the other way around."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -52,7 +55,7 @@ def score_writers(
         found = _products(writers, gradient, local.start)
         _add_scores(local, layer, found, scores, (local.start, slice(rows)))
     for position, here in fresh.by_position():
-        one = [product(writers.at(position), fresh.vector[here])]
+        one = [_scored(writers.at(position), fresh.vector[here])]
         at = slice(rows + here.start, rows + here.stop)
         _add_scores(local, layer, one, scores, (position, at))
 
@@ -72,9 +75,18 @@ def _products(
     operations = 2 * gradient[:, 0].numel() * len(writers.vectors) / len(writers.first)
     with one_thread(operations < EARNS_A_KERNEL):
         return [
-            product(writers.at(position), vectors)
+            _scored(writers.at(position), vectors)
             for position, vectors in enumerate(gradient.unbind(1), start=start)
         ]
+
+
+def _scored(
+    written: Float[Tensor, "writers width"], vectors: Float[Tensor, "rows width"]
+) -> Float[Tensor, "writers rows"]:
+    """What is written at one position, scored by the rows there."""
+    if len(vectors) <= FEW:
+        return product(vectors, written).T
+    return product(written, vectors)
 
 
 def _add_scores(

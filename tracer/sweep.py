@@ -123,7 +123,7 @@ def _pass_layer(
     if not len(own):
         return None, mixed
     back = product(reading.vector, maps.output)
-    whole[joined : joined + len(own)] = _spread(pattern, back, maps.value, own, local.start)
+    _spread(whole[joined : joined + len(own)], pattern, back, maps.value, own, local.start)
     if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
         return None, mixed
     return _ready(local.layers[layer - 1], pattern, back, own, local.start), mixed
@@ -187,31 +187,32 @@ def _ready(
     """
     assert below.virtual is not None
     there = Fresh(product(own.vector, below.output), own.position)
-    return _spread(pattern, back, below.virtual, there, start)
+    ready = back.new_empty(len(own), pattern.shape[1], len(below.virtual))
+    _spread(ready, pattern, back, below.virtual, there, start)
+    return ready
 
 
 def _spread(
+    out: Float[Tensor, "rows positions width"],
     pattern: Tensor,
     back: Float[Tensor, "rows heads_d_head"],
     value: Float[Tensor, "width kv_heads_d_head"],
     own: Fresh,
     start: int,
-) -> Float[Tensor, "rows positions width"]:
-    """What one attention layer pulls back of rows that stand at one position yet, and their own.
+) -> None:
+    """Write what an attention layer pulls back of rows at one position yet, and their own.
 
     They go through every head's maps at that position, the pattern comes last.
     """
-    kv_heads, keys, group, _ = pattern.shape
+    kv_heads, _, group, _ = pattern.shape
     rows, width = len(back), len(value)
     back = back.view(rows, kv_heads, group, -1).transpose(0, 1).flatten(1, 2)
     heads = torch.bmm(back, value.view(width, kv_heads, -1).permute(1, 2, 0))
     heads = heads.view(kv_heads, rows, group, width).transpose(0, 1).flatten(1, 2)
-    spread = heads.new_empty(rows, keys, width)
     for position, here in own.by_position():
         weight = pattern[..., position - start].transpose(0, 1).flatten(1)
-        torch.matmul(weight, heads[here], out=spread[here])
-    spread[range(len(own)), own.position - start] += own.vector
-    return spread
+        torch.matmul(weight, heads[here], out=out[here])
+    out[range(len(own)), own.position - start] += own.vector
 
 
 def _mix(

@@ -51,10 +51,10 @@ class Writers:
             )
 
 
-def room_for(
+def gather(
     transcoder: Transcoder, features: ActiveFeatures, positions: int, others: Sequence[int]
 ) -> list[Writers]:
-    """Every layer's writers, nothing written yet.
+    """Every layer's writers: activation times decoder rows, each read once, no others written yet.
 
     Args:
         transcoder: what writes, L layers.
@@ -64,36 +64,39 @@ def room_for(
     """
     every = torch.arange(positions, device=features.position.device)
     width = transcoder.layers[0].b_dec.shape[-1]
-    found = []
+    found, places = [], []
     for layer, rest in enumerate(others):
-        columns = _writing(transcoder, features, layer).nonzero()[:, 0]
+        writing = _writing(transcoder, features, layer)
+        columns = writing.nonzero()[:, 0]
         counts = torch.bincount(features.position[columns], minlength=positions)
         ends = counts.cumsum(0)
         first = torch.cat([columns, columns.new_zeros(1)])[ends - counts]
         vectors = features.activation.new_empty(len(columns) + rest * positions, width)
         starts = [0, *(ends + rest * (every + 1)).tolist()]
         found.append(Writers(vectors, starts, first.tolist(), rest))
+        places.append(writing.cumsum(0) - 1 + rest * features.position)
+    for layer in range(len(transcoder.layers)):
+        _write(transcoder, layer, features, [one.vectors for one in found], places)
     return found
 
 
-def write_features(
-    transcoder: Transcoder, features: ActiveFeatures, writers: Sequence[Writers]
+def _write(
+    transcoder: Transcoder,
+    layer: int,
+    features: ActiveFeatures,
+    vectors: Sequence[Float[Tensor, "rows d_model"]],
+    places: Sequence[Int[Tensor, " features"]],
 ) -> None:
-    """Activation times decoder rows, each row of an active feature read once, no other."""
-    place = [
-        _writing(transcoder, features, layer).cumsum(0) - 1 + one.rest * features.position
-        for layer, one in enumerate(writers)
-    ]
-    for layer, weights in enumerate(transcoder.layers):
-        here = (features.layer == layer).nonzero()[:, 0]
-        rows, which = _decoder_rows(weights.decoder, features.feature[here])
-        targets = transcoder.targets(layer)
-        into = [(writers[target].vectors, place[target][here]) for target in targets]
-        copy = _copy_runs if rows.device.type == "cpu" else _copy_all
-        copy(rows, which, into, features[here])
-        if rows.nbytes > SPARE and not isinstance(weights.decoder, DenseDecoder):
-            del rows
-            give_back()
+    """Write what one layer's features write, to the places in each layer's vectors."""
+    here = (features.layer == layer).nonzero()[:, 0]
+    decoder = transcoder.layers[layer].decoder
+    rows, which = _decoder_rows(decoder, features.feature[here])
+    into = [(vectors[target], places[target][here]) for target in transcoder.targets(layer)]
+    copy = _copy_runs if rows.device.type == "cpu" else _copy_all
+    copy(rows, which, into, features[here])
+    if rows.nbytes > SPARE and not isinstance(decoder, DenseDecoder):
+        del rows
+        give_back()
 
 
 def _copy_all(
