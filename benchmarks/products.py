@@ -3,11 +3,12 @@
     python -m benchmarks.products
 
 Square products of the sweep, its weight in the cache; and maps of a few positions by large weights,
-read from memory anew each time, as in a forward pass. Prints GFLOP per CPU second of both, their
-ratio and their largest difference. tracer takes oneDNN for the first on processors that MKL is not
-made for (tracer/product.py), for the second everywhere (replacement_models/few_rows.py). Where
-there is AMX, products of the sweep by the optional kernel too (tracer/native), and the errors of
-both against float64, relative to the norm of the result.
+read from memory anew each time, as in a forward pass: these in blocks of 16 outputs too. Prints
+GFLOP per CPU second, ratios to the default and the largest difference. tracer takes oneDNN for the
+first on processors that MKL is not made for (tracer/product.py), for the second one of the other
+two (replacement_models/few_rows.py). Where there is AMX, products of the sweep by the optional
+kernel too (tracer/native), and the errors of both against float64, relative to the norm of the
+result.
 """
 
 import argparse
@@ -21,12 +22,12 @@ from typing import Any
 import torch
 
 from benchmarks.attribution import processor
-from replacement_models.few_rows import onednn_linear
+from replacement_models.few_rows import linear_in_blocks, onednn_linear
 from tracer import native
 
 SWEEP = [(rows, width, width) for width in (768, 2048) for rows in (64, 256, 1024)]
-FEW = [(rows, *weight) for weight in ((4096, 768), (8192, 2048)) for rows in (8, 16, 64)]
-COPIES = 8
+FEW = [(rows, *weight) for weight in ((4096, 768), (8192, 2048)) for rows in (8, 16, 32, 64)]
+COPIES = 16
 """Weights that take turns, so that no cache holds them."""
 
 
@@ -50,12 +51,19 @@ def measure(kind: str, rows: int, columns: int, width: int) -> dict[str, Any]:
     weights = [torch.randn(columns, width, generator=generator) for _ in range(copies)]
     turn, operations = cycle(weights), 2.0 * rows * width * columns
     default = rate(lambda: x @ next(turn).T, operations)
-    other = rate(lambda: onednn_linear(x, next(turn)), operations)
     expected = x @ weights[0].T
-    difference = (onednn_linear(x, weights[0]) - expected).abs().max() / expected.abs().max()
-    found = {"kind": kind, "rows": rows, "columns": columns, "width": width}
-    rates = {"default": default, "onednn": other, "ratio": other / default}
-    return found | rates | {"difference": float(difference)}
+    found = {"kind": kind, "rows": rows, "columns": columns, "width": width, "default": default}
+    ways = {"onednn": onednn_linear, "blocks": linear_in_blocks}
+    for name in ways if kind == "few rows" else ["onednn"]:
+        way = ways[name]
+        difference = (way(x, weights[0]) - expected).abs().max() / expected.abs().max()
+        speed = rate(lambda way=way: way(x, next(turn)), operations)
+        found[name] = {
+            "rate": speed,
+            "ratio": speed / default,
+            "difference": float(difference),
+        }
+    return found
 
 
 def measure_split(rows: int, columns: int, width: int) -> dict[str, Any]:
@@ -76,6 +84,12 @@ def measure_split(rows: int, columns: int, width: int) -> dict[str, Any]:
     return shape | rates | dict(zip(("default_error", "split_error"), errors, strict=True))
 
 
+def _cell(way: dict[str, float] | None) -> str:
+    if way is None:
+        return "-"
+    return f"{way['rate']:.0f} ({way['ratio']:.2f}, {way['difference']:.0e})"
+
+
 def main() -> None:
     """Measure all shapes, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -85,13 +99,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     shapes = [("sweep", shape) for shape in SWEEP] + [("few rows", shape) for shape in FEW]
     results = [measure(kind, *shape) for kind, shape in shapes]
-    print("| | rows | weight | torch GFLOP/s | oneDNN GFLOP/s | ratio | largest difference |")
-    print("|---|---|---|---|---|---|---|")
+    print("| | rows | weight | torch GFLOP/s | oneDNN (ratio, difference) | blocks |")
+    print("|---|---|---|---|---|---|")
     for one in results:
         print(
             f"| {one['kind']} | {one['rows']} | {one['columns']} x {one['width']} "
-            f"| {one['default']:.0f} | {one['onednn']:.0f} | {one['ratio']:.2f} "
-            f"| {one['difference']:.1e} |"
+            f"| {one['default']:.0f} | {_cell(one['onednn'])} | {_cell(one.get('blocks'))} |"
         )
     split = [] if native.missing() else [measure_split(*shape) for shape in SWEEP]
     if split:

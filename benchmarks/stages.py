@@ -32,7 +32,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
 PRODUCTS = {
     "scores of writers": ("score_writers", "score_mixed"),
     "attention": ("_attention", "add_product"),
-    "join": ("_spread",),
+    "join": ("_join",),
 }
 """Kinds of products in the sweep, and the functions that make them."""
 
@@ -65,9 +65,10 @@ class Meter:
         clock = time.thread_time if thread else time.process_time
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            begin = clock()
+            begin, around = clock(), getattr(self._inside, "name", None)
             self._inside.name = name if thread else None
             result = call(*args, **kwargs)
+            self._inside.name = around
             with self._lock:
                 self.seconds[name] += clock() - begin
             return result
@@ -96,6 +97,19 @@ class Meter:
 
         return wrapped
 
+    def spread(self, call: Callable[..., None]) -> Any:
+        """Rows at one position through every head's maps, and by the pattern to all positions."""
+
+        def wrapped(out: Tensor, pattern: Tensor, back: Tensor, value: Tensor, *rest: Any) -> None:
+            rows, positions, width = out.shape
+            heads = pattern.shape[0] * pattern.shape[2]
+            with self._lock:
+                self.operations["join"] += 2.0 * back.numel() * width
+                self.operations["join"] += 2.0 * rows * positions * heads * width
+            call(out, pattern, back, value, *rest)
+
+        return wrapped
+
 
 @contextmanager
 def metered() -> Iterator[Meter]:
@@ -117,6 +131,7 @@ def metered() -> Iterator[Meter]:
         for name in names:
             put(sweep, name, meter.timed(kind, getattr(sweep, name), thread=True))
     put(sweep, "_mix", meter.mixed(sweep._mix))
+    put(sweep, "_spread", meter.spread(sweep._spread))
     try:
         yield meter
     finally:

@@ -122,11 +122,8 @@ def _pass_layer(
             gradient.copy_(below)
     if not len(own):
         return None, mixed
-    back = product(reading.vector, maps.output)
-    _spread(whole[joined : joined + len(own)], pattern, back, maps.value, own, local.start)
-    if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
-        return None, mixed
-    return _ready(local.layers[layer - 1], pattern, back, own, local.start), mixed
+    room = whole[joined : joined + len(own)]
+    return _join(local, layer, pattern, room, (reading, own)), mixed
 
 
 def _joining(rows: Rows, sites: list[int], joined: int, site: int) -> Fresh:
@@ -176,6 +173,30 @@ def _attention(
     heads = by_head[0] if len(by_head) == 1 else torch.cat(by_head, dim=3)
     mixed = _mix(pattern, heads.flatten(3)).view(kv_heads, positions, rows, -1)
     return mixed.permute(2, 1, 0, 3).reshape(rows * positions, -1)
+
+
+def _join(
+    local: LocalModel,
+    layer: int,
+    pattern: Tensor,
+    out: Float[Tensor, "rows positions d_model"],
+    joining: tuple[Fresh, Fresh],
+) -> Float[Tensor, "rows positions heads_d_head"] | None:
+    """Write what a layer pulls back of rows that pass their first attention, and `_ready` of it.
+
+    Args:
+        local: the local model.
+        layer: its layer.
+        pattern: its pattern.
+        out: room for the rows.
+        joining: the rows as attention reads them, and as they stand below it.
+    """
+    (reading, own), maps = joining, local.layers[layer]
+    back = product(reading.vector, maps.output)
+    _spread(out, pattern, back, maps.value, own, local.start)
+    if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
+        return None
+    return _ready(local.layers[layer - 1], pattern, back, own, local.start)
 
 
 def _ready(
