@@ -96,7 +96,7 @@ def drawn(model: ReplacementModel, tokens: list[int], count: int) -> float:
     chosen = torch.randperm(len(local.features), generator=torch.Generator().manual_seed(0))
     begin = time.process_time()
     for columns in chosen[:count].split(BLOCK):
-        sweep(local, feature_rows(model, recording, local, columns))
+        sweep(local, feature_rows(model, recording, local, columns.numpy()))
     return time.process_time() - begin
 
 

@@ -93,7 +93,7 @@ def row_sums(model: ReplacementModel, change: Callable[[LocalModel], LocalModel]
         local = linearise(model, recording, skip_positions=1)
         pre_activations, logits = LocalForward(model, recording)()
         found = local.features
-        rows = feature_rows(model, recording, local, torch.arange(len(found)))
+        rows = feature_rows(model, recording, local, np.arange(len(found)))
         targets = logit_targets(model, recording, None, 10, 0.95)
         local = local if change is None else change(local)
         sums = [

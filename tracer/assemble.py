@@ -131,10 +131,7 @@ def _version(package: str) -> str:
 
 def _places(local: LocalModel, logits: LogitTargets, traced: Traced) -> Places:
     """Tokens; layer by layer features, then errors; logits."""
-    found = local.features
-    layer, position, feature = (
-        part.cpu().numpy()[traced.columns] for part in (found.layer, found.position, found.feature)
-    )
+    layer, position, feature = (part[traced.columns] for part in local.table)
     order = np.lexsort((feature, position, layer))
     counted = range(local.skip_positions, local.positions)
     column = [np.array([local.token_column(p) for p in range(local.positions)])]

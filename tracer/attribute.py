@@ -29,6 +29,8 @@ from tracer.targets import (
     Target,
     feature_rows,
     logit_targets,
+    on_device,
+    runs,
 )
 
 SPARE = 1 << 24
@@ -283,8 +285,7 @@ def _blocks(
         for begin in range(0, len(chosen), most):
             columns = chosen[begin : begin + most]
             columns = columns[place[columns].argsort()]
-            at = torch.as_tensor(columns, device=local.features.layer.device)
-            rows = feature_rows(model, recording, local, at)
+            rows = feature_rows(model, recording, local, columns)
             block = _block(local, rows, columns, plan.edge_floor)
             yield block
             if ranked:
@@ -296,9 +297,9 @@ def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], flo
     """Sweep some rows and keep them sparse, less what lies below the floor."""
     effects = sweep(local, rows)
     parts = [
-        _finished(effects.sources[at], reach, floor)
+        _finished(effects.sources[begin : min(begin + PART, run.stop)], reach, floor)
         for run, reach in _runs(local, rows)
-        for at in np.array_split(run, -(-len(run) // PART))
+        for begin in range(run.start, run.stop, PART)
     ]
     data, index, counts, floored, total, whole = (
         np.concatenate(each) for each in zip(*parts, strict=True)
@@ -315,29 +316,24 @@ def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], flo
     )
 
 
-def _runs(
-    local: LocalModel, rows: Rows
-) -> Iterator[tuple[Int[np.ndarray, " run"], Int[torch.Tensor, " reaching"]]]:
+def _runs(local: LocalModel, rows: Rows) -> Iterator[tuple[slice, Int[np.ndarray, " reaching"]]]:
     """Neighbouring rows that read at one site and position, and the columns that reach them."""
-    places = torch.stack([rows.site, rows.position], dim=1)
-    found, counts = places.unique_consecutive(dim=0, return_counts=True)
-    runs = np.split(np.arange(len(rows)), counts.cumsum(0).cpu()[:-1])
-    for (site, position), run in zip(found.tolist(), runs, strict=True):
-        yield run, local.reach(site, position)
+    for run in runs(rows.site * local.positions + rows.position):
+        yield run, local.reach(int(rows.site[run.start]), int(rows.position[run.start]))
 
 
 def _finished(
-    dense: Float[torch.Tensor, "rows columns"], reach: Int[torch.Tensor, " reaching"], floor: float
+    dense: Float[torch.Tensor, "rows columns"], reach: Int[np.ndarray, " reaching"], floor: float
 ) -> tuple[np.ndarray, ...]:
     """Entries, their columns and how many a row has; what the floor dropped; sums, signed and not.
 
     Only the columns in `reach` count. Sums and what was dropped are as in `Block`.
     """
-    part = dense[:, reach]
+    part = dense[:, on_device(reach, dense.device)]
     size = part.abs()
     total, whole = (x.sum(1, dtype=torch.float64).cpu().numpy() for x in (part, size))
     lost = np.zeros((len(part), 2))
-    index = np.broadcast_to(reach.int().cpu().numpy(), tuple(part.shape))
+    index = np.broadcast_to(reach.astype(np.int32), tuple(part.shape))
     data, counts = part.cpu().numpy(), np.full(len(part), len(reach))
     if floor:
         kept = size.cpu().numpy() >= floor * whole[:, None]
@@ -349,14 +345,10 @@ def _finished(
 
 def _own(rows: Rows, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Sites of some rows and the columns of their own nodes, -1 for logits."""
-    site = rows.site.cpu().numpy()
-    return site, np.full(len(site), -1) if columns is None else columns
+    return rows.site, np.full(len(rows), -1) if columns is None else columns
 
 
 def _reference_order(local: LocalModel) -> Int[np.ndarray, " features"]:
     """Feature columns in the order (layer, position, feature)."""
-    found = local.features
-    layer, position, feature = (
-        part.cpu().numpy() for part in (found.layer, found.position, found.feature)
-    )
+    layer, position, feature = local.table
     return np.lexsort((feature, position, layer))

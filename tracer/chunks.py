@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from replacement_models.threads import one_thread, side_by_side
 from tracer.targets import Rows
@@ -18,7 +18,7 @@ ROWS, ROWS_PER_PATTERN = 16, 32
 more so patterns that have to be made anew for every chunk."""
 
 
-def each(call: Callable[[Int[Tensor, " chunk"]], None], rows: Rows, remade: bool) -> None:
+def each(call: Callable[[Int[np.ndarray, " chunk"]], None], rows: Rows, remade: bool) -> None:
     """Call with every chunk of some rows: one a core where there are several.
 
     Args:
@@ -37,7 +37,7 @@ def each(call: Callable[[Int[Tensor, " chunk"]], None], rows: Rows, remade: bool
             call(chunk)
 
 
-def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
+def _chunks(rows: Rows, least: int) -> Iterator[Int[np.ndarray, " chunk"]]:
     """Row numbers by position, then site from the top, cut so that a chunk fills its budget.
 
     Or a core's share of the work, where chunks are few: rows from the top pass more layers than the
@@ -46,7 +46,7 @@ def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
     budget, threads = CHUNK_ON_GPU, 1
     if rows.vector.device.type == "cpu":
         budget, threads = CHUNK, torch.get_num_threads()
-    order = (rows.position * (2**20) - rows.site).argsort()
+    order = (rows.position * (2**20) - rows.site).argsort(kind="stable")
     positions, sites = rows.position[order].tolist(), rows.site[order].tolist()
     work = [(position + 1) * site for position, site in zip(positions, sites, strict=True)]
     share = sum(work) / threads if threads > 1 else math.inf
@@ -61,5 +61,6 @@ def _chunks(rows: Rows, least: int) -> Iterator[Int[Tensor, " chunk"]]:
         yield _by_site(rows, order[begin:])
 
 
-def _by_site(rows: Rows, chunk: Tensor) -> Tensor:
-    return chunk[rows.site[chunk].argsort(descending=True, stable=True)]
+def _by_site(rows: Rows, chunk: np.ndarray) -> np.ndarray:
+    found: np.ndarray = chunk[np.argsort(-rows.site[chunk], kind="stable")]
+    return found

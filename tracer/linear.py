@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -107,23 +108,29 @@ class LocalModel:
         """Column of one token node."""
         return len(self.features) + len(self.layers) * self.positions + position
 
-    def reach(self, site: int, position: int) -> Int[Tensor, " reaching"]:
+    def reach(self, site: int, position: int) -> Int[np.ndarray, " reaching"]:
         """Columns whose sources can have an effect on what reads at a site and position."""
         layer, at = self._places
         attended = layer + 1 <= (site - 1) // 2
-        here = torch.where(attended, at <= position, at == position)
-        return (here & (2 * layer + 2 <= site)).nonzero()[:, 0]
+        here = np.where(attended, at <= position, at == position)
+        return np.flatnonzero(here & (2 * layer + 2 <= site))
 
     @cached_property
-    def _places(self) -> tuple[Int[Tensor, " columns"], Int[Tensor, " columns"]]:
+    def table(self) -> tuple[Int[np.ndarray, " features"], ...]:
+        """Layer, position and number of the features, in column order, on the host."""
+        found = self.features
+        return tuple(part.cpu().numpy() for part in (found.layer, found.position, found.feature))
+
+    @cached_property
+    def _places(self) -> tuple[Int[np.ndarray, " columns"], Int[np.ndarray, " columns"]]:
         """Layer of every column, -1 for tokens, and position; skipped errors stand nowhere."""
-        layers, positions, device = len(self.layers), self.positions, self.features.layer.device
-        error_layer = torch.arange(layers, device=device).repeat_interleave(positions)
-        every = torch.arange(positions, device=device)
-        skipped = torch.where(every < self.skip_positions, positions, every)
+        layers, positions = len(self.layers), self.positions
+        layer, position, _ = self.table
+        every = np.arange(positions)
+        skipped = np.where(every < self.skip_positions, positions, every)
         return (
-            torch.cat([self.features.layer, error_layer, torch.full_like(every, -1)]),
-            torch.cat([self.features.position, skipped.repeat(layers), every]),
+            np.concatenate([layer, np.arange(layers).repeat(positions), np.full(positions, -1)]),
+            np.concatenate([position, np.tile(skipped, layers), every]),
         )
 
 

@@ -264,7 +264,8 @@ def _linearising(sizes: Sizes) -> Iterator[Stage]:
     room = float(_vectors(sizes).sum() + _rest(sizes).sum())
     for source, targets in enumerate(sizes.targets):
         read = sizes.used[source] * len(targets) * width if sizes.lazy else 0.0
-        yield Stage("linearise", room + read + sizes.features[source].sum() * width, 0)
+        scaled = 0.0 if sizes.on_cpu else sizes.features[source].sum() * width
+        yield Stage("linearise", room + read + scaled, 0)
     done = room
     for layer in range(sizes.layers):
         pattern = patterns[layer] * (2 if sizes.patterns_kept else 3)

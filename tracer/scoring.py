@@ -6,6 +6,7 @@ Scores of one chunk add up a writer at a time, so that what one product yields s
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from replacement_models.threads import one_thread
 from tracer.linear import LocalModel
 from tracer.product import EARNS_A_KERNEL, product
+from tracer.targets import runs
 from tracer.writers import Writers
 
 FEW = 12
@@ -32,18 +34,15 @@ class Fresh:
     """Rows that passed no attention layer yet: their gradient stands at one position."""
 
     vector: Float[Tensor, "rows d_model"]
-    position: Int[Tensor, " rows"]
+    position: Int[np.ndarray, " rows"]
 
     def __len__(self) -> int:
         return len(self.position)
 
     def by_position(self) -> Iterator[tuple[int, slice]]:
         """Every position with the rows there, which stand together."""
-        position, count = self.position.unique_consecutive(return_counts=True)
-        end = 0
-        for here, rows in zip(position.tolist(), count.tolist(), strict=True):
-            yield here, slice(end, end + rows)
-            end += rows
+        for here in runs(self.position):
+            yield int(self.position[here.start]), here
 
 
 def score_writers(

@@ -7,6 +7,7 @@ above its layer. Memory is bounded by the chunk, whatever the number of rows.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,7 +23,7 @@ from tracer.scoring import (
     score_tokens,
     score_writers,
 )
-from tracer.targets import Rows
+from tracer.targets import Rows, on_device
 
 KEYS = 128
 """Long patterns are mixed in blocks of so many keys, so that queries before them cost nothing."""
@@ -48,13 +49,14 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
     sources = rows.vector.new_zeros(len(rows), local.columns, dtype=dtype)
     constant = rows.bias.to(dtype, copy=True)
 
-    def sweep_chunk(chunk: Tensor) -> None:
+    def sweep_chunk(chunk: np.ndarray) -> None:
+        at = on_device(chunk, sources.device)
         scores = Scores(
             sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk))
         )
         _sweep_chunk(local, rows[chunk], scores)
-        sources.index_copy_(0, chunk, scores.sources.T.contiguous())
-        constant[chunk] += scores.constant
+        sources.index_copy_(0, at, scores.sources.T.contiguous())
+        constant.index_add_(0, at, scores.constant)
 
     each(sweep_chunk, rows, any(layer.remakes_pattern for layer in local.layers))
     return Effects(sources, constant)
@@ -81,7 +83,8 @@ def _sweep_chunk(local: LocalModel, rows: Rows, scores: Scores) -> None:
         joined = after
     last = _joining(rows, sites, joined, 0)
     whole[joined:] = 0
-    whole[joined:][range(len(last)), last.position - local.start] = last.vector
+    for position, here in last.by_position():
+        whole[joined:][here, position - local.start] = last.vector[here]
     score_tokens(local, whole, scores, joined if local.lifted else 0)
 
 
@@ -134,7 +137,7 @@ def _joining(rows: Rows, sites: list[int], joined: int, site: int) -> Fresh:
 
 def _both(first: Fresh, second: Fresh) -> Fresh:
     return Fresh(
-        torch.cat([first.vector, second.vector]), torch.cat([first.position, second.position])
+        torch.cat([first.vector, second.vector]), np.concatenate([first.position, second.position])
     )
 
 
@@ -143,8 +146,10 @@ def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh, start: int) -> tupl
     if maps.skip is None:
         return gradient, fresh
     scale = maps.skip_scale[start : start + gradient.shape[1]]
-    own = maps.skip_scale[fresh.position]
-    vector = torch.addcmul(fresh.vector, product(fresh.vector, maps.skip), own)
+    vector = product(fresh.vector, maps.skip)
+    for position, here in fresh.by_position():
+        vector[here].mul_(maps.skip_scale[position])
+    vector.add_(fresh.vector)
     pulled = product(gradient.flatten(0, 1), maps.skip).view_as(gradient)
     return torch.addcmul(gradient, pulled, scale), Fresh(vector, fresh.position)
 
@@ -233,7 +238,7 @@ def _spread(
     for position, here in own.by_position():
         weight = pattern[..., position - start].transpose(0, 1).flatten(1)
         torch.matmul(weight, heads[here], out=out[here])
-    out[range(len(own)), own.position - start] += own.vector
+        out[here, position - start].add_(own.vector[here])
 
 
 def _mix(

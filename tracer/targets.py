@@ -1,8 +1,9 @@
 """What a trace explains: token logits, differences, directions; features, once they are rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,11 +41,15 @@ Target = str | int | Difference | Direction
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Targets ready for the sweep: affine functionals of the residual stream at one site each."""
+    """Targets ready for the sweep: affine functionals of the residual stream at one site each.
 
-    site: Int[Tensor, " rows"]
+    Sites and positions, which say what goes together, are kept on the host: a GPU is never waited
+    for to know what comes next.
+    """
+
+    site: Int[np.ndarray, " rows"]
     """Where the row reads (tracer/linear.py numbers the sites)."""
-    position: Int[Tensor, " rows"]
+    position: Int[np.ndarray, " rows"]
     vector: Float[Tensor, "rows d_model"]
     """Pulled back through the frozen norm it reads from."""
     bias: Float[Tensor, " rows"]
@@ -55,14 +60,22 @@ class Rows:
     def __len__(self) -> int:
         return len(self.site)
 
-    def __getitem__(self, rows: Int[Tensor, " chosen"]) -> "Rows":
+    def __getitem__(self, rows: Int[np.ndarray, " chosen"]) -> "Rows":
+        at = on_device(rows, self.vector.device)
         return Rows(
             self.site[rows],
             self.position[rows],
-            self.vector[rows],
-            self.bias[rows],
-            self.value[rows],
+            self.vector[at],
+            self.bias[at],
+            self.value[at],
         )
+
+
+def on_device(
+    numbers: Int[np.ndarray, " numbers"], device: torch.device
+) -> Int[Tensor, " numbers"]:
+    """Row or column numbers as an index, without waiting for the device."""
+    return torch.from_numpy(numbers).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +91,19 @@ class LogitTargets:
 
 
 def feature_rows(
-    model: ReplacementModel, recording: Recording, local: LocalModel, columns: Int[Tensor, " rows"]
+    model: ReplacementModel,
+    recording: Recording,
+    local: LocalModel,
+    columns: Int[np.ndarray, " rows"],
 ) -> Rows:
     """Rows of some features: encoder rows pulled back through the norm they read from."""
-    chosen = local.features[columns]
-    vector = torch.empty(len(columns), model.host.d_model, dtype=model.dtype, device=columns.device)
+    chosen = local.features[on_device(columns, model.device)]
+    vector = chosen.activation.new_empty(len(columns), model.host.d_model)
     bias = torch.empty_like(vector[:, 0])
     read = model.transcoder.read
-    for layer in chosen.layer.unique().tolist():
-        here = (chosen.layer == layer).nonzero()[:, 0]
+    layers, positions, _ = (part[columns] for part in local.table)
+    for here in runs(layers):
+        layer = int(layers[here.start])
         norm = model.host.blocks[layer].mlp_norm
         encoder = model.transcoder.encoder_rows(layer, chosen.feature[here])
         own = model.transcoder.layers[layer].b_enc[chosen.feature[here]]
@@ -96,9 +113,15 @@ def feature_rows(
         if read is not ReadPoint.RESIDUAL:
             pulled = pulled / recording.layers[layer].mlp_scale[chosen.position[here]]
         vector[here], bias[here] = pulled, own
-    between = torch.tensor([0 if block.parallel else 1 for block in model.host.blocks])
-    site = 2 * chosen.layer + between.to(columns.device)[chosen.layer]
-    return Rows(site, chosen.position, vector, bias, chosen.pre_activation)
+    between = np.array([0 if block.parallel else 1 for block in model.host.blocks])
+    return Rows(2 * layers + between[layers], positions, vector, bias, chosen.pre_activation)
+
+
+def runs(numbers: Int[np.ndarray, " numbers"]) -> Iterator[slice]:
+    """Where neighbouring numbers are equal."""
+    if len(numbers):
+        cuts = (np.flatnonzero(np.diff(numbers)) + 1).tolist()
+        yield from map(slice, [0, *cuts], [*cuts, len(numbers)])
 
 
 def logit_targets(
@@ -132,7 +155,13 @@ def logit_targets(
         raise TraceError(f"targets: token {twice} is named twice")
     rows = [row for *_, row in found]
     return LogitTargets(
-        rows=Rows(*(torch.stack([getattr(row, name) for row in rows]) for name in _ROW)),
+        rows=Rows(
+            site=np.stack([row.site for row in rows]),
+            position=np.stack([row.position for row in rows]),
+            vector=torch.stack([row.vector for row in rows]),
+            bias=torch.stack([row.bias for row in rows]),
+            value=torch.stack([row.value for row in rows]),
+        ),
         token=[token for token, *_ in found],
         label=[label for _, label, *_ in found],
         weight=[weight for _, _, weight, _ in found],
@@ -153,7 +182,6 @@ def likeliest(probability: Float[Tensor, " vocabulary"], max_logits: int, mass: 
     return chosen
 
 
-_ROW = ("site", "position", "vector", "bias", "value")
 _Found = tuple[int | None, str, float, Rows]
 
 
@@ -229,8 +257,7 @@ def _after_norm(
     pulled = norm.centre(vector * norm.weight) / recording.final_scale[last]
     if norm.bias is not None:
         bias = bias + vector @ norm.bias
-    site = torch.tensor(2 * len(model.host.blocks), device=vector.device)
-    return Rows(site, torch.full_like(site, last), pulled, bias, value)
+    return Rows(np.array(2 * len(model.host.blocks)), np.array(last), pulled, bias, value)
 
 
 def _direction(model: ReplacementModel, recording: Recording, target: Direction) -> _Found:
@@ -249,6 +276,5 @@ def _direction(model: ReplacementModel, recording: Recording, target: Direction)
         return *named, _after_norm(model, recording, vector, zero, read @ vector)
     if not 0 <= target.layer <= layers:
         raise TraceError(f"direction {target.label!r}: layer {target.layer} is not in 0..{layers}")
-    site = torch.tensor(2 * target.layer, device=vector.device)
     value = recording.residuals[target.layer][last] @ vector
-    return *named, Rows(site, torch.full_like(site, last), vector, zero, value)
+    return *named, Rows(np.array(2 * target.layer), np.array(last), vector, zero, value)

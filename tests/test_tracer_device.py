@@ -1,0 +1,71 @@
+"""Nothing in a block of rows waits for the device: shown on tensors that hold no numbers.
+
+Tensors on torch's meta device know their shape only, so whatever asks one for a number, or mixes it
+with a tensor elsewhere, raises: what would make the host wait for a GPU, or fail there.
+"""
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.random_models import PROMPT, replacement_model
+from tracer import sweep
+from tracer.linear import LocalModel, linearise
+from tracer.targets import feature_rows, logit_targets
+
+META = torch.device("meta")
+
+
+def on_meta(thing: Any) -> Any:
+    """The same with every tensor's numbers gone."""
+    if isinstance(thing, Tensor):
+        return thing.to(META)
+    if isinstance(thing, list | tuple):
+        return type(thing)(on_meta(part) for part in thing)
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return replace(thing, **{f.name: on_meta(getattr(thing, f.name)) for f in fields(thing)})
+    return thing
+
+
+def without_numbers(local: LocalModel) -> LocalModel:
+    """The local model on the meta device, but for its table, which is read once a trace."""
+    gone = on_meta(local)
+    gone.__dict__["table"] = local.table
+    return gone
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox", "olmo2"])
+@torch.no_grad()
+def test_a_sweep_asks_the_device_for_nothing(family: str, kind: str, skip: bool):
+    model = replacement_model(family, kind=kind, skip=skip)
+    recording = model.record(PROMPT)
+    local = linearise(model, recording, skip_positions=1)
+    columns = np.arange(len(local.features))
+    for rows in (
+        logit_targets(model, recording, None, 10, 0.95).rows,
+        feature_rows(model, recording, local, columns),
+    ):
+        effects = sweep.sweep(without_numbers(local), on_meta(rows))
+        assert effects.sources.device == META
+        assert effects.sources.shape == (len(rows), local.columns)
+        assert effects.constant.shape == (len(rows),)
+
+
+@torch.no_grad()
+def test_what_asks_for_a_number_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
+    model = replacement_model("gpt2")
+    recording = model.record(PROMPT)
+    local = linearise(model, recording, skip_positions=1)
+    rows = on_meta(logit_targets(model, recording, None, 10, 0.95).rows)
+    with pytest.raises(RuntimeError, match="meta"):  # maps left elsewhere
+        sweep.sweep(local, rows)
+    product = sweep.product
+    monkeypatch.setattr(sweep, "product", lambda x, w: product(x, w) * float(x.sum()))
+    with pytest.raises(RuntimeError, match="meta"):
+        sweep.sweep(without_numbers(local), rows)
