@@ -151,7 +151,7 @@ def _decoder_rows(
 
 
 def _total(vectors: Float[Tensor, "features d_model"]) -> Float[Tensor, " d_model"]:
-    """Their sum; as a product, which reads float32 numbers faster."""
-    if vectors.dtype != torch.float32:
+    """Their sum; on the CPU as a product, which reads float32 numbers faster."""
+    if vectors.dtype != torch.float32 or vectors.device.type != "cpu":
         return vectors.sum(0)
     return (vectors.new_ones(1, len(vectors)) @ vectors)[0]
