@@ -3,7 +3,7 @@
 A prompt of 8 to 64 tokens is bound by how fast weights are read, and MKL first copies those of a
 large product into an order of its own. Two ways around that come with torch: small blocks of
 outputs, which MKL multiplies in place (on the processors it is made for), and oneDNN. The sums are
-float32 in all of them. benchmarks/products.py measures them. Maps of one or many positions, of
+float32 in all of them. benchmarks/products.py measures them. Maps of fewer or many positions, of
 small or transposed weights, of other types and devices are left alone.
 """
 
@@ -42,7 +42,9 @@ def _is_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
 
 
-MKL_AT_HOME = torch.backends.mkl.is_available() and _is_intel()
+INTEL = _is_intel()
+"""Whether the processor is one that MKL is made for."""
+MKL_AT_HOME = torch.backends.mkl.is_available() and INTEL
 """Whether MKL runs on a processor that it is made for."""
 
 
@@ -98,16 +100,6 @@ class FewRows(TorchFunctionMode):
             if given is None or not _fits(*given):
                 return func(*args, **(kwargs or {}))
             return (linear_in_blocks if _fits_blocks(*given) else onednn_linear)(*given)
-
-
-def store_outputs_first(model: nn.Module) -> None:
-    """Store weights of shape (in, out), as GPT-2's are, in the order (out, in), which is faster.
-
-    Shapes and numbers stay.
-    """
-    for module in model.modules():
-        if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
-            module.weight.data = module.weight.data.T.contiguous().T
 
 
 def _as_linear(func: Callable[..., Any], *args: Any) -> tuple[Any, ...] | None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from replacement_models.errors import ModelError
-from replacement_models.few_rows import store_outputs_first
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats import content_hash, load_transcoder, transcoder_folder
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
+from replacement_models.hosts.weights import store_outputs_first
 from replacement_models.hub import folder_of
 from replacement_models.labels import read_labels
 from replacement_models.layout import check_layout

@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from replacement_models import few_rows
 from replacement_models.few_rows import fast_maps
+from replacement_models.hosts.weights import store_outputs_first
 from tests.random_models import PROMPT, replacement_model
 
 
@@ -60,7 +61,7 @@ def test_weights_of_gpt2_are_stored_outputs_first(monkeypatch: pytest.MonkeyPatc
     module = Conv1D(2048, 1024)
     x = torch.randn(1, 8, 1024)
     before, expected = module.weight.clone(), module(x)
-    few_rows.store_outputs_first(nn.Sequential(module))
+    store_outputs_first(nn.Sequential(module))
     assert torch.equal(module.weight, before)
     assert module.weight.T.is_contiguous()
     answers = calls(monkeypatch)

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
+from tracer.targets import runs
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -68,11 +70,9 @@ class Frontier:
         site, column = own
         self.taken[column[column >= 0]] = True
         scale = 1 / np.where(total == 0, 1, total)
-        ends = [*(np.flatnonzero(np.diff(site)) + 1).tolist(), len(site)]
-        for begin, end in zip([0, *ends], ends, strict=False):
-            rows = slice(begin, end)
+        for rows in runs(site):
             piece = Piece(_rows(effects, rows), scale[rows], column[rows], weight[rows])
-            self.pieces.setdefault(int(site[begin]), []).append(piece)
+            self.pieces.setdefault(int(site[rows.start]), []).append(piece)
 
     def influence(self) -> Float[np.ndarray, " columns"]:
         """Influence of every column through the rows known so far."""

@@ -7,14 +7,13 @@ benchmarks/products.py measures both. Everything else is torch's own product, un
 for the kernel in tracer/native.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replacement_models.few_rows import ONEDNN, onednn_linear
+from replacement_models.few_rows import INTEL, ONEDNN, onednn_linear
 
 if TYPE_CHECKING:
     from tracer.native import Kernel
@@ -23,17 +22,7 @@ kernel: "Kernel | None" = None
 """Takes the products that it fits, while `tracer.native.split_products` is entered."""
 EARNS_A_KERNEL = 100e6
 """Floating-point operations from which a product is worth compiling for."""
-
-
-def _onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether there is oneDNN and the processor is not one that MKL is made for."""
-    try:
-        return ONEDNN and "GenuineIntel" not in cpuinfo.read_text()
-    except OSError:
-        return ONEDNN
-
-
-ONEDNN_IS_FASTER = _onednn_is_faster()
+ONEDNN_IS_FASTER = ONEDNN and not INTEL
 
 
 def product(

@@ -47,7 +47,7 @@ def linear_map(
     Raises:
         ModelError: it is not linear.
     """
-    transposed = type(module).__name__ == "Conv1D"  # of transformers, which GPT-2 is made of
+    transposed = _inputs_first(module)
     if transposed or type(module) is nn.Linear:
         bias = None if module.bias is None else read(module, "bias")
         return (read(module) if transposed else read(module).T), bias
@@ -57,6 +57,21 @@ def linear_map(
         matrix = module(eye) - bias
         _check_linear(module, eye, matrix, bias)
     return matrix, bias
+
+
+def store_outputs_first(model: nn.Module) -> None:
+    """Store weights of shape (in, out) in the order (out, in), which few_rows.py reads faster.
+
+    Shapes and numbers stay.
+    """
+    for module in model.modules():
+        if _inputs_first(module) and isinstance(module.weight, Tensor):
+            module.weight.data = module.weight.data.T.contiguous().T
+
+
+def _inputs_first(module: Any) -> bool:
+    """Whether it is a Conv1D of transformers, which GPT-2 is made of."""
+    return type(module).__name__ == "Conv1D"
 
 
 def _check_linear(module: Any, eye: Tensor, matrix: Tensor, bias: Tensor) -> None:
