@@ -5,11 +5,12 @@
 PYTHON is the interpreter of an environment with circuit-tracer (its TransformerLens backend). Both
 sides load the same files, trace the same prompt with the same cap and ranking schedule, one after
 the other in one run, after a short untimed graph: the peer once a batch size, from 4 up until a
-larger one takes longer and, where 4 was the best, down likewise; ours three times, and where there
-is AMX three times with split products; the best counts. The repaired peer contracts with one
-matrix product a position. Ours is timed end to end (`tracer.trace`, the model loaded); what is done
-once per model is reported apart, and one more trace measures its stages (`stages.py`). Writes JSON
-and Markdown after every case; `--resume` keeps the cases that are there already.
+larger one takes longer and, where 4 was the best, down likewise; ours three times before the peer,
+after it and after its repaired variant, so that a machine's slow minutes touch both sides, and
+where there is AMX as often with split products; the best counts. The repaired peer contracts with
+one matrix product a position. Ours is timed end to end (`tracer.trace`, the model loaded); what is
+done once per model is reported apart, and one more trace measures its stages (`stages.py`). Writes
+JSON and Markdown after every case; `--resume` keeps the cases that are there already.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +96,47 @@ def repeated(call: Callable[[], Any], times: int) -> tuple[Any, list[dict[str, f
     return results[-1][0], [seconds for _, seconds in results]
 
 
-def run_ours(folder: Path, case: Case, repeats: int) -> tuple[AttributionGraph, dict[str, Any]]:
-    """Trace the case `repeats` times and twice more, after a short trace; the fastest counts."""
-    model = ReplacementModel.load(folder / "model", folder / "transcoders")
-    _, once = timed(lambda: (model.folded, model.mean_unembedding))
-    tokens = json.loads((folder / "case.json").read_text())["tokens"]
-    tracer.trace(model, tokens, max_features=WARM)
+class Ours:
+    """Our side of a case: the model, loaded and warm, and the runs so far."""
 
-    def trace(split: bool = False) -> AttributionGraph:
+    def __init__(self, folder: Path, case: Case) -> None:
+        """Load a case's files and trace a little."""
+        self._model = ReplacementModel.load(folder / "model", folder / "transcoders")
+        self._cap = case.cap
+        _, self.once = timed(lambda: (self._model.folded, self._model.mean_unembedding))
+        self._tokens = json.loads((folder / "case.json").read_text())["tokens"]
+        tracer.trace(self._model, self._tokens, max_features=WARM)
+        self._kinds = [False, True] if native.missing() is None else [False]
+        if True in self._kinds:
+            native.kernel()  # compiled now, if it has not been yet
+        self.runs: dict[bool, list[dict[str, float]]] = {split: [] for split in self._kinds}
+        self.graphs: dict[bool, AttributionGraph] = {}
+
+    def trace(self, split: bool = False) -> AttributionGraph:
+        """The case's graph, with split products or without."""
         return tracer.trace(
-            model,
-            tokens,
-            max_features=case.cap,
+            self._model,
+            self._tokens,
+            max_features=self._cap,
             rank_every=RANK_EVERY,
             split_products=split,
         )
 
-    graph, runs = repeated(trace, repeats + 2)
-    found = {"runs": runs, "once_per_model": once, "stages": profile(trace), **least(runs)}
-    if native.missing() is None:
-        native.kernel()  # compiled now, if it has not been yet
-        other, runs = repeated(lambda: trace(split=True), repeats + 2)
-        found["split"] = {"runs": runs, **least(runs), "difference": deviation(graph, other)}
-    return graph, found
+    def run(self, times: int) -> None:
+        """Trace so often, with each kind of products there is."""
+        for split in self._kinds:
+            self.graphs[split], runs = repeated(partial(self.trace, split), times)
+            self.runs[split] += runs
+
+    def found(self) -> dict[str, Any]:
+        """All that was measured; the fastest runs count."""
+        plain = self.runs[False]
+        found = {"runs": plain, "once_per_model": self.once, **least(plain)}
+        found["stages"] = profile(self.trace)
+        if True in self._kinds:
+            split, far = self.runs[True], deviation(self.graphs[False], self.graphs[True])
+            found["split"] = {"runs": split, **least(split), "difference": far}
+        return found
 
 
 def deviation(graph: AttributionGraph, other: AttributionGraph) -> float:
@@ -181,18 +201,22 @@ def measure(case: Case, peer: str | None, repeats: int) -> dict[str, Any]:
             case.active,
             case.features,
         )
-        graph, ours = run_ours(folder, case, repeats)
-        result: dict[str, Any] = {**asdict(case), "ours": ours}
-        result["active_features"] = graph.metadata["active_features"]
-        result["conservation"] = graph.metadata["conservation"]["relative"]
-        if peer is not None:
-            for name, repaired in (("peer", False), ("repaired_peer", True)):
-                found, theirs = run_peer(peer, folder, case, repeats, repaired)
-                theirs["difference"] = difference(graph, found, case.positions)
-                theirs["ratio"] = ratios(theirs, ours)
-                if "split" in ours:
-                    theirs["ratio_split"] = ratios(theirs, ours["split"])
-                result[name] = theirs
+        side = Ours(folder, case)
+        side.run(repeats + 2)
+        theirs = {}
+        for name in SIDES if peer is not None else ():
+            theirs[name] = run_peer(str(peer), folder, case, repeats, name != SIDES[0])
+            side.run(repeats + 2)
+        graph, ours = side.graphs[False], side.found()
+    result: dict[str, Any] = {**asdict(case), "ours": ours}
+    result["active_features"] = graph.metadata["active_features"]
+    result["conservation"] = graph.metadata["conservation"]["relative"]
+    for name, (found, timings) in theirs.items():
+        timings["difference"] = difference(graph, found, case.positions)
+        timings["ratio"] = ratios(timings, ours)
+        if "split" in ours:
+            timings["ratio_split"] = ratios(timings, ours["split"])
+        result[name] = timings
     return result
 
 
@@ -318,7 +342,7 @@ def main() -> None:
         "--repeats",
         type=int,
         default=1,
-        help="runs of the peer at a batch size; the fastest counts, of ours too (two more)",
+        help="runs of the peer at a batch size; the fastest counts, of ours too (thrice two more)",
     )
     parser.add_argument("-o", "--out", type=Path, default=HERE / "attribution.json")
     args = parser.parse_args()

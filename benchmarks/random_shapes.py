@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
 from replacement_models import (
@@ -26,7 +27,8 @@ from replacement_models import (
 from replacement_models.activation import Activation
 
 VOCABULARY = 8192
-
+GAPS = 16
+"""Neighbouring activations between which a threshold is looked for."""
 
 LAYERS = {"gpt2": 12, "llama": 16, "gemma": 26}
 """Of the models themselves: GPT-2, Llama-3.2-1B, Gemma-2-2B."""
@@ -111,12 +113,18 @@ def random_dictionary(
     for index, layer in enumerate(layers):
         hidden = inputs[index] @ layer.W_enc.T + layer.b_enc
         ranked = hidden[1:].flatten().sort(descending=True).values
-        count = active * (len(tokens) - 1)
-        threshold = (ranked[count - 1 : count + 1].mean()).expand(features).clone()
+        threshold = _gap(ranked, active * (len(tokens) - 1)).expand(features).clone()
         layers[index] = TranscoderLayer(
             layer.W_enc, layer.b_enc, layer.decoder, layer.b_dec, JumpReLU(threshold)
         )
     return of_kind(layers, read=ReadPoint.NORMED)
+
+
+def _gap(ranked: Tensor, count: int) -> Tensor:
+    """The middle of the widest gap near `count`: no rounding decides which features fire."""
+    near = ranked[count - GAPS // 2 : count + GAPS // 2 + 1]
+    widest = (near[:-1] - near[1:]).argmax()
+    return near[widest : widest + 2].mean()
 
 
 def _layers(settings: Any, kind: str, features: int) -> list[TranscoderLayer]:
