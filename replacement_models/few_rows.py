@@ -65,6 +65,11 @@ def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return found.view(*x.shape[:-1], len(weight))
 
 
+def fits_blocks(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear_in_blocks` is the fastest way to `x @ weight.T`."""
+    return _fits(x, weight) and _are_fewest(x, weight)
+
+
 @contextmanager
 def fast_maps(rows: int) -> Iterator[None]:
     """Inside, linear maps of `rows` rows take their fastest way.
@@ -99,7 +104,7 @@ class FewRows(TorchFunctionMode):
             given = None if kwargs else _as_linear(func, *args)
             if given is None or not _fits(*given):
                 return func(*args, **(kwargs or {}))
-            return (linear_in_blocks if _fits_blocks(*given) else onednn_linear)(*given)
+            return (linear_in_blocks if _are_fewest(*given) else onednn_linear)(*given)
 
 
 def _as_linear(func: Callable[..., Any], *args: Any) -> tuple[Any, ...] | None:
@@ -117,7 +122,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return plain and weight.is_contiguous() and FEWEST <= _rows(x) <= MOST
 
 
-def _fits_blocks(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+def _are_fewest(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     few = _rows(x) <= MOST_IN_BLOCKS and x.numel() >= LEAST_IN_BLOCKS
     return MKL_AT_HOME and few and len(weight) % BLOCK == 0
 

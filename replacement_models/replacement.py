@@ -22,6 +22,7 @@ from replacement_models.layout import check_layout
 from replacement_models.neurons import NEURONS, neurons
 from replacement_models.recording import Recording, record
 from replacement_models.sae import SparseAutoencoder
+from replacement_models.threads import one_thread
 from replacement_models.transcoder import Transcoder
 
 EMBEDDED = Path(__file__).parent / "tiny"
@@ -186,7 +187,8 @@ class ReplacementModel:
         """
         tokens = self.tokenize(prompt)
         recording = record(self.host, self.transcoder, tokens, keep_patterns, last_logits)
-        check_layout(self.host, recording, self.transcoder.write)
+        with one_thread():  # of one position: threads would wait for each other
+            check_layout(self.host, recording, self.transcoder.write)
         return recording
 
     def _ids_of_text(self, prompt: str) -> list[int]:

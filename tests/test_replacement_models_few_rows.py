@@ -6,9 +6,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from replacement_models import few_rows
-from replacement_models.few_rows import fast_maps
+from replacement_models.few_rows import fast_maps, linear_in_blocks
 from replacement_models.hosts.weights import store_outputs_first
 from tests.random_models import PROMPT, replacement_model
+from tracer import product
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
@@ -50,9 +51,30 @@ def test_blocks_are_for_processors_that_mkl_is_made_for(
 ):
     monkeypatch.setattr(few_rows, "MKL_AT_HOME", at_home)
     weight = torch.zeros(1024, 2048)
-    assert few_rows._fits_blocks(torch.zeros(16, 2048), weight) == at_home
-    assert not few_rows._fits_blocks(torch.zeros(64, 2048), weight)
-    assert not few_rows._fits_blocks(torch.zeros(16, 2048), weight[:1000])
+    assert few_rows.fits_blocks(torch.zeros(16, 2048), weight) == at_home
+    assert not few_rows.fits_blocks(torch.zeros(64, 2048), weight)
+    assert not few_rows.fits_blocks(torch.zeros(16, 2048), weight[:1000])
+
+
+def test_a_product_of_the_sweep_goes_through_blocks_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(few_rows, "MKL_AT_HOME", True)
+    taken: list[int] = []
+
+    def watched(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        taken.append(len(x))
+        return linear_in_blocks(x, weight)
+
+    monkeypatch.setattr(product, "linear_in_blocks", watched)
+    monkeypatch.setattr(product, "ONEDNN_IS_FASTER", False)
+    torch.manual_seed(0)
+    weight = torch.randn(1024, 2048)
+    for rows in (2, 16, 64):
+        x = torch.randn(rows, 2048)
+        expected = x.double() @ weight.double().T
+        assert float((product.product(x, weight) - expected).abs().max()) < 1e-3
+    assert taken == [16]
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 On CPUs, large float32 products go where they are fastest. MKL, torch's default, takes a slow path
 on other makers' processors; there oneDNN's linear operator, which torch ships too, does the same in
 half the time. It compiles a kernel for every new shape, which small products do not earn back.
-benchmarks/products.py measures both. Everything else is torch's own product, unless the user asks
-for the kernel in tracer/native.
+Few rows by a large weight go through blocks of it (replacement_models/few_rows.py), as rows do that
+have just joined. benchmarks/products.py measures all of them. Everything else is torch's own
+product, unless the user asks for the kernel in tracer/native.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replacement_models.few_rows import INTEL, ONEDNN, onednn_linear
+from replacement_models.few_rows import INTEL, ONEDNN, fits_blocks, linear_in_blocks, onednn_linear
 
 if TYPE_CHECKING:
     from tracer.native import Kernel
@@ -33,6 +34,8 @@ def product(
         return kernel.add(x, weight)
     if _fits_onednn(x, weight):
         return onednn_linear(x, weight)
+    if fits_blocks(x, weight):
+        return linear_in_blocks(x, weight)
     return x @ weight.T
 
 

@@ -234,7 +234,8 @@ def _spread(
     rows, width = len(back), len(value)
     back = back.view(rows, kv_heads, group, -1).transpose(0, 1).flatten(1, 2)
     heads = torch.bmm(back, value.view(width, kv_heads, -1).permute(1, 2, 0))
-    heads = heads.view(kv_heads, rows, group, width).transpose(0, 1).flatten(1, 2)
+    heads = heads.view(kv_heads, rows, group, width).transpose(0, 1)
+    heads = heads[:, :, 0] if group == 1 else heads.flatten(1, 2)  # the former copies nothing
     for position, here in own.by_position():
         weight = pattern[..., position - start].transpose(0, 1).flatten(1)
         torch.matmul(weight, heads[here], out=out[here])
