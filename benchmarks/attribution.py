@@ -342,7 +342,7 @@ def main() -> None:
         "--repeats",
         type=int,
         default=1,
-        help="runs of the peer at a batch size; ours makes two more, three times; the fastest counts",
+        help="runs of the peer at a batch size; ours makes two more, thrice; the fastest counts",
     )
     parser.add_argument("-o", "--out", type=Path, default=HERE / "attribution.json")
     args = parser.parse_args()
