@@ -204,9 +204,10 @@ def measure(case: Case, peer: str | None, repeats: int) -> dict[str, Any]:
         side = Ours(folder, case)
         side.run(repeats + 2)
         theirs = {}
-        for name in SIDES if peer is not None else ():
-            theirs[name] = run_peer(str(peer), folder, case, repeats, name != SIDES[0])
-            side.run(repeats + 2)
+        if peer is not None:
+            for name in SIDES:
+                theirs[name] = run_peer(peer, folder, case, repeats, name == "repaired_peer")
+                side.run(repeats + 2)
         graph, ours = side.graphs[False], side.found()
     result: dict[str, Any] = {**asdict(case), "ours": ours}
     result["active_features"] = graph.metadata["active_features"]

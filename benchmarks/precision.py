@@ -1,6 +1,6 @@
 """How far graphs in lower precision are from those in float64, on the same weights and prompts.
 
-    python -m benchmarks.precision [OUT]
+    python -m benchmarks.precision
 
 The model that ships with the project on six prompts, and random models of real shapes. Weights are
 stored in float32, rounded where a precision asks for it, and every precision traces on its own: its
@@ -8,8 +8,8 @@ forward pass, its choice of features, its sweep. Differences are over the nodes 
 have, relative to the largest effect in float64. Prints a table and writes JSON.
 """
 
+import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -54,20 +54,17 @@ COLUMNS = (
 
 def compare(exact: AttributionGraph, other: AttributionGraph) -> dict[str, float]:
     """How far `other` is from `exact`."""
-    left, right = ({name: row for row, name in enumerate(_ids(g))} for g in (exact, other))
-    common = [name for name in left if name in right]
-    effects = [
-        graph.effect.tocsr()[rows][:, rows].toarray().astype(np.float64)
-        for graph, at in ((exact, left), (other, right))
-        for rows in [[at[name] for name in common]]
-    ]
-    gap = effects[1] - effects[0]
+    left, right = _ids(exact), _ids(other)
+    known = set(right)
+    common = [name for name in left if name in known]
+    expected, found = _among(exact, common), _among(other, common)
+    gap = found - expected
     scores, others = exact.scores, other.scores
     return {
-        "largest": float(abs(gap).max() / abs(effects[0]).max()),
-        "whole": float(np.linalg.norm(gap) / np.linalg.norm(effects[0])),
-        "nodes": _shared(set(left), set(right)),
-        "kept": _shared(set(_ids(exact.prune())), set(_ids(other.prune()))),
+        "largest": float(abs(gap).max() / abs(expected).max()),
+        "whole": float(np.linalg.norm(gap) / np.linalg.norm(expected)),
+        "nodes": _shared(left, right),
+        "kept": _shared(_ids(exact.prune()), _ids(other.prune())),
         "replacement": abs(scores.replacement - others.replacement),
         "completeness": abs(scores.completeness - others.completeness),
     }
@@ -78,8 +75,16 @@ def _ids(graph: AttributionGraph) -> list[str]:
     return found
 
 
-def _shared(left: set[str], right: set[str]) -> float:
-    return len(left & right) / len(left | right)
+def _among(graph: AttributionGraph, names: list[str]) -> np.ndarray:
+    """Effects between some nodes, dense."""
+    at = {name: row for row, name in enumerate(_ids(graph))}
+    rows = [at[name] for name in names]
+    effects: np.ndarray = graph.effect.tocsr()[rows][:, rows].toarray().astype(np.float64)
+    return effects
+
+
+def _shared(left: list[str], right: list[str]) -> float:
+    return len({*left} & {*right}) / len({*left} | {*right})
 
 
 def measure(
@@ -117,7 +122,9 @@ def line(one: dict[str, Any]) -> str:
 
 def main() -> None:
     """Print the table and write JSON."""
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "precision.json")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "precision.json")
+    args = parser.parse_args()
     print(f"| {' | '.join(['model', 'precision', *(title for _, title in COLUMNS)])} |")
     print("|---" * (2 + len(COLUMNS)) + "|")
     results = measure("embedded", {}, list(PROMPTS), None)
@@ -129,7 +136,7 @@ def main() -> None:
             load = {"name": folder / "model", "transcoders": folder / "transcoders"}
             name = f"{shape}, {layers} layers, {kind.replace('_', '-')}"
             results += measure(name, load, [tokens], CAP)
-    out.write_text(json.dumps(results, indent=1) + "\n")
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

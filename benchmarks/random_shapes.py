@@ -122,7 +122,7 @@ def random_dictionary(
 
 def _gap(ranked: Tensor, count: int) -> Tensor:
     """The middle of the widest gap near `count`: no rounding decides which features fire."""
-    near = ranked[count - GAPS // 2 : count + GAPS // 2 + 1]
+    near = ranked[max(0, count - GAPS // 2) : count + GAPS // 2 + 1]
     widest = (near[:-1] - near[1:]).argmax()
     return near[widest : widest + 2].mean()
 
