@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from replacement_models import ReplacementModel
 from tests.random_models import PROMPT, replacement_model
@@ -9,8 +10,8 @@ from tracer import writers
 from tracer.linear import _columns
 
 
-def gathered(model: ReplacementModel) -> list[writers.Writers]:
-    """Every layer's writers on the prompt."""
+def gathered(model: ReplacementModel) -> tuple[list[writers.Writers], Tensor]:
+    """Every layer's writers on the prompt, and what their features add up to."""
     features = _columns(model.record(PROMPT).features, skip_positions=1)
     others = range(1, 1 + len(model.host.blocks))
     return writers.gather(model.transcoder, features, len(PROMPT), others)
@@ -20,14 +21,14 @@ def gathered(model: ReplacementModel) -> list[writers.Writers]:
 def test_features_are_written_where_their_columns_say(kind: str):
     model = replacement_model("gpt2", kind=kind)
     features = _columns(model.record(PROMPT).features, skip_positions=1)
-    for target, one in enumerate(gathered(model)):
+    for target, one in enumerate(gathered(model)[0]):
         for position in range(len(PROMPT)):
             first, count = one.first[position], one.features(position)
             for column, vector in enumerate(one.of_features(position), start=first):
                 layer, feature = int(features.layer[column]), features.feature[column : column + 1]
                 slot = target - model.transcoder.targets(layer).start
                 row = model.transcoder.decoder_rows(layer, feature)[0, slot]
-                assert torch.equal(vector, features.activation[column] * row)
+                assert torch.equal(vector, row)
                 assert int(features.position[column]) == position
             assert len(one.at(position)) == count + one.rest
 
@@ -35,15 +36,24 @@ def test_features_are_written_where_their_columns_say(kind: str):
 @pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
 def test_copying_by_runs_equals_copying_all_at_once(monkeypatch: pytest.MonkeyPatch, kind: str):
     model = replacement_model("llama", kind=kind)
-    by_runs = gathered(model)
+    by_runs, sums = gathered(model)
     monkeypatch.setattr(writers, "_copy_runs", writers._copy_all)
-    for one, other in zip(by_runs, gathered(model), strict=True):
+    at_once, same = gathered(model)
+    torch.testing.assert_close(sums, same)
+    for one, other in zip(by_runs, at_once, strict=True):
         for position in range(len(PROMPT)):
             assert torch.equal(one.of_features(position), other.of_features(position))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_reconstruction_is_the_sum_of_what_features_write(dtype: torch.dtype):
-    one, *_ = gathered(replacement_model("gpt2", dtype))
-    expected = [one.of_features(position).sum(0) for position in range(len(PROMPT))]
-    torch.testing.assert_close(one.reconstruction(), torch.stack(expected))
+def test_sums_are_what_features_write_as_strongly_as_they_fired(dtype: torch.dtype):
+    model = replacement_model("gpt2", dtype)
+    features = _columns(model.record(PROMPT).features, skip_positions=1)
+    found, sums = gathered(model)
+    assert sums.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for one, total in zip(found, sums, strict=True):
+        for position in range(len(PROMPT)):
+            first, vectors = one.first[position], one.of_features(position)
+            fired = features.activation[first : first + len(vectors)]
+            expected = (fired[:, None].to(total) * vectors.to(total)).sum(0)
+            torch.testing.assert_close(total[position], expected)

@@ -152,13 +152,13 @@ def linearise(
     others = [2 + start] * len(recording.layers)
     if lifted:
         others[0] = 2 + len(recording.tokens)
-    writers = gather(model.transcoder, features, len(recording.tokens), others)
+    writers, sums = gather(model.transcoder, features, len(recording.tokens), others)
     pays = virtual_pays(model, len(recording.tokens), rows)
     virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
     held = embedded(recording, start)
     layers = []
     for layer, writes in enumerate(writers):
-        rest = _rest(model, recording, layer, skip_positions, writes)
+        rest = _rest(model, recording, layer, skip_positions, sums[layer])
         maps = _layer(model, recording, layer, held, lifted and layer == 0, virtual[layer])
         seen = maps.carried if maps.parallel else _past_skip(maps, maps.carried, maps.carried)
         held = _above(maps, held, lifted and layer == 0)
@@ -207,7 +207,7 @@ def _rest(
     recording: Recording,
     layer: int,
     skip_positions: int,
-    writers: Writers,
+    reconstruction: Float[Tensor, "positions d_model"],
 ) -> Float[Tensor, "positions 2 d_model"]:
     """What else one layer's MLP adds to the residual stream: its error and its constant.
 
@@ -218,7 +218,7 @@ def _rest(
     if weights.W_skip is not None:
         output = output - recording.inputs[layer] @ weights.W_skip
     every = torch.arange(len(output), device=output.device)
-    error = output - b_dec - writers.reconstruction()
+    error = output - b_dec - reconstruction.to(output.dtype)
     error[:skip_positions] = 0
     constant = b_dec.repeat(len(output), 1)
     constant[:skip_positions] = output[:skip_positions]

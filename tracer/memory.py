@@ -262,10 +262,13 @@ def _linearising(sizes: Sizes) -> Iterator[Stage]:
     """Decoder rows of layer after layer written among the writers, then the rest of the layers."""
     width, patterns = sizes.d_model * sizes.itemsize, _patterns(sizes)
     room = float(_vectors(sizes).sum() + _rest(sizes).sum())
+    room += sizes.layers * sizes.positions * sizes.d_model * float(sizes.entry)
     for source, targets in enumerate(sizes.targets):
         read = sizes.used[source] * len(targets) * width if sizes.lazy else 0.0
-        scaled = 0.0 if sizes.on_cpu else sizes.features[source].sum() * width
-        yield Stage("linearise", room + read + scaled, 0)
+        copied = 0.0
+        if not sizes.on_cpu:
+            copied = sizes.features[source].sum() * (width + float(sizes.positions * sizes.entry))
+        yield Stage("linearise", room + read + copied, 0)
     done = room
     for layer in range(sizes.layers):
         pattern = patterns[layer] * (2 if sizes.patterns_kept else 3)

@@ -48,6 +48,7 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
     dtype = torch.float32 if rows.vector.dtype == torch.bfloat16 else rows.vector.dtype
     sources = rows.vector.new_zeros(len(rows), local.columns, dtype=dtype)
     constant = rows.bias.to(dtype, copy=True)
+    fired = local.features.activation.to(dtype)[:, None]
 
     def sweep_chunk(chunk: np.ndarray) -> None:
         at = on_device(chunk, sources.device)
@@ -55,6 +56,7 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
             sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk))
         )
         _sweep_chunk(local, rows[chunk], scores)
+        scores.sources[: len(fired)].mul_(fired)
         sources.index_copy_(0, at, scores.sources.T.contiguous())
         constant.index_add_(0, at, scores.constant)
 

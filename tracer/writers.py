@@ -14,6 +14,8 @@ from tracer.available import give_back
 
 SPARE = 1 << 24
 """Bytes of one layer's writers from which on memory that was freed is given back."""
+Into = tuple[Tensor, Tensor, Tensor]
+"""One layer's vectors and sums, and the places among the vectors of some features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +23,9 @@ class Writers:
     """What one layer writes to the residual stream, position by position, as rows above read it.
 
     Position p owns rows `start[p]:start[p + 1]` of `vectors`: first the features that write to
-    columns `first[p]`, `first[p] + 1`, ..., then `rest` others: the error (zero where p is
-    skipped), the constant, and the first tokens as far as attention carries them there.
+    columns `first[p]`, `first[p] + 1`, ..., by what one unit of each writes, then `rest` others:
+    the error (zero where p is skipped), the constant, and the first tokens as far as attention
+    carries them there.
     """
 
     vectors: Float[Tensor, "rows d_model"]
@@ -43,18 +46,13 @@ class Writers:
         begin = self.start[position]
         return self.vectors[begin : begin + self.features(position)]
 
-    def reconstruction(self) -> Float[Tensor, "positions d_model"]:
-        """The sum of what the features write, a position each."""
-        with one_thread():
-            return torch.stack(
-                [_total(self.of_features(position)) for position in range(len(self.first))]
-            )
-
 
 def gather(
     transcoder: Transcoder, features: ActiveFeatures, positions: int, others: Sequence[int]
-) -> list[Writers]:
-    """Every layer's writers: activation times decoder rows, each read once, no others written yet.
+) -> tuple[list[Writers], Float[Tensor, "layers positions d_model"]]:
+    """Every layer's writers, and what their features add up to, each as strongly as it fired.
+
+    Decoder rows are each read once. Others are not written yet, and no norm has been passed.
 
     Args:
         transcoder: what writes, L layers.
@@ -75,25 +73,31 @@ def gather(
         starts = [0, *(ends + rest * (every + 1)).tolist()]
         found.append(Writers(vectors, starts, first.tolist(), rest))
         places.append(writing.cumsum(0) - 1 + rest * features.position)
+    sums = found[0].vectors.new_zeros(
+        len(found), positions, width, dtype=_exact(features.activation.dtype)
+    )
+    into = [
+        (one.vectors, total, place) for one, total, place in zip(found, sums, places, strict=True)
+    ]
     for layer in range(len(transcoder.layers)):
-        _write(transcoder, layer, features, [one.vectors for one in found], places)
-    return found
+        _write(transcoder, layer, features, into)
+    return found, sums
 
 
 def _write(
     transcoder: Transcoder,
     layer: int,
     features: ActiveFeatures,
-    vectors: Sequence[Float[Tensor, "rows d_model"]],
-    places: Sequence[Int[Tensor, " features"]],
+    into: Sequence[Into],
 ) -> None:
     """Write what one layer's features write, to the places in each layer's vectors."""
     here = (features.layer == layer).nonzero()[:, 0]
     decoder = transcoder.layers[layer].decoder
     rows, which = _decoder_rows(decoder, features.feature[here])
-    into = [(vectors[target], places[target][here]) for target in transcoder.targets(layer)]
+    written = [into[target] for target in transcoder.targets(layer)]
+    written = [(vectors, total, place[here]) for vectors, total, place in written]
     copy = _copy_runs if rows.device.type == "cpu" else _copy_all
-    copy(rows, which, into, features[here])
+    copy(rows, which, written, features[here])
     if rows.nbytes > SPARE and not isinstance(decoder, DenseDecoder):
         del rows
         give_back()
@@ -102,34 +106,46 @@ def _write(
 def _copy_all(
     rows: Float[Tensor, "rows targets d_model"],
     which: Int[Tensor, " features"],
-    into: Sequence[tuple[Tensor, Tensor]],
+    into: Sequence[Into],
     features: ActiveFeatures,
 ) -> None:
-    """Scaled rows of one layer's features, into the places that each target names."""
-    for slot, (vectors, place) in enumerate(into):
-        vectors.index_copy_(0, place, rows[which, slot].mul_(features.activation[:, None]))
+    """Rows of one layer's features, into the places that each target names, and their sums."""
+    exact = _exact(rows.dtype)
+    fired = rows.new_zeros(len(into[0][1]), len(which), dtype=exact)
+    every = torch.arange(len(which), device=which.device)
+    fired[features.position, every] = features.activation.to(exact)
+    for slot, (vectors, total, place) in enumerate(into):
+        found = rows[which, slot]
+        vectors.index_copy_(0, place, found)
+        total.addmm_(fired, found.to(exact))
 
 
 def _copy_runs(
     rows: Float[Tensor, "rows targets d_model"],
     which: Int[Tensor, " features"],
-    into: Sequence[tuple[Tensor, Tensor]],
+    into: Sequence[Into],
     features: ActiveFeatures,
 ) -> None:
-    """The same position by position: places there are neighbours, so nothing is copied twice."""
-    count = features.position.unique_consecutive(return_counts=True)[1]
-    starts, counts = count.cumsum(0) - count, count.tolist()
+    """The same position by position: places there are neighbours, and sums find them in the cache.
+
+    Nothing is copied twice.
+    """
+    exact = _exact(rows.dtype)
+    at, counts = features.position.unique_consecutive(return_counts=True)
+    starts = counts.cumsum(0) - counts
     runs = zip(
-        which.split(counts),
-        features.activation[:, None].split(counts),
-        zip(*(place[starts].tolist() for _, place in into), strict=True),
+        at.tolist(),
+        which.split(counts.tolist()),
+        features.activation.to(exact).split(counts.tolist()),
+        zip(*(place[starts].tolist() for *_, place in into), strict=True),
         strict=True,
     )
     with one_thread():
-        for chosen, scale, places in runs:
-            for slot, ((vectors, _), begin) in enumerate(zip(into, places, strict=True)):
+        for position, chosen, fired, places in runs:
+            for slot, ((vectors, total, _), begin) in enumerate(zip(into, places, strict=True)):
                 found = vectors[begin : begin + len(chosen)]
-                torch.index_select(rows[:, slot], 0, chosen, out=found).mul_(scale)
+                torch.index_select(rows[:, slot], 0, chosen, out=found)
+                total[position].addmv_(found.to(exact).T, fired)
 
 
 def _writing(
@@ -150,8 +166,6 @@ def _decoder_rows(
     return decoder.rows(used), which
 
 
-def _total(vectors: Float[Tensor, "features d_model"]) -> Float[Tensor, " d_model"]:
-    """Their sum; on the CPU as a product, which reads float32 numbers faster."""
-    if vectors.dtype != torch.float32 or vectors.device.type != "cpu":
-        return vectors.sum(0)
-    return (vectors.new_ones(1, len(vectors)) @ vectors)[0]
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """What to add up in: bfloat16 would lose too much."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
