@@ -24,8 +24,10 @@ LARGE = 1 << 19
 """Numbers in a weight from which on a way of its own earns what choosing it costs."""
 BLOCK = 16
 """Outputs in one small product."""
-MOST_IN_BLOCKS, LEAST_IN_BLOCKS = 48, 12_288
-"""Positions up to which blocks are the faster way, and numbers read from which on."""
+MOST_IN_BLOCKS = 48
+"""Positions up to which blocks are the faster way."""
+WEIGHTS_LAST = 12_288
+"""Numbers read below which MKL takes the weights of a small product second, rather than first."""
 
 ALONE = 32
 """Positions up to which everything but linear maps stays on one thread."""
@@ -58,8 +60,11 @@ def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     """`x @ weight.T + bias`, a product for every `BLOCK` outputs, whose number they divide."""
     rows = x.reshape(-1, x.shape[-1])
     blocks = weight.view(-1, BLOCK, weight.shape[1])
-    inputs = rows.T.contiguous().expand(len(blocks), -1, -1)
-    found = torch.bmm(blocks, inputs).flatten(0, 1).T.contiguous()
+    if rows.numel() < WEIGHTS_LAST:
+        found = torch.bmm(rows.expand(len(blocks), -1, -1), blocks.mT).transpose(0, 1).flatten(1)
+    else:
+        inputs = rows.T.contiguous().expand(len(blocks), -1, -1)
+        found = torch.bmm(blocks, inputs).flatten(0, 1).T.contiguous()
     if bias is not None:
         found += bias
     return found.view(*x.shape[:-1], len(weight))
@@ -123,8 +128,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 
 def _are_fewest(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    few = _rows(x) <= MOST_IN_BLOCKS and x.numel() >= LEAST_IN_BLOCKS
-    return MKL_AT_HOME and few and len(weight) % BLOCK == 0
+    return MKL_AT_HOME and _rows(x) <= MOST_IN_BLOCKS and len(weight) % BLOCK == 0
 
 
 def _rows(x: Tensor) -> int:

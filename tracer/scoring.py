@@ -17,8 +17,8 @@ from tracer.product import EARNS_A_KERNEL, product
 from tracer.targets import runs
 from tracer.writers import Writers
 
-FEW = 12
-"""Rows up to which the product is faster the other way around."""
+FEW, SOME = 12, range(49, 129)
+"""Numbers of rows with which the product is faster the other way around."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def _scored(
     written: Float[Tensor, "writers width"], vectors: Float[Tensor, "rows width"]
 ) -> Float[Tensor, "writers rows"]:
     """What is written at one position, scored by the rows there."""
-    if len(vectors) <= FEW:
+    if len(vectors) <= FEW or len(vectors) in SOME:
         return product(vectors, written).T
     return product(written, vectors)
 
