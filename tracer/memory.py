@@ -35,7 +35,7 @@ NODE, ACTIVE = 1500, 400
 """Bytes that one node, and one active feature, take in tables and lists. Measured."""
 BUILD = 21
 """Bytes an edge that checking a graph and its first influence take beside two copies. Measured."""
-FIXED = 150e6
+FIXED = 135e6
 """Bytes of kernels, threads and buffers that do not depend on the prompt. Measured."""
 KEPT = 0.3
 """With an edge floor F no row keeps more than 1 / F entries. Random weights keep 0.15 / F, rows of
