@@ -27,7 +27,7 @@ BLOCK = 16
 MOST_IN_BLOCKS = 48
 """Positions up to which blocks are the faster way."""
 WEIGHTS_LAST = 12_288
-"""Numbers read below which MKL takes the weights of a small product second, rather than first."""
+"""Numbers read below which small products are faster with the weights second, not first."""
 
 ALONE = 32
 """Positions up to which everything but linear maps stays on one thread."""
