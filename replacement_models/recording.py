@@ -135,23 +135,7 @@ def record(
         keep_patterns: hold every attention pattern, L·H·P² numbers; otherwise what remakes them.
         last_logits: only those of the last position.
     """
-    seen = Seen()
-    taps = _taps(host, transcoder.write, seen)
-    remade = []
-    if keep_patterns:
-        taps += [
-            (block.attention, lambda _, output: seen.pattern.append(output[1][0]))
-            for block in host.blocks
-        ]
-    else:
-        remade = _remake_taps(host, seen)
-    with (
-        fast_maps(len(tokens)),
-        eager_attention(host.model),
-        forward_pre_hooks(remade),
-        forward_hooks(taps),
-    ):
-        logits = host.run(tokens, keep_patterns, last_logits)
+    seen, logits = _watched(host, transcoder.write, tokens, keep_patterns, last_logits)
     final = seen.norm_input[host.final_norm.module]
     inputs = [
         read_input(block, transcoder.read, seen.before_mlp(block, layer), seen.mlp_input[layer])
@@ -216,6 +200,29 @@ def norms(block: Block) -> list[Norm]:
         block.mlp_post_norm,
     )
     return [norm for norm in every if norm is not None]
+
+
+def _watched(
+    host: Host, write: WritePoint, tokens: Sequence[int], keep_patterns: bool, last_logits: bool
+) -> tuple[Seen, Tensor]:
+    """The one forward pass: what its hooks saw, and its logits."""
+    seen = Seen()
+    taps = _taps(host, write, seen)
+    remade = []
+    if keep_patterns:
+        taps += [
+            (block.attention, lambda _, output: seen.pattern.append(output[1][0]))
+            for block in host.blocks
+        ]
+    else:
+        remade = _remake_taps(host, seen)
+    with (
+        fast_maps(len(tokens)),
+        eager_attention(host.model),
+        forward_pre_hooks(remade),
+        forward_hooks(taps),
+    ):
+        return seen, host.run(tokens, keep_patterns, last_logits)
 
 
 def _taps(host: Host, write: WritePoint, seen: Seen) -> list[tuple[nn.Module, Any]]:

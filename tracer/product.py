@@ -53,6 +53,11 @@ def add_product(
     return base.addmm_(x, weight.T)
 
 
+def summed_in(dtype: torch.dtype) -> torch.dtype:
+    """What the results of products of this type add up in: bfloat16 would lose too much."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
 def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     return ONEDNN_IS_FASTER and on_cpu and 2 * len(x) * weight.numel() > EARNS_A_KERNEL

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tracer.chunks import each
 from tracer.linear import LinearLayer, LocalModel
-from tracer.product import add_product, product
+from tracer.product import add_product, product, summed_in
 from tracer.scoring import (
     Fresh,
     Scores,
@@ -45,7 +45,7 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
     Source: Ameisen et al. 2025, "Circuit Tracing", section "Attribution graphs"; here
     A[t, s] = Σ_m (what s writes at m) · J(m → t)ᵀ v_t, with gradients stopped at every MLP.
     """
-    dtype = torch.float32 if rows.vector.dtype == torch.bfloat16 else rows.vector.dtype
+    dtype = summed_in(rows.vector.dtype)
     sources = rows.vector.new_zeros(len(rows), local.columns, dtype=dtype)
     constant = rows.bias.to(dtype, copy=True)
     fired = local.features.activation.to(dtype)[:, None]

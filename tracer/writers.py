@@ -11,6 +11,7 @@ from replacement_models import ActiveFeatures, DenseDecoder, Transcoder
 from replacement_models.threads import one_thread
 from replacement_models.transcoder import Decoder
 from tracer.available import give_back
+from tracer.product import summed_in
 
 SPARE = 1 << 24
 """Bytes of one layer's writers from which on memory that was freed is given back."""
@@ -61,24 +62,19 @@ def gather(
         others: rows a position that are no features, a layer each.
     """
     every = torch.arange(positions, device=features.position.device)
-    width = transcoder.layers[0].b_dec.shape[-1]
-    found, places = [], []
+    width, fired = transcoder.layers[0].b_dec.shape[-1], features.activation
+    sums = fired.new_zeros(len(others), positions, width, dtype=summed_in(fired.dtype))
+    found, into = [], []
     for layer, rest in enumerate(others):
         writing = _writing(transcoder, features, layer)
         columns = writing.nonzero()[:, 0]
         counts = torch.bincount(features.position[columns], minlength=positions)
         ends = counts.cumsum(0)
         first = torch.cat([columns, columns.new_zeros(1)])[ends - counts]
-        vectors = features.activation.new_empty(len(columns) + rest * positions, width)
+        vectors = fired.new_empty(len(columns) + rest * positions, width)
         starts = [0, *(ends + rest * (every + 1)).tolist()]
         found.append(Writers(vectors, starts, first.tolist(), rest))
-        places.append(writing.cumsum(0) - 1 + rest * features.position)
-    sums = found[0].vectors.new_zeros(
-        len(found), positions, width, dtype=_exact(features.activation.dtype)
-    )
-    into = [
-        (one.vectors, total, place) for one, total, place in zip(found, sums, places, strict=True)
-    ]
+        into.append((vectors, sums[layer], writing.cumsum(0) - 1 + rest * features.position))
     for layer in range(len(transcoder.layers)):
         _write(transcoder, layer, features, into)
     return found, sums
@@ -94,10 +90,10 @@ def _write(
     here = (features.layer == layer).nonzero()[:, 0]
     decoder = transcoder.layers[layer].decoder
     rows, which = _decoder_rows(decoder, features.feature[here])
-    written = [into[target] for target in transcoder.targets(layer)]
-    written = [(vectors, total, place[here]) for vectors, total, place in written]
+    targets = [into[target] for target in transcoder.targets(layer)]
+    reached = [(vectors, total, place[here]) for vectors, total, place in targets]
     copy = _copy_runs if rows.device.type == "cpu" else _copy_all
-    copy(rows, which, written, features[here])
+    copy(rows, which, reached, features[here])
     if rows.nbytes > SPARE and not isinstance(decoder, DenseDecoder):
         del rows
         give_back()
@@ -110,14 +106,14 @@ def _copy_all(
     features: ActiveFeatures,
 ) -> None:
     """Rows of one layer's features, into the places that each target names, and their sums."""
-    exact = _exact(rows.dtype)
-    fired = rows.new_zeros(len(into[0][1]), len(which), dtype=exact)
+    sums = into[0][1]
+    fired = sums.new_zeros(len(sums), len(which))
     every = torch.arange(len(which), device=which.device)
-    fired[features.position, every] = features.activation.to(exact)
+    fired[features.position, every] = features.activation.to(fired.dtype)
     for slot, (vectors, total, place) in enumerate(into):
         found = rows[which, slot]
         vectors.index_copy_(0, place, found)
-        total.addmm_(fired, found.to(exact))
+        total.addmm_(fired, found.to(fired.dtype))
 
 
 def _copy_runs(
@@ -130,13 +126,13 @@ def _copy_runs(
 
     Nothing is copied twice.
     """
-    exact = _exact(rows.dtype)
-    at, counts = features.position.unique_consecutive(return_counts=True)
-    starts = counts.cumsum(0) - counts
+    at, count = features.position.unique_consecutive(return_counts=True)
+    starts, counts = count.cumsum(0) - count, count.tolist()
+    activation = features.activation.to(into[0][1].dtype)
     runs = zip(
         at.tolist(),
-        which.split(counts.tolist()),
-        features.activation.to(exact).split(counts.tolist()),
+        which.split(counts),
+        activation.split(counts),
         zip(*(place[starts].tolist() for *_, place in into), strict=True),
         strict=True,
     )
@@ -145,7 +141,7 @@ def _copy_runs(
             for slot, ((vectors, total, _), begin) in enumerate(zip(into, places, strict=True)):
                 found = vectors[begin : begin + len(chosen)]
                 torch.index_select(rows[:, slot], 0, chosen, out=found)
-                total[position].addmv_(found.to(exact).T, fired)
+                total[position].addmv_(found.to(fired.dtype).T, fired)
 
 
 def _writing(
@@ -164,8 +160,3 @@ def _decoder_rows(
         return decoder.weight, features
     used, which = features.unique(return_inverse=True)
     return decoder.rows(used), which
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """What to add up in: bfloat16 would lose too much."""
-    return torch.float32 if dtype == torch.bfloat16 else dtype
