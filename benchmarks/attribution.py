@@ -31,6 +31,7 @@ import torch
 from safetensors.numpy import load_file
 
 import tracer
+from benchmarks.output import output_file
 from benchmarks.random_shapes import LAYERS, VOCABULARY, write_case
 from benchmarks.stages import profile
 from graphs import AttributionGraph
@@ -345,7 +346,7 @@ def main() -> None:
         default=1,
         help="runs of the peer at a batch size; ours makes two more, thrice; the fastest counts",
     )
-    parser.add_argument("-o", "--out", type=Path, default=HERE / "attribution.json")
+    parser.add_argument("-o", "--out", type=output_file, default=HERE / "attribution.json")
     args = parser.parse_args()
     machine = {
         "command": "OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 python -m benchmarks.attribution "

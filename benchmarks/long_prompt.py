@@ -24,6 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tracer
+from benchmarks.output import output_file
 from benchmarks.random_shapes import random_layer
 from benchmarks.resident import peak, resident
 from graphs import AttributionGraph
@@ -221,7 +222,7 @@ def main() -> None:
     parser.add_argument("--edge-floor", type=float, default=0.0)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("-o", "--out", type=Path, default=HERE / "long_prompt.json")
+    parser.add_argument("-o", "--out", type=output_file, default=HERE / "long_prompt.json")
     args = parser.parse_args()
     if args.write:
         write_case(args.write)

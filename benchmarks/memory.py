@@ -22,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import tracer
+from benchmarks.output import output_file
 from benchmarks.random_shapes import random_layer
 from benchmarks.resident import forget_peak, peak, resident, trim
 from replacement_models import (
@@ -176,7 +177,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, action="append", help="number of a case, from 0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("-o", "--out", type=Path, default=HERE / "memory.json")
+    parser.add_argument("-o", "--out", type=output_file, default=HERE / "memory.json")
     args = parser.parse_args()
     if args.child is not None:
         print(json.dumps(run(CASES[args.child])))

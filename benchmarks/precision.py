@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import tracer
+from benchmarks.output import output_file
 from benchmarks.random_shapes import VOCABULARY, write_case
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
@@ -123,7 +124,9 @@ def line(one: dict[str, Any]) -> str:
 def main() -> None:
     """Print the table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "precision.json")
+    parser.add_argument(
+        "-o", "--out", type=output_file, default=Path(__file__).parent / "precision.json"
+    )
     args = parser.parse_args()
     print(f"| {' | '.join(['model', 'precision', *(title for _, title in COLUMNS)])} |")
     print("|---" * (2 + len(COLUMNS)) + "|")

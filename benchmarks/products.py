@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.attribution import processor
+from benchmarks.output import output_file
 from replacement_models.few_rows import linear_in_blocks, onednn_linear
 from tracer import native
 
@@ -94,7 +95,9 @@ def main() -> None:
     """Measure all shapes, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "products.json")
+    parser.add_argument(
+        "-o", "--out", type=output_file, default=Path(__file__).parent / "products.json"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     shapes = [("sweep", shape) for shape in SWEEP] + [("few rows", shape) for shape in FEW]

@@ -23,6 +23,7 @@ import torch
 from transformers import GPT2Config
 
 import tracer
+from benchmarks.output import output_file
 from benchmarks.random_shapes import VOCABULARY, random_dictionary, random_model
 from benchmarks.stages import metered
 from replacement_models import ReplacementModel
@@ -118,7 +119,7 @@ def main() -> None:
     """Measure all curves; write JSON and plots as they grow."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=POINTS, help="one quantity; the others are kept")
-    parser.add_argument("-o", "--out", type=Path, default=HERE / "scaling.json")
+    parser.add_argument("-o", "--out", type=output_file, default=HERE / "scaling.json")
     args = parser.parse_args()
     held = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
     curves: dict[str, Any] = held.get("curves", {})
