@@ -557,7 +557,7 @@ def patch(clean: str, corrupted: str, target: str, minus: str | None, **options:
         table = patching.patch(model, clean, corrupted, metric, **options)
     print_patches(table.to_pylist())
     if output is not None:
-        from graphs.files import writing
+        from graphs.exchange.files import writing
 
         words = [model.token_string(token) for token in model.tokenize(corrupted)]
         with writing(output) as partial:

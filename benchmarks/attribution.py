@@ -31,14 +31,12 @@ import torch
 from safetensors.numpy import load_file
 
 import tracer
-from benchmarks.output import output_file
+from benchmarks.output import RESULTS, output_file
 from benchmarks.random_shapes import LAYERS, VOCABULARY, write_case
 from benchmarks.stages import profile
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
-from tracer import native
-
-HERE = Path(__file__).parent
+from tracer.attribution import native
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def run_peer(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Time the peer in its own environment."""
     with tempfile.TemporaryDirectory() as out:
-        command = [python, str(HERE / "peer.py"), str(folder), out, "--cap", str(case.cap)]
+        command = [python, str(RESULTS / "peer.py"), str(folder), out, "--cap", str(case.cap)]
         command += ["--rank-every", str(RANK_EVERY), "--repeats", str(repeats), "--warm", str(WARM)]
         command += [word for batch in case.batches for word in ("--batch", str(batch))]
         command += ["--repaired"] if repaired else []
@@ -346,7 +344,7 @@ def main() -> None:
         default=1,
         help="runs of the peer at a batch size; ours makes two more, thrice; the fastest counts",
     )
-    parser.add_argument("-o", "--out", type=output_file, default=HERE / "attribution.json")
+    parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "attribution.json")
     args = parser.parse_args()
     machine = {
         "command": "OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 python -m benchmarks.attribution "

@@ -17,9 +17,9 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import tracer
 from replacement_models import ReplacementModel, Transcoder, load_transcoder
-from replacement_models.tiny import measure, swaps, taps
-from replacement_models.tiny.behaviours import Prompt, behaviours, two_hop_behaviour
-from replacement_models.tiny.corpus import (
+from replacement_models.tiny.recipe import measure, swaps, taps
+from replacement_models.tiny.recipe.behaviours import Prompt, behaviours, two_hop_behaviour
+from replacement_models.tiny.recipe.corpus import (
     SHARES,
     Encoder,
     Source,
@@ -28,7 +28,7 @@ from replacement_models.tiny.corpus import (
     sentences,
     whole_words,
 )
-from replacement_models.tiny.facts import PACKAGE, load_facts, split_cities
+from replacement_models.tiny.recipe.facts import PACKAGE, load_facts, split_cities
 
 ROWS, REPEAT_ROWS, ROWS_SEED = 1000, 60, 555
 """Rows of 64 tokens a transcoder's fidelity is measured on, and the seed of their text."""

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import spsolve_triangular
 
-from benchmarks.output import output_file
+from benchmarks.output import RESULTS, output_file
 from graphs import AttributionGraph
 from graphs.influence import influence, input_absolute, shares
 from graphs.schema import GIVEN
@@ -106,9 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=10_000)
     parser.add_argument("--edges", type=int, default=5_600_000, help="about so many are asked for")
-    parser.add_argument(
-        "-o", "--out", type=output_file, default=Path(__file__).with_suffix(".json")
-    )
+    parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "graph_size.json")
     args = parser.parse_args()
     timed = Timings()
     rng = np.random.default_rng(1)

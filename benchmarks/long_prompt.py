@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tracer
-from benchmarks.output import output_file
+from benchmarks.output import RESULTS, output_file
 from benchmarks.random_shapes import random_layer
 from benchmarks.resident import peak, resident
 from graphs import AttributionGraph
@@ -36,9 +36,8 @@ from replacement_models import (
     TranscoderLayer,
     save_transcoder,
 )
-from tracer.memory import Estimate
+from tracer.attribution.memory import Estimate
 
-HERE = Path(__file__).parent
 POSITIONS, LAYERS, WIDTH, HEADS, KV_HEADS, VOCABULARY = 2048, 16, 1024, 16, 4, 8192
 FEATURES, ACTIVE = 8192, 4
 """Dictionary size a layer, and features that fire a token and layer."""
@@ -222,7 +221,7 @@ def main() -> None:
     parser.add_argument("--edge-floor", type=float, default=0.0)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("-o", "--out", type=output_file, default=HERE / "long_prompt.json")
+    parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "long_prompt.json")
     args = parser.parse_args()
     if args.write:
         write_case(args.write)

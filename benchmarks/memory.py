@@ -15,14 +15,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import tracer
-from benchmarks.output import output_file
+from benchmarks.output import RESULTS, output_file
 from benchmarks.random_shapes import random_layer
 from benchmarks.resident import forget_peak, peak, resident, trim
 from replacement_models import (
@@ -33,10 +32,9 @@ from replacement_models import (
     ReplacementModel,
     Transcoder,
 )
-from replacement_models.activation import Activation
-from tracer.memory import Estimate
+from replacement_models.dictionaries.activation import Activation
+from tracer.attribution.memory import Estimate
 
-HERE = Path(__file__).parent
 WIDTH, LAYERS, FEATURES, VOCABULARY = 512, 8, 4096, 8192
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -177,7 +175,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, action="append", help="number of a case, from 0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("-o", "--out", type=output_file, default=HERE / "memory.json")
+    parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "memory.json")
     args = parser.parse_args()
     if args.child is not None:
         print(json.dumps(run(CASES[args.child])))

@@ -3,6 +3,9 @@
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+RESULTS = Path(__file__).parent / "results"
+"""Where benchmarks write unless told otherwise; what is committed was measured."""
+
 
 def output_file(name: str) -> Path:
     """A file that can be written, as a type for argparse.

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 import tracer
-from benchmarks.output import output_file
+from benchmarks.output import RESULTS, output_file
 from benchmarks.random_shapes import VOCABULARY, write_case
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
-from tracer import native
+from tracer.attribution import native
 
 PROMPTS = (
     "Fact: the capital of the state containing Dallas is",
@@ -124,9 +124,7 @@ def line(one: dict[str, Any]) -> str:
 def main() -> None:
     """Print the table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "-o", "--out", type=output_file, default=Path(__file__).parent / "precision.json"
-    )
+    parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "precision.json")
     args = parser.parse_args()
     print(f"| {' | '.join(['model', 'precision', *(title for _, title in COLUMNS)])} |")
     print("|---" * (2 + len(COLUMNS)) + "|")

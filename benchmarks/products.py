@@ -16,15 +16,14 @@ import json
 import time
 from collections.abc import Callable
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.attribution import processor
-from benchmarks.output import output_file
-from replacement_models.few_rows import linear_in_blocks, onednn_linear
-from tracer import native
+from benchmarks.output import RESULTS, output_file
+from replacement_models.speed.few_rows import linear_in_blocks, onednn_linear
+from tracer.attribution import native
 
 SWEEP = [(rows, width, width) for width in (768, 2048) for rows in (64, 256, 1024)]
 FEW = [(rows, *weight) for weight in ((4096, 768), (8192, 2048)) for rows in (8, 16, 32, 64)]
@@ -95,9 +94,7 @@ def main() -> None:
     """Measure all shapes, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "-o", "--out", type=output_file, default=Path(__file__).parent / "products.json"
-    )
+    parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "products.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     shapes = [("sweep", shape) for shape in SWEEP] + [("few rows", shape) for shape in FEW]

@@ -24,7 +24,7 @@ from replacement_models import (
     TranscoderLayer,
     save_transcoder,
 )
-from replacement_models.activation import Activation
+from replacement_models.dictionaries.activation import Activation
 
 VOCABULARY = 8192
 GAPS = 16

@@ -23,17 +23,16 @@ import torch
 from transformers import GPT2Config
 
 import tracer
-from benchmarks.output import output_file
+from benchmarks.output import RESULTS, output_file
 from benchmarks.random_shapes import VOCABULARY, random_dictionary, random_model
 from benchmarks.stages import metered
+from graphs.pictures.charts import lines
 from replacement_models import ReplacementModel
-from tracer.charts import lines
-from tracer.linear import linearise
-from tracer.memory import BLOCK
-from tracer.sweep import sweep
-from tracer.targets import feature_rows
+from tracer.attribution.local_model import linearise
+from tracer.attribution.memory import BLOCK
+from tracer.attribution.sweep import sweep
+from tracer.attribution.targets import feature_rows
 
-HERE = Path(__file__).parent
 WIDTH, HEADS, FEATURES, WARM = 512, 8, 2048, 16
 BASE = {"rows": 512, "positions": 32, "layers": 12, "active": 40}
 POINTS = {
@@ -119,7 +118,7 @@ def main() -> None:
     """Measure all curves; write JSON and plots as they grow."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=POINTS, help="one quantity; the others are kept")
-    parser.add_argument("-o", "--out", type=output_file, default=HERE / "scaling.json")
+    parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "scaling.json")
     args = parser.parse_args()
     held = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
     curves: dict[str, Any] = held.get("curves", {})

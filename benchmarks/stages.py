@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from replacement_models import recording, replacement
-from tracer import assemble, attribute, linear, product, scoring, sweep
-from tracer.frontier import Frontier
+from tracer.attribution import assemble, product, scoring, sweep
+from tracer.attribution import local_model as linear
+from tracer.attribution import trace as attribute
+from tracer.attribution.frontier import Frontier
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "forward pass and encoding": [(replacement, "record")],

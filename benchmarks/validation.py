@@ -23,9 +23,9 @@ import tracer
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
 from replacement_models.tiny import swaps
-from replacement_models.tiny.behaviours import Prompt, behaviours, two_hop_behaviour
-from replacement_models.tiny.corpus import Source, whole_words
-from replacement_models.tiny.facts import load_facts, split_cities
+from replacement_models.tiny.recipe.behaviours import Prompt, behaviours, two_hop_behaviour
+from replacement_models.tiny.recipe.corpus import Source, whole_words
+from replacement_models.tiny.recipe.facts import load_facts, split_cities
 from tracer.interventions.forward import Run, run
 from tracer.validation.faithfulness import faithfulness
 from tracer.validation.means import embedded_corpus

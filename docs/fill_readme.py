@@ -72,7 +72,7 @@ def fill_models() -> None:
 
 
 def speed_row(case: dict[str, Any]) -> str:
-    """One case of benchmarks/attribution.json as a line of the table."""
+    """One case of benchmarks/results/attribution.json as a line of the table."""
     cut = f", {case['layers']} layers" if case["layers"] < LAYERS[case["shape"]] else ""
     cells = [
         SHAPES[case["shape"]] + cut,
@@ -87,8 +87,10 @@ def speed_row(case: dict[str, Any]) -> str:
 
 
 def speed_table() -> str:
-    """What benchmarks/attribution.json says, as the README shows it."""
-    found = json.loads((ROOT / "benchmarks" / "attribution.json").read_text())["results"]
+    """What benchmarks/results/attribution.json says, as the README shows it."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "attribution.json").read_text())[
+        "results"
+    ]
     shapes = list(SHAPES)
     cases = sorted(
         found,

@@ -15,12 +15,14 @@ import pyarrow as pa
 from jaxtyping import Bool, Float
 from scipy import sparse
 
-from graphs import arrow, captions, exports, files, networks, picture, render, words
+from graphs import words
 from graphs.edges import edge_table, effect_matrix
+from graphs.exchange import arrow, files, networks, tables
 from graphs.influence import cumulative, influence, input_absolute, row_sums, shares
 from graphs.paths import Path, strongest
+from graphs.pictures import captions, picture, render
+from graphs.pictures.scene import Style
 from graphs.prune import Ends, Kept, prune
-from graphs.scene import Style
 from graphs.schema import (
     COLUMNS,
     DERIVED,
@@ -278,7 +280,7 @@ class AttributionGraph:
         Raises:
             GraphError: an unknown suffix, or the place cannot be written.
         """
-        exports.export(pathlib.Path(path), self.nodes, self.edges, self._described)
+        tables.export(pathlib.Path(path), self.nodes, self.edges, self._described)
 
     def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
         """The picture as DOT text with every position given: `neato -n2` draws it.

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from replacement_models.few_rows import fast_maps
 from replacement_models.hooks import (
     eager_attention,
     first_tensor,
@@ -16,6 +15,7 @@ from replacement_models.hooks import (
     forward_pre_hooks,
 )
 from replacement_models.host import Block, Host, Norm
+from replacement_models.speed.few_rows import fast_maps
 from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
 
 

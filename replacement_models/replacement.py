@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replacement_models.dictionaries.neurons import NEURONS, neurons
+from replacement_models.dictionaries.sae import SparseAutoencoder
 from replacement_models.errors import ModelError
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats import content_hash, load_transcoder, transcoder_folder
+from replacement_models.formats.labels import read_labels
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
+from replacement_models.hosts.as_described import check_layout
 from replacement_models.hosts.weights import store_outputs_first
 from replacement_models.hub import folder_of
-from replacement_models.labels import read_labels
-from replacement_models.layout import check_layout
-from replacement_models.neurons import NEURONS, neurons
 from replacement_models.recording import Recording, record
-from replacement_models.sae import SparseAutoencoder
-from replacement_models.threads import one_thread
+from replacement_models.speed.threads import one_thread
 from replacement_models.transcoder import Transcoder
 
 EMBEDDED = Path(__file__).parent / "tiny"

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement_models.activation import Activation
+from replacement_models.dictionaries.activation import Activation
 from replacement_models.errors import ModelError
 
 

@@ -18,7 +18,7 @@ import cli
 from cli import Group, main
 from graphs import AttributionGraph, GraphError
 from tests.graph_samples import random_graph
-from tracer import native
+from tracer.attribution import native
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "data" / "golden" / "llama_gqa_clt"

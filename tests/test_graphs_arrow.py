@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphs import AttributionGraph, GraphError, arrow
+from graphs import AttributionGraph, GraphError
+from graphs.exchange import arrow
 from tests.graph_samples import random_graph
 
 NAMES = ["dallas.graph", "dallas.zip"]

@@ -15,9 +15,9 @@ from replacement_models import ModelError, ReadPoint, ReplacementModel, WritePoi
 from tests.local_forward import LocalForward
 from tests.random_models import FAMILIES, PROMPT, replacement_model
 from tracer import Intervention
-from tracer.linear import LocalModel, linearise
-from tracer.sweep import sweep
-from tracer.targets import feature_rows, logit_targets
+from tracer.attribution.local_model import LocalModel, linearise
+from tracer.attribution.sweep import sweep
+from tracer.attribution.targets import feature_rows, logit_targets
 
 EXACT = ("gpt2", "gpt_neox", "gpt_neox_sequential", "phi")
 """Families whose norms honour float64; RMSNorm runs in float32 inside transformers."""

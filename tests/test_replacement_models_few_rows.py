@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from replacement_models import few_rows
-from replacement_models.few_rows import fast_maps, linear_in_blocks
 from replacement_models.hosts.weights import store_outputs_first
+from replacement_models.speed import few_rows
+from replacement_models.speed.few_rows import fast_maps, linear_in_blocks
 from tests.random_models import PROMPT, replacement_model
-from tracer import product
+from tracer.attribution import product
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:

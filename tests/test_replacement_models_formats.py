@@ -34,7 +34,7 @@ from replacement_models import (
     save_transcoder,
 )
 from replacement_models.formats import content_hash
-from replacement_models.formats.tensors import StoredDecoder, TensorFile, runs
+from replacement_models.formats.storage.tensors import StoredDecoder, TensorFile, runs
 from tests.dictionaries import assert_same, computed
 from tests.random_models import LAYERS, PROMPT, replacement_model
 from tests.random_models import transcoder as random_transcoder
@@ -227,7 +227,8 @@ def test_only_the_rows_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     decoder = TensorFile.open(tmp_path / "w.safetensors").decoder("W_dec", lazy=True)
     read: list[Any] = []
     monkeypatch.setattr(
-        "replacement_models.formats.tensors.safe_open", lambda *a: Watched(safe_open(*a), read)
+        "replacement_models.formats.storage.tensors.safe_open",
+        lambda *a: Watched(safe_open(*a), read),
     )
     rows = decoder.rows(torch.tensor([1, 2]))
     assert rows.tolist() == torch.arange(24.0).reshape(4, 2, 3)[1:3].tolist()

@@ -16,10 +16,10 @@ from transformers.models.auto import configuration_auto
 import tracer
 from docs.fill_readme import wrapped
 from replacement_models import ModelError, ReplacementModel, save_transcoder
+from replacement_models.dictionaries.neurons import neurons
 from replacement_models.hosts import HOSTS, check_family, host_of, support
 from replacement_models.hosts.llama import llama
 from replacement_models.hosts.support import decoders, families_line, support_table
-from replacement_models.neurons import neurons
 from tests.local_forward import LocalForward
 from tests.random_models import (
     FAMILIES,

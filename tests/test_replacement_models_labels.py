@@ -8,7 +8,7 @@ import pytest
 import tracer
 from replacement_models import ModelError, ReplacementModel, save_transcoder
 from replacement_models.formats import content_hash
-from replacement_models.labels import FILE, read_labels, write_labels
+from replacement_models.formats.labels import FILE, read_labels, write_labels
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
 
 

@@ -12,8 +12,8 @@ import cli
 import tracer
 from graphs import AttributionGraph
 from replacement_models import ModelError, ReplacementModel, save_transcoder
+from replacement_models.dictionaries.neurons import neurons
 from replacement_models.hosts import host_of
-from replacement_models.neurons import neurons
 from tests.local_forward import LocalForward
 from tests.random_models import PROMPT, language_model
 from tests.test_replacement_models_hosts import BY_THEMSELVES, SUPPORTED, generic

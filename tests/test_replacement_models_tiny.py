@@ -9,9 +9,16 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replacement_models import Transcoder, load_transcoder
-from replacement_models.tiny import corpus, measure, swaps, taps, train_model, train_transcoders
-from replacement_models.tiny.behaviours import asked, behaviours, two_hop_behaviour
-from replacement_models.tiny.facts import PACKAGE, load_facts, split_cities
+from replacement_models.tiny.recipe import (
+    corpus,
+    measure,
+    swaps,
+    taps,
+    train_model,
+    train_transcoders,
+)
+from replacement_models.tiny.recipe.behaviours import asked, behaviours, two_hop_behaviour
+from replacement_models.tiny.recipe.facts import PACKAGE, load_facts, split_cities
 
 FACTS = load_facts()
 CITIES = split_cities(FACTS)

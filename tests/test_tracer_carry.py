@@ -5,7 +5,9 @@ import torch
 
 import tracer
 from tests.random_models import PROMPT, replacement_model
-from tracer import attribute, carry, linear, sweep
+from tracer.attribution import carry, sweep
+from tracer.attribution import local_model as linear
+from tracer.attribution import trace as attribute
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tests.random_models import PROMPT, replacement_model
-from tracer import sweep
-from tracer.linear import LocalModel, linearise
-from tracer.targets import feature_rows, logit_targets
+from tracer.attribution import sweep
+from tracer.attribution.local_model import LocalModel, linearise
+from tracer.attribution.targets import feature_rows, logit_targets
 
 META = torch.device("meta")
 

@@ -13,11 +13,13 @@ from scipy import sparse
 import tracer
 from replacement_models import ReplacementModel, Transcoder, TranscoderLayer
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
-from tracer import TraceError, attribute, memory
-from tracer.available import free_in_memory, free_on
-from tracer.frontier import Frontier
-from tracer.linear import linearise
-from tracer.memory import Estimate, Sizes, estimate
+from tracer import TraceError
+from tracer.attribution import memory
+from tracer.attribution import trace as attribute
+from tracer.attribution.available import free_in_memory, free_on
+from tracer.attribution.frontier import Frontier
+from tracer.attribution.local_model import linearise
+from tracer.attribution.memory import Estimate, Sizes, estimate
 
 
 def sizes(**changes: Any) -> Sizes:

@@ -8,7 +8,8 @@ import torch
 
 import tracer
 from tests.random_models import PROMPT, replacement_model
-from tracer import TraceError, native, product
+from tracer import TraceError
+from tracer.attribution import native, product
 
 HERE = pytest.mark.skipif(
     native.missing() is not None, reason=f"no kernel for split products: {native.missing()}"

@@ -7,8 +7,10 @@ import torch
 import tracer
 from replacement_models import JumpReLU, ReplacementModel
 from tests.random_models import PROMPT, replacement_model, transcoder
-from tracer import Intervention, TraceError, attribute, chunks, memory, sweep
-from tracer.frontier import Frontier
+from tracer import Intervention, TraceError
+from tracer.attribution import chunks, memory, sweep
+from tracer.attribution import trace as attribute
+from tracer.attribution.frontier import Frontier
 
 
 @pytest.mark.parametrize("budget", [1, 7, 50, 10**6])

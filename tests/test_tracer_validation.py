@@ -14,7 +14,7 @@ import tracer
 from graphs import AttributionGraph
 from graphs.validation import rows
 from replacement_models import ReplacementModel
-from replacement_models.neurons import neurons
+from replacement_models.dictionaries.neurons import neurons
 from tests.random_models import LAYERS, PROMPT, replacement_model
 from tracer import Difference, Direction, Intervention, TraceError
 from tracer.patching import Kind, Site

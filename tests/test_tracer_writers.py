@@ -6,8 +6,8 @@ from torch import Tensor
 
 from replacement_models import ReplacementModel
 from tests.random_models import PROMPT, replacement_model
-from tracer import writers
-from tracer.linear import _columns
+from tracer.attribution import writers
+from tracer.attribution.local_model import _columns
 
 
 def gathered(model: ReplacementModel) -> tuple[list[writers.Writers], Tensor]:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from safetensors import SafetensorError
 
-from replacement_models.activation import Elementwise
+from replacement_models.dictionaries.activation import Elementwise
 from replacement_models.errors import ModelError
 from replacement_models.formats import (
     circuit_tracer,
@@ -25,8 +25,8 @@ from replacement_models.formats import (
     saelens,
     sparsify,
 )
+from replacement_models.formats.labels import FILE as LABELS
 from replacement_models.hub import folder_of
-from replacement_models.labels import FILE as LABELS
 from replacement_models.transcoder import Transcoder
 
 FORMATS: dict[str, ModuleType] = {

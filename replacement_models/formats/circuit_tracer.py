@@ -20,13 +20,20 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, ReLUTopK, TopK
-from replacement_models.cross_layer import CrossLayerTranscoder
+from replacement_models.dictionaries.activation import (
+    Activation,
+    BatchTopK,
+    JumpReLU,
+    ReLU,
+    ReLUTopK,
+    TopK,
+)
+from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
+from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
 from replacement_models.formats import gemma_scope, gemma_scope_2
-from replacement_models.formats.tensors import TensorFile, all_rows
+from replacement_models.formats.storage.tensors import TensorFile, all_rows
 from replacement_models.hub import HubId, download
-from replacement_models.per_layer import PerLayerTranscoder
 from replacement_models.transcoder import (
     ReadPoint,
     Transcoder,

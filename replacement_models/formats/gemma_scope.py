@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement_models.activation import JumpReLU
+from replacement_models.dictionaries.activation import JumpReLU
+from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
-from replacement_models.formats.limits import Limits, plain
-from replacement_models.formats.points import in_layer_order
-from replacement_models.formats.rows import widened
-from replacement_models.formats.tensors import all_rows, loaded
-from replacement_models.per_layer import PerLayerTranscoder
+from replacement_models.formats.storage.limits import Limits, plain
+from replacement_models.formats.storage.points import in_layer_order
+from replacement_models.formats.storage.rows import widened
+from replacement_models.formats.storage.tensors import all_rows, loaded
 from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
 
 WEIGHTS = "params.npz"

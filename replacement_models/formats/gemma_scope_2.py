@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replacement_models.activation import JumpReLU
-from replacement_models.cross_layer import CrossLayerTranscoder
+from replacement_models.dictionaries.activation import JumpReLU
+from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
+from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
-from replacement_models.formats.limits import Limits, plain
-from replacement_models.formats.members import members
-from replacement_models.formats.points import (
+from replacement_models.formats.storage.limits import Limits, plain
+from replacement_models.formats.storage.members import members
+from replacement_models.formats.storage.points import (
     READ,
     WRITE,
     in_layer_order,
@@ -29,8 +30,7 @@ from replacement_models.formats.points import (
     read_json,
     refuse,
 )
-from replacement_models.formats.tensors import TensorFile, all_rows
-from replacement_models.per_layer import PerLayerTranscoder
+from replacement_models.formats.storage.tensors import TensorFile, all_rows
 from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
 
 CONFIG, WEIGHTS, FIRST = "config.json", "params.safetensors", "params_layer_0.safetensors"

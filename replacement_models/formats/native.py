@@ -13,13 +13,20 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replacement_models.activation import Activation, BatchTopK, JumpReLU, ReLU, ReLUTopK, TopK
-from replacement_models.cross_layer import CrossLayerTranscoder
+from replacement_models.dictionaries.activation import (
+    Activation,
+    BatchTopK,
+    JumpReLU,
+    ReLU,
+    ReLUTopK,
+    TopK,
+)
+from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
+from replacement_models.dictionaries.per_layer import PerLayerTranscoder
+from replacement_models.dictionaries.sae import SparseAutoencoder
 from replacement_models.errors import ModelError
-from replacement_models.formats.points import read_json
-from replacement_models.formats.tensors import TensorFile, all_rows
-from replacement_models.per_layer import PerLayerTranscoder
-from replacement_models.sae import SparseAutoencoder
+from replacement_models.formats.storage.points import read_json
+from replacement_models.formats.storage.tensors import TensorFile, all_rows
 from replacement_models.transcoder import (
     ReadPoint,
     Transcoder,

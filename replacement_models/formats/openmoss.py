@@ -20,12 +20,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replacement_models.activation import Activation, JumpReLU, ReLU, ReLUTopK
-from replacement_models.cross_layer import CrossLayerTranscoder
+from replacement_models.dictionaries.activation import Activation, JumpReLU, ReLU, ReLUTopK
+from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
+from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
-from replacement_models.formats.limits import Limits, by_target, plain
-from replacement_models.formats.members import members
-from replacement_models.formats.points import (
+from replacement_models.formats.storage.limits import Limits, by_target, plain
+from replacement_models.formats.storage.members import members
+from replacement_models.formats.storage.points import (
     READ,
     WRITE,
     holds,
@@ -37,9 +38,8 @@ from replacement_models.formats.points import (
     read_json,
     refuse,
 )
-from replacement_models.formats.rows import StackedDecoder, StoredRows, widened
-from replacement_models.formats.tensors import TensorFile, all_rows, loaded
-from replacement_models.per_layer import PerLayerTranscoder
+from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
+from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
 from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"

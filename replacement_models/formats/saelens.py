@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replacement_models.activation import Activation, JumpReLU, ReLU, ReLUTopK
+from replacement_models.dictionaries.activation import Activation, JumpReLU, ReLU, ReLUTopK
+from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
-from replacement_models.formats.limits import Limits, plain
-from replacement_models.formats.members import members
-from replacement_models.formats.points import (
+from replacement_models.formats.storage.limits import Limits, plain
+from replacement_models.formats.storage.members import members
+from replacement_models.formats.storage.points import (
     READ,
     WRITE,
     hook_read,
@@ -31,9 +32,8 @@ from replacement_models.formats.points import (
     read_json,
     refuse,
 )
-from replacement_models.formats.rows import StackedDecoder, StoredRows, widened
-from replacement_models.formats.tensors import TensorFile, all_rows, loaded
-from replacement_models.per_layer import PerLayerTranscoder
+from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
+from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
 from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"

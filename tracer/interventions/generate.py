@@ -10,8 +10,8 @@ from torch import Tensor
 
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
-from tracer.intervene import place
 from tracer.interventions.forward import Rows, Run, run, steering_hooks
+from tracer.interventions.intervene import place
 from tracer.interventions.values import Intervention, Placed, Steering, positions_in
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models import ReplacementModel
-from tracer.targets import token_id
+from tracer.attribution.targets import token_id
 
 Metric = Callable[[Float[Tensor, "rows vocabulary"]], Float[Tensor, " rows"]]
 """From the logits a model shows after each prompt to one number each; any callable will do."""

@@ -9,7 +9,7 @@ import torch
 from graphs import AttributionGraph, NodeKind
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
-from tracer.intervene import intervene
+from tracer.interventions.intervene import intervene
 from tracer.interventions.values import Intervention
 from tracer.patching.metrics import Metric
 

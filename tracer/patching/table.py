@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from tracer import charts
+from graphs.pictures import charts
 from tracer.errors import TraceError
 from tracer.patching.sites import Site
 

@@ -67,8 +67,8 @@ def embedded_corpus(model: ReplacementModel) -> list[str] | None:
     """Sentences of the embedded default's own corpus; None for any other model."""
     if model.name != EMBEDDED:
         return None
-    from replacement_models.tiny.corpus import Source, sample, whole_words
-    from replacement_models.tiny.facts import load_facts, split_cities
+    from replacement_models.tiny.recipe.corpus import Source, sample, whole_words
+    from replacement_models.tiny.recipe.facts import load_facts, split_cities
 
     facts = load_facts()
     cities = split_cities(facts)

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import rankdata
 
-from graphs.files import writing
-from tracer import charts
+from graphs.exchange.files import writing
+from graphs.pictures import charts
 
 TABLES = ("features", "responses", "circuits")
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from graphs import AttributionGraph, NodeKind
 from replacement_models import Recording, ReplacementModel
+from tracer.attribution.targets import token_id
 from tracer.errors import TraceError
-from tracer.targets import token_id
 
 
 @dataclass(frozen=True)

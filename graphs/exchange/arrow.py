@@ -1,0 +1,150 @@
+"""Graphs on disk: a folder, or a zip of it, with `nodes.arrow` and `edges.arrow`.
+
+Both are Arrow IPC files and carry the graph's metadata as JSON in their schema, so each tells
+what it belongs to. The same graph gives the same bytes: no time stamps, fixed order.
+"""
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from graphs.exchange.files import writing
+from graphs.schema import GraphError
+
+NODES, EDGES = "nodes.arrow", "edges.arrow"
+KEY = b"tracer.graph"
+"""Under which the schema holds the metadata."""
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+LARGEST = 1 << 26
+"""Bytes a zip member may unpack to whatever its packed size; above it, at most `RATIO` times."""
+RATIO = 100
+
+
+def write(path: Path, nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]) -> None:
+    """Write a graph: a zip when `path` ends in .zip, a folder otherwise.
+
+    A graph that stands there is replaced; anything else is left alone and refused.
+
+    Raises:
+        GraphError: the place is taken by something else or cannot be written.
+    """
+    files = {NODES: _bytes(nodes, metadata), EDGES: _bytes(edges, metadata)}
+    if path.suffix == ".zip":
+        _refuse(path, path.is_dir(), "a folder stands there")
+        with writing(path) as partial:
+            _zip(partial, files)
+    elif path.is_dir():
+        found = {entry.name for entry in path.iterdir()}
+        _refuse(path, bool(found) and not found >= {NODES, EDGES}, "the folder holds no graph")
+        with writing(path / EDGES) as second, writing(path / NODES) as first:
+            first.write_bytes(files[NODES])
+            second.write_bytes(files[EDGES])
+    else:
+        _refuse(path, path.exists(), "a file stands there")
+        with writing(path) as partial:
+            partial.mkdir()
+            for name, content in files.items():
+                (partial / name).write_bytes(content)
+
+
+def _refuse(path: Path, taken: bool, why: str) -> None:
+    if taken:
+        raise GraphError(f"cannot write {path}: {why}: choose another path or remove it first")
+
+
+def _bytes(table: pa.Table, metadata: dict[str, Any]) -> pa.Buffer:
+    held = table.combine_chunks().replace_schema_metadata({KEY: json.dumps(metadata).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, held.schema) as writer:
+        writer.write_table(held)
+    return sink.getvalue()
+
+
+def _zip(path: Path, files: dict[str, pa.Buffer]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            member = zipfile.ZipInfo(name, date_time=EPOCH)
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.create_system = 3
+            member.external_attr = 0o644 << 16
+            with archive.open(member, "w", force_zip64=True) as stream:
+                stream.write(content)
+
+
+def read(path: Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+    """Nodes, edges and metadata as `write` wrote them; the caller checks what they say.
+
+    Raises:
+        GraphError: nothing there, no graph, a torn or foreign file, or halves of two graphs.
+    """
+    try:
+        contents = _from_zip(path) if path.is_file() else _from_folder(path)
+    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
+        raise GraphError(f"cannot read {path}: {_line(error)}") from error
+    nodes, metadata = _table(contents[NODES], f"{path}/{NODES}")
+    edges, other = _table(contents[EDGES], f"{path}/{EDGES}")
+    if metadata != other:
+        raise GraphError(f"{path}: {NODES} and {EDGES} are of two graphs: trace or copy it again")
+    return nodes, edges, metadata
+
+
+def _from_folder(path: Path) -> dict[str, bytes]:
+    if not path.is_dir():
+        raise GraphError(f"{path} does not exist: expected a graph's folder or .zip")
+    if missing := [name for name in (NODES, EDGES) if not (path / name).is_file()]:
+        raise GraphError(
+            f"{path} is no graph: expected {NODES} and {EDGES}, {missing[0]} is missing"
+        )
+    return {name: (path / name).read_bytes() for name in (NODES, EDGES)}
+
+
+def _from_zip(path: Path) -> dict[str, bytes]:
+    if not zipfile.is_zipfile(path):
+        raise GraphError(f"{path} is no graph: expected a folder or .zip of {NODES} and {EDGES}")
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if len(archive.infolist()) != 2 or set(members) != {NODES, EDGES}:
+            raise GraphError(
+                f"{path} is no graph: expected exactly {NODES} and {EDGES} in it, got "
+                f"{len(members)} members ({', '.join(sorted(members)[:3])!r:.100})"
+            )
+        for member in members.values():
+            if member.file_size > max(LARGEST, RATIO * member.compress_size):
+                raise GraphError(
+                    f"{path}: {member.filename} unpacks to {member.file_size} bytes, more than "
+                    f"{RATIO} times its size: no graph of ours does"
+                )
+        try:
+            return {name: archive.read(name) for name in members}
+        except (RuntimeError, NotImplementedError, zlib.error) as error:
+            raise GraphError(f"cannot read {path}: {_line(error)}") from error
+
+
+def _table(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise GraphError(
+            f"{where} is torn or no Arrow file: {_line(error)}: trace or copy it again"
+        ) from error
+    held = (table.schema.metadata or {}).get(KEY)
+    try:
+        metadata = json.loads(held) if held is not None else None
+    except ValueError as error:
+        raise GraphError(f"{where}: its metadata is no JSON: {_line(error)}") from error
+    if not isinstance(metadata, dict):
+        raise GraphError(
+            f"{where} is an Arrow file, but not of a graph: it has no {KEY.decode()!r}"
+        )
+    return table.replace_schema_metadata(None), metadata
+
+
+def _line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]

@@ -1,0 +1,175 @@
+"""The words around a picture: title, names of rows and columns, legend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphs import words
+from graphs.pictures import dot, placement
+from graphs.pictures.marks import COLOURS, FONT, box, look, shape
+from graphs.pictures.placement import Glyph
+from graphs.pictures.render import INSTALL
+from graphs.pictures.scene import Scene, Style, compose
+from graphs.schema import NodeKind
+
+if TYPE_CHECKING:
+    from graphs.graph import AttributionGraph
+
+INK, GREY = "#222222", "#777777"
+BIG: dict[str, Any] = {"fontcolor": INK, "fontsize": 13.0, "fontname": "Helvetica-Bold"}
+HEADER = 12.0
+"""Room for the tokens above a tall scene."""
+
+
+def row_names(scene: Scene) -> list[str]:
+    """Names of the rows, from the lowest up."""
+    return ["Tokens", *(f"L{layer}" for layer in range(scene.grid.shape[0] - 2)), "Logits"]
+
+
+def captions(scene: Scene) -> list[str]:
+    """Names of rows and columns, title and legend."""
+    columns, rows = scene.places.columns, scene.places.rows
+    names = row_names(scene)
+    statements = [
+        _label(f"row {at}", name, (-30.0, middle, 50.0))
+        for at, (name, middle) in enumerate(zip(names, _middles(rows), strict=True))
+    ]
+    statements += [
+        _label(f"column {at}", str(at), (middle, rows[0] - 8, 20.0), size=7.0)
+        for at, middle in enumerate(_middles(columns))
+    ]
+    if _tall(scene):
+        statements += [
+            _label(f"header {at}", words.clipped(token, 16), (middle, rows[-1] + 8, 40.0), size=8.0)
+            for at, (token, middle) in enumerate(zip(scene.tokens, _middles(columns), strict=True))
+        ]
+    return [*statements, *_title(scene), *_legend(scene)]
+
+
+def _middles(borders: np.ndarray) -> list[float]:
+    return ((borders[:-1] + borders[1:]) / 2).tolist()
+
+
+def _label(
+    name: str, text: str, box: tuple[float, float, float], size: float = FONT, **more: str | float
+) -> str:
+    """A line of text without a frame, in the middle of `box`: x, y, width."""
+    pairs: dict[str, str | float] = {
+        "shape": "plaintext", "label": text if text.endswith("\\l") else dot.text(text),
+        "width": f"{box[2] / 72:.4f}", "height": 0.2, "fontsize": size, "fontcolor": GREY,
+        "id": name.replace(" ", "_"), "class": name.split(" ")[0],
+    }  # fmt: skip
+    return dot.node(name, (box[0], box[1]), **pairs | more)
+
+
+def _title(scene: Scene) -> list[str]:
+    top = float(scene.places.rows[-1]) + (HEADER if _tall(scene) else 0.0)
+    plain: dict[str, Any] = {}
+    lines = ((question(scene), BIG, 34.0, 1.1), (_facts(scene), plain, 14.0, 1.0))
+    statements = []
+    for at, (text, font, rise, bold) in enumerate(lines):
+        needed = bold * placement.text_width(text, font.get("fontsize", FONT)) + 8
+        width = max(float(scene.places.columns[-1]), needed)
+        place = (width / 2, top + rise, width)
+        statements.append(_label(f"title {at}", dot.text(text) + "\\l", place, **font))
+    return statements
+
+
+def question(scene: Scene) -> str:
+    """Prompt and answer; of a long prompt, its end."""
+    prompt = words.visible(str(scene.graph.metadata.get("prompt") or " ".join(scene.tokens)))
+    room = max(48, int(scene.places.columns[-1] / 9))
+    logits = [row for row in scene.rows if row["kind"] == NodeKind.LOGIT]
+    answer = max(logits, key=lambda row: row["probability"] or 0, default=None)
+    return (
+        f"{words.clipped_front(prompt, room)}  →  {words.logit(answer) if answer else 'no target'}"
+    )
+
+
+def _tall(scene: Scene) -> bool:
+    """Whether the tokens are far from the logits, and named again above them."""
+    return scene.grid.shape[0] > 12
+
+
+def _facts(scene: Scene) -> str:
+    """What of the graph is shown, and how much of the model it explains."""
+    graph, shown = scene.graph, len(scene.drawn)
+    pruned = graph.metadata.get("pruned")
+    nodes, edges = f"{graph.nodes.num_rows:,} nodes", f"{graph.effect.nnz:,} edges"
+    parts = [f"{nodes}, {edges}, unpruned"]
+    if pruned:
+        parts = [
+            f"{graph.nodes.num_rows:,} of {pruned['total_nodes']:,} nodes, "
+            f"{graph.effect.nnz:,} of {pruned['total_edges']:,} edges "
+            f"(thresholds {pruned['nodes']:g} and {pruned['edges']:g})"
+        ]
+    if shown < graph.effect.nnz:
+        parts.append(f"{shown:,} strongest edges drawn, {graph.effect.nnz - shown:,} hidden")
+    scores = graph.scores
+    parts += [f"replacement {scores.replacement:.2f}", f"completeness {scores.completeness:.2f}"]
+    return "   ·   ".join(parts)
+
+
+Draw = Callable[[str, float, float], tuple[float, list[str]]]
+"""From a name, a left end and a height to a width and statements."""
+
+
+def _legend(scene: Scene) -> list[str]:
+    """Every kind of mark with its meaning, in lines under the scene."""
+    right = float(scene.places.columns[-1])
+    x, y = 0.0, float(scene.places.rows[0]) - 34
+    statements: list[str] = []
+    for at, (meaning, draw) in enumerate(LEGEND):
+        room = placement.text_width(meaning, 8.0) + 4
+        if x > 0 and x + 34 + room > right:
+            x, y = 0.0, y - 22
+        width, parts = draw(f"legend {at}", x, y)
+        middle = (x + width + 4 + room / 2, y, room)
+        statements += [*parts, _label(f"meaning {at}", dot.text(meaning) + "\\l", middle, size=8.0)]
+        x += width + room + 18
+    return statements
+
+
+def _sample(glyph: Glyph, kind: str, marked: bool = False) -> Draw:
+    def draw(name: str, x: float, y: float) -> tuple[float, list[str]]:
+        pairs = shape(glyph, kind) | look(kind, marked, False) | {"class": "legend"}
+        return glyph.width, [dot.node(name, (x + glyph.width / 2, y), **pairs)]
+
+    return draw
+
+
+def _stroke(kind: str, style: str) -> Draw:
+    def draw(name: str, x: float, y: float) -> tuple[float, list[str]]:
+        ends = [(f"{name} start", x), (f"{name} end", x + 24)]
+        look: dict[str, Any] = {"class": "legend", "color": COLOURS[kind][0], "style": style}
+        route = (x, y, x + 8, y, x + 16, y, x + 24, y)
+        line = dot.edge(ends[0][0], ends[1][0], route, penwidth=2.0, **look)
+        return 24.0, [*(dot.hidden(end, (at, y)) for end, at in ends), line]
+
+    return draw
+
+
+LEGEND: tuple[tuple[str, Draw], ...] = (
+    ("feature, by what it promotes", _sample(box("label"), NodeKind.FEATURE)),
+    ("other feature, area = influence", _sample(Glyph(9, 9), NodeKind.FEATURE)),
+    ("strongest path through features", _sample(box("label"), NodeKind.FEATURE, marked=True)),
+    ("reconstruction error", _sample(Glyph(10, 10), NodeKind.ERROR)),
+    ("excites", _stroke("excites", "solid")),
+    ("inhibits", _stroke("inhibits", "dashed")),
+    ("from an error", _stroke("error", "solid")),
+    ("width = influence on the answer", lambda *_: (0.0, [])),
+)
+
+
+def summary_html(graph: AttributionGraph) -> str:
+    """Prompt, answer, sizes, scores and the strongest paths, for a notebook without Graphviz."""
+    shown = compose(graph, Style())
+    paths = "".join(f"<li>{escape(graph.describe(path))}</li>" for path in graph.paths(5))
+    return (
+        f"<p><b>{escape(question(shown))}</b><br>{escape(_facts(shown))}</p>"
+        f"<ol>{paths}</ol><p>{escape(INSTALL)}</p>"
+    )

@@ -1,0 +1,126 @@
+"""The picture of a graph, as DOT text with our own coordinates.
+
+Tokens are columns, layers are rows, and an edge is as wide as the influence it carries: the
+share of the target's unpruned input times the influence of the target. The most influential
+features are boxes with their label, the others circles whose area is their influence.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphs import words
+from graphs.pictures import dot, placement
+from graphs.pictures.captions import captions, question, row_names
+from graphs.pictures.marks import COLOURS, look, shape, tier
+from graphs.pictures.scene import Scene, Style, compose
+from graphs.schema import NodeKind
+
+if TYPE_CHECKING:
+    from graphs.graph import AttributionGraph
+
+BANDS = ("#f7f6f1", "#f1efe8")
+EDGE_BANDS = "#e9e7df"
+LARGEST = 30_000
+"""Pixels on a side that every drawing library can make."""
+
+
+def dot_source(graph: AttributionGraph, style: Style) -> str:
+    """DOT text of the graph's picture, the source of every format."""
+    scene = compose(graph, style)
+    statements = [*_background(scene), *_nodes(scene), *_edges(scene), *captions(scene)]
+    extent = 200 + max(scene.places.columns[-1], scene.places.rows[-1])
+    dpi = {"dpi": min(144.0, 72 * LARGEST / extent)} if style.bitmap else {}
+    return dot.digraph(question(scene), statements, **dpi)
+
+
+def _background(scene: Scene) -> list[str]:
+    """Bands for the rows, rules for the columns."""
+    columns, rows = scene.places.columns, scene.places.rows
+    names = row_names(scene)
+    last = len(names) - 1
+    statements = []
+    for at, (low, high) in enumerate(pairwise(rows)):
+        fill = EDGE_BANDS if at in (0, last) else BANDS[at % 2]
+        box = (0.0, low, columns[-1], high)
+        statements.append(dot.rectangle(f"band {at}", box, fill, names[at]))
+    for at, x in enumerate(columns[1:-1], start=1):
+        box = (x - 0.6, rows[0], x + 0.6, rows[-1])
+        statements.append(dot.rectangle(f"rule {at}", box, "#ffffff", f"from position {at}"))
+    return statements
+
+
+def _edges(scene: Scene) -> list[str]:
+    """Weakest first; `_nodes` tells in which order they are painted."""
+    rows, style = scene.rows, scene.style
+    edges = scene.graph.edges.take(scene.drawn).to_pylist()
+    curves = placement.routes(scene.grid, scene.places, style.curved).tolist()
+    peak = max((edge["influence"] for edge in edges), default=0.0)
+    statements = []
+    for rank, (edge, route) in enumerate(zip(edges, curves, strict=True)):
+        source, target = rows[edge["source"]], rows[edge["target"]]
+        strength = tier(len(edges) - rank)
+        kind = "excites" if edge["weight"] > 0 else "inhibits"
+        grey = source["kind"] == NodeKind.ERROR
+        size = (edge["influence"] / peak) ** 0.5 if peak else 0.0
+        statements.append(
+            dot.edge(
+                source["id"], target["id"], route,
+                id=f"edge_{source['id']}__{target['id']}",
+                **{"class": f"{kind} tier{strength}{' from_error' if grey else ''}"},
+                color=COLOURS["error" if grey else kind][strength],
+                penwidth=f"{0.5 + 4.0 * size:.2f}",
+                style="solid" if edge["weight"] > 0 else "dashed",
+                tooltip=dot.text(_edge_tooltip(edge, source, target)),
+            )
+        )  # fmt: skip
+    return statements
+
+
+def _edge_tooltip(edge: dict[str, Any], source: dict[str, Any], target: dict[str, Any]) -> str:
+    return (
+        f"{_name(source)} {'→' if edge['weight'] > 0 else '⊣'} {_name(target)}\n"
+        f"effect {edge['weight']:+.4g}, {100 * edge['share']:+.1f}% of the input\n"
+        f"influence {edge['influence']:.4g}"
+    )
+
+
+def _name(row: dict[str, Any]) -> str:
+    return row["label"] or (row["text"] or "").strip() or row["id"]
+
+
+def _nodes(scene: Scene) -> list[str]:
+    """All nodes, those with the strongest outputs last.
+
+    Graphviz paints edges by source, in the order in which the nodes stand: so the strongest
+    edges come last, over the others.
+    """
+    rank = np.full(len(scene.rows), -1)
+    rank[scene.grid.links[0]] = np.arange(len(scene.drawn))
+    x, y = scene.places.x.tolist(), scene.places.y.tolist()
+    return [
+        dot.node(
+            scene.rows[at]["id"],
+            (x[at], y[at]),
+            id=f"node_{scene.rows[at]['id']}",
+            **shape(scene.grid.glyphs[at], scene.rows[at]["kind"]),
+            **look(scene.rows[at]["kind"], at in scene.marked, at == scene.answer),
+            tooltip=dot.text(_node_tooltip(scene.rows[at], scene.tokens)),
+        )
+        for at in np.argsort(rank, kind="stable").tolist()
+    ]
+
+
+def _node_tooltip(row: dict[str, Any], tokens: list[str]) -> str:
+    place = f"position {row['position']} “{tokens[row['position']]}”"
+    layer = f"layer {row['layer']}, " if row["kind"] in (NodeKind.FEATURE, NodeKind.ERROR) else ""
+    lines = [_name(row), f"{row['kind']} {row['id']}: {layer}{place}"]
+    if row["activation"] is not None and row["kind"] == NodeKind.FEATURE:
+        lines.append(f"activation {row['activation']:.4g}")
+    if row["probability"] and row["kind"] == NodeKind.LOGIT:
+        lines.append(f"probability {words.percent(row['probability'])}")
+    lines.append(f"influence {row['influence']:.4g}")
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""What of a graph is drawn, as what, and where: decided once, before any text is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphs import words
+from graphs.influence import shares
+from graphs.paths import strongest
+from graphs.pictures import placement
+from graphs.pictures.marks import box
+from graphs.pictures.placement import Glyph, Grid, Layout
+from graphs.schema import NodeKind, is_kind, number
+
+if TYPE_CHECKING:
+    from graphs.graph import AttributionGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What to draw of a graph."""
+
+    edges: int | None = 300
+    """At most so many edges, by influence; None for all."""
+    labels: int = 18
+    """So many features as boxes with their label, by influence; those of the main path besides."""
+    curved: bool = True
+    """Curves, or straight lines."""
+    bitmap: bool = False
+    """For PNG: at twice the resolution of the screen, less where it would grow too large."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """A graph with everything decided that its drawing needs."""
+
+    graph: AttributionGraph
+    rows: list[dict[str, Any]]
+    drawn: np.ndarray
+    """Row numbers in `graph.edges` of the edges drawn, weakest first."""
+    answer: int | None
+    """The target of the largest weight."""
+    marked: frozenset[int]
+    """Nodes on the strongest path through features."""
+    tokens: list[str]
+    grid: Grid
+    places: Layout
+    style: Style
+
+
+def compose(graph: AttributionGraph, style: Style) -> Scene:
+    """Choose edges and boxes, size every glyph, and place it."""
+    rows = graph.nodes.to_pylist()
+    drawn = _strongest_edges(graph, style.edges)
+    marked = _main_path(graph)
+    boxed = _most_influential(graph, style.labels) | marked
+    tokens = _tokens(graph, rows)
+    peak = max((row["influence"] for row in rows if row["kind"] == NodeKind.FEATURE), default=0.0)
+    ends = (graph.edges[name].to_numpy()[drawn] for name in ("source", "target", "influence"))
+    layers = 1 + max((row["layer"] for row in rows if row["kind"] != NodeKind.LOGIT), default=-1)
+    count = max(layers, _count(graph.metadata.get("layers")))
+    grid = Grid(
+        glyphs=[_glyph(row, at in boxed, peak, tokens) for at, row in enumerate(rows)],
+        row=np.array([_band(row, count) for row in rows], int),
+        column=np.array([row["position"] for row in rows], int),
+        shape=(count + 2, len(tokens)),
+        links=tuple(ends),
+    )
+    return Scene(
+        graph,
+        rows,
+        drawn,
+        _answer(rows),
+        marked,
+        tokens,
+        grid,
+        placement.place(grid),
+        style,
+    )
+
+
+def _answer(rows: list[dict[str, Any]]) -> int | None:
+    logits = (at for at, row in enumerate(rows) if row["kind"] == NodeKind.LOGIT)
+    return max(logits, key=lambda at: (rows[at]["probability"] or 0, -at), default=None)
+
+
+def _strongest_edges(graph: AttributionGraph, count: int | None) -> np.ndarray:
+    order = np.argsort(-graph.edges["influence"].to_numpy(), kind="stable")
+    return order[:count][::-1]
+
+
+def _most_influential(graph: AttributionGraph, count: int) -> frozenset[int]:
+    feature = is_kind(graph.nodes, NodeKind.FEATURE)
+    order = np.argsort(-number(graph.nodes, "influence"), kind="stable")
+    return frozenset(order[feature[order]][:count].tolist())
+
+
+def _main_path(graph: AttributionGraph) -> frozenset[int]:
+    """Nodes of the strongest path from a token that goes through a feature, if there is one."""
+    token, logit = (is_kind(graph.nodes, k) for k in (NodeKind.EMBEDDING, NodeKind.LOGIT))
+    share = shares(graph.effect, number(graph.nodes, "input_absolute"))
+    target = np.repeat(np.arange(len(token)), np.diff(share.indptr))
+    share.data[token[share.indices] & logit[target]] = 0
+    best = strongest(share, number(graph.nodes, "probability"), token, 1)
+    return frozenset(best[0].nodes if best else ())
+
+
+def _tokens(graph: AttributionGraph, rows: list[dict[str, Any]]) -> list[str]:
+    """Text over every column: the prompt's tokens, or what the nodes know of them."""
+    count = 1 + max((row["position"] for row in rows), default=0)
+    tokens = [words.token(text) for text in graph.metadata.get("tokens", [])[:count]]
+    return tokens or [str(position) for position in range(count)]
+
+
+def _count(value: object) -> int:
+    """A number of layers from foreign metadata, unless it is absurd."""
+    return value if isinstance(value, int) and 0 <= value <= 1000 else 0
+
+
+def _band(row: dict[str, Any], layers: int) -> int:
+    if row["kind"] == NodeKind.EMBEDDING:
+        return 0
+    return layers + 1 if row["kind"] == NodeKind.LOGIT else row["layer"] + 1
+
+
+def _glyph(row: dict[str, Any], boxed: bool, peak: float, tokens: list[str]) -> Glyph:
+    size = (row["influence"] / peak) ** 0.5 if peak else 0.0
+    if row["kind"] == NodeKind.ERROR:
+        side = 8 + 5 * min(size, 1.0)
+        return Glyph(side, side)
+    if row["kind"] == NodeKind.FEATURE and not boxed:
+        return Glyph(5 + 9 * size, 5 + 9 * size)
+    return box(_caption(row, tokens))
+
+
+def _caption(row: dict[str, Any], tokens: list[str]) -> str:
+    """What a box says, on one line or two."""
+    if row["kind"] == NodeKind.EMBEDDING:
+        return words.clipped(tokens[row["position"]], 16)
+    if row["kind"] == NodeKind.LOGIT:
+        name = (
+            words.token(row["text"] or "") if row["token"] is not None else words.short_label(row)
+        )
+        return f"{words.clipped(name, 18)} {words.percent(row['probability'] or 0)}"
+    name, (_, on) = words.short_label(row), words.label_parts(row["label"])
+    if on and on != tokens[row["position"]]:
+        return f"{words.clipped(name, 18)}\non {words.clipped(on, 15)}"
+    return "\n".join(words.wrapped(name, 18, 2))

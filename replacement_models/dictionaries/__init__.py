@@ -1,0 +1,1 @@
+"""Kinds of dictionaries, and what their features do to a pre-activation."""

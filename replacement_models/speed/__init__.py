@@ -1,0 +1,1 @@
+"""Products and threads, the fastest way on the machine at hand."""

@@ -1,0 +1,358 @@
+"""The local replacement model of one prompt: affine once patterns and norm scales are frozen.
+
+Every MLP output is rewritten as features + error, and what no source wrote becomes a constant
+(Ameisen et al. 2025, "Circuit Tracing", section "Local replacement model"). What is left
+of the model is linear in the sources. This module gathers, once per prompt, the vectors that
+sources write (`writers.py`) and the frozen patterns; `sweep.py` pulls target rows back through
+them.
+
+Places where something reads or writes are numbered as *sites*, bottom up: 2l is the residual stream
+entering layer l, 2l + 1 the one between its attention and its MLP, 2L the one entering the final
+norm.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement_models import (
+    ActiveFeatures,
+    FrozenLayer,
+    Recording,
+    ReplacementModel,
+)
+from replacement_models.folding import FoldedLayer, mlp_post_norm, written
+from replacement_models.host import Block
+from replacement_models.transcoder import ReadPoint
+from tracer.attribution.carry import carry, embedded, is_lifted, lift, start_of
+from tracer.attribution.writers import Writers, gather
+
+TRACES = 8
+"""Traces that the making of virtual weights, once per model, is spread over."""
+MIXED = 0.5
+"""Share of the products saved by scoring mixed gradients that preparing for it may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """One layer of the local replacement model, for pulling gradients down."""
+
+    pattern: Float[Tensor, "kv_heads keys group queries"] | Callable[[], Tensor]
+    """Frozen attention pattern, transposed, norm denominators folded in; or what makes it anew."""
+    output: Float[Tensor, "heads_d_head d_model"]
+    value: Float[Tensor, "d_model kv_heads_d_head"]
+    carried: Float[Tensor, "positions carried d_model"]
+    """What attention writes of tokens 0, 1, ..., last its constant; see `carry.py`."""
+    skip: Float[Tensor, "d_model d_model"] | None
+    skip_scale: Float[Tensor, "positions 1"]
+    """One over the norm denominators that the linear skip passes."""
+    parallel: bool
+    virtual: Float[Tensor, "heads_d_head kv_heads_d_head_above"] | None
+    """Back through the value map of the layer above and this one's output map, where that pays."""
+
+    @property
+    def remakes_pattern(self) -> bool:
+        """Whether asking for the pattern costs a pass through the attention layer."""
+        return not isinstance(self.pattern, Tensor)
+
+    def transposed_pattern(
+        self, begin: int, end: int
+    ) -> Float[Tensor, "kv_heads keys group queries"]:
+        """The pattern among the positions from `begin` to before `end`."""
+        whole = self.pattern if isinstance(self.pattern, Tensor) else self.pattern()
+        return whole[:, begin:end, :, begin:end]
+
+
+@dataclass(frozen=True, eq=False)
+class LocalModel:
+    """The model, affine for one prompt of P positions."""
+
+    tokens: Sequence[int]
+    layers: Sequence[LinearLayer]
+    writers: Sequence[Writers]
+    """A layer each."""
+    token_vectors: Float[Tensor, "positions d_model"]
+    position_vectors: Float[Tensor, "positions d_model"] | None
+    features: ActiveFeatures
+    """Features that are nodes, in column order: (position, layer, feature)."""
+    skip_positions: int
+    start: int
+    """Gradients are followed down to this position. Before it stand tokens and constants only,
+    which later positions know through attention: they are carried forward instead."""
+    lifted: bool
+    """Whether the bottom attention layer carries all tokens, so that the sweep ends above it."""
+    mixed: Writers | None
+    """What the sources below the last attention layer swept write to its values, where that pays:
+    gradients are then scored as that layer has mixed them and not pulled through its value map."""
+
+    @property
+    def positions(self) -> int:
+        """P."""
+        return len(self.token_vectors)
+
+    @property
+    def columns(self) -> int:
+        """Sources: features, then errors (layer-major), then tokens."""
+        return len(self.features) + (len(self.layers) + 1) * self.positions
+
+    def error_column(self, layer: int, position: int) -> int:
+        """Column of one error node."""
+        return len(self.features) + layer * self.positions + position
+
+    def token_column(self, position: int) -> int:
+        """Column of one token node."""
+        return len(self.features) + len(self.layers) * self.positions + position
+
+    def reach(self, site: int, position: int) -> Int[np.ndarray, " reaching"]:
+        """Columns whose sources can have an effect on what reads at a site and position."""
+        layer, at = self._places
+        attended = layer + 1 <= (site - 1) // 2
+        here = np.where(attended, at <= position, at == position)
+        return np.flatnonzero(here & (2 * layer + 2 <= site))
+
+    @cached_property
+    def table(self) -> tuple[Int[np.ndarray, " features"], ...]:
+        """Layer, position and number of the features, in column order, on the host."""
+        found = self.features
+        return tuple(part.cpu().numpy() for part in (found.layer, found.position, found.feature))
+
+    @cached_property
+    def _places(self) -> tuple[Int[np.ndarray, " columns"], Int[np.ndarray, " columns"]]:
+        """Layer of every column, -1 for tokens, and position; skipped errors stand nowhere."""
+        layers, positions = len(self.layers), self.positions
+        layer, position, _ = self.table
+        every = np.arange(positions)
+        skipped = np.where(every < self.skip_positions, positions, every)
+        return (
+            np.concatenate([layer, np.arange(layers).repeat(positions), np.full(positions, -1)]),
+            np.concatenate([position, np.tile(skipped, layers), every]),
+        )
+
+
+def linearise(
+    model: ReplacementModel, recording: Recording, skip_positions: int, rows: int | None = None
+) -> LocalModel:
+    """Freeze a recording into a local replacement model.
+
+    Args:
+        model: what was recorded.
+        recording: its one forward pass.
+        skip_positions: features and errors at the first so many positions are no nodes; the MLP
+            outputs there count as constants.
+        rows: how many will be swept, which decides what is worth preparing; None is all features.
+    """
+    features = _columns(recording.features, skip_positions)
+    rows = len(features) if rows is None else rows
+    start, lifted = start_of(recording, skip_positions), is_lifted(model, recording)
+    others = [2 + start] * len(recording.layers)
+    if lifted:
+        others[0] = 2 + len(recording.tokens)
+    writers, sums = gather(model.transcoder, features, len(recording.tokens), others)
+    pays = virtual_pays(model, len(recording.tokens), rows)
+    virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
+    held = embedded(recording, start)
+    layers = []
+    for layer, writes in enumerate(writers):
+        rest = _rest(model, recording, layer, skip_positions, sums[layer])
+        maps = _layer(model, recording, layer, held, lifted and layer == 0, virtual[layer])
+        seen = maps.carried if maps.parallel else _past_skip(maps, maps.carried, maps.carried)
+        held = _above(maps, held, lifted and layer == 0)
+        held[:, -1] += rest[:start, 1]
+        _push(model, recording, layer, writes)
+        _write_rest(writes, rest, seen)
+        layers.append(maps)
+    return LocalModel(
+        tokens=recording.tokens,
+        layers=layers,
+        writers=writers,
+        token_vectors=recording.token_vectors,
+        position_vectors=recording.position_vectors,
+        features=features,
+        skip_positions=skip_positions,
+        start=start,
+        lifted=lifted,
+        mixed=_mixed(writers[0], layers[1], rows) if lifted and len(layers) > 1 else None,
+    )
+
+
+def virtual_pays(model: ReplacementModel, positions: int, rows: int) -> bool:
+    """Whether virtual weights save more than they cost, over some traces of as many rows."""
+    blocks = model.host.blocks
+    width = max(block.value[..., 0].numel() for block in blocks)
+    return TRACES * rows * positions >= len(blocks) * width
+
+
+def _mixed(writers: Writers, above: LinearLayer, rows: int) -> Writers | None:
+    """The bottom layer's writers as the attention layer above reads them, if that pays."""
+    vectors, positions = writers.vectors, len(writers.start) - 1
+    d_model = vectors.shape[1]
+    if len(vectors) * (d_model + rows) > MIXED * rows * positions * d_model:
+        return None
+    return replace(writers, vectors=vectors @ above.value)
+
+
+def _columns(active: ActiveFeatures, skip_positions: int) -> ActiveFeatures:
+    """Features at counted positions, by position (within one, by layer and feature)."""
+    kept = (active.position >= skip_positions).nonzero()[:, 0]
+    return active[kept[active.position[kept].argsort(stable=True)]]
+
+
+def _rest(
+    model: ReplacementModel,
+    recording: Recording,
+    layer: int,
+    skip_positions: int,
+    reconstruction: Float[Tensor, "positions d_model"],
+) -> Float[Tensor, "positions 2 d_model"]:
+    """What else one layer's MLP adds to the residual stream: its error and its constant.
+
+    The linear skip belongs to neither, but for what it makes of the read norm's bias.
+    """
+    weights, norm = model.transcoder.layers[layer], model.host.blocks[layer].mlp_norm
+    output, b_dec = recording.outputs[layer], weights.b_dec
+    if weights.W_skip is not None:
+        output = output - recording.inputs[layer] @ weights.W_skip
+    every = torch.arange(len(output), device=output.device)
+    error = output - b_dec - reconstruction.to(output.dtype)
+    error[:skip_positions] = 0
+    constant = b_dec.repeat(len(output), 1)
+    constant[:skip_positions] = output[:skip_positions]
+    bias = None if norm is None else norm.bias
+    normed = model.transcoder.read is ReadPoint.NORMED
+    if weights.W_skip is not None and bias is not None and normed:
+        constant += bias @ weights.W_skip
+    error = _onto_residual(model, recording, layer, error, every)
+    constant = _onto_residual(model, recording, layer, constant, every, bias=True)
+    return torch.stack([error, constant], dim=1)
+
+
+def _push(model: ReplacementModel, recording: Recording, layer: int, writers: Writers) -> None:
+    """Take what features write to an MLP output on to the residual stream, in place."""
+    norm = mlp_post_norm(model.host.blocks[layer], model.transcoder)
+    scale = recording.layers[layer].mlp_post_scale
+    if norm is None or scale is None:
+        return
+    for position, weight in enumerate(norm.weight / scale):
+        vectors = writers.of_features(position)
+        torch.mul(norm.centre(vectors), weight, out=vectors)
+
+
+def _write_rest(
+    writers: Writers,
+    rest: Float[Tensor, "positions 2 d_model"],
+    seen: Float[Tensor, "positions carried d_model"],
+) -> None:
+    """Write errors, constants and tokens; what attention carries ends in a constant too."""
+    rest[:, 1] += seen[:, -1]
+    ends = torch.tensor(writers.start[1:], device=rest.device)
+    others = torch.arange(-writers.rest, 0, device=rest.device)
+    writers.vectors[ends[:, None] + others] = torch.cat([rest, seen[:, :-1]], dim=1)
+
+
+def _onto_residual(
+    model: ReplacementModel,
+    recording: Recording,
+    layer: int,
+    vectors: Float[Tensor, "rows d_model"],
+    at: Int[Tensor, " rows"],
+    bias: bool = False,
+) -> Float[Tensor, "rows d_model"]:
+    """Writes to an MLP output as the residual stream receives them: through a frozen post-norm."""
+    norm = mlp_post_norm(model.host.blocks[layer], model.transcoder)
+    scale = recording.layers[layer].mlp_post_scale
+    if norm is None or scale is None:
+        return vectors
+    pushed = written(vectors, norm) / scale[at]
+    return pushed + norm.bias if bias and norm.bias is not None else pushed
+
+
+def _layer(
+    model: ReplacementModel,
+    recording: Recording,
+    layer: int,
+    held: Tensor,
+    lifted: bool,
+    virtual: Tensor | None,
+) -> LinearLayer:
+    folded, frozen = model.folded[layer], recording.layers[layer]
+    block = model.host.blocks[layer]
+    make = partial(_transposed_pattern, frozen, len(block.value))
+    pattern = make() if isinstance(frozen.pattern, Tensor) else make
+    if lifted or len(held):
+        whole = pattern if isinstance(pattern, Tensor) else pattern()
+        carried = lift(folded, whole, recording) if lifted else carry(folded, whole, held)
+    else:
+        carried = recording.token_vectors.new_zeros(len(recording.tokens), 1, model.host.d_model)
+    carried[:, -1] += _attention_constant(folded, frozen, block)
+    return LinearLayer(
+        pattern=pattern,
+        output=folded.output,
+        value=folded.value,
+        carried=carried,
+        skip=folded.skip,
+        skip_scale=_skip_scale(model, frozen, block),
+        parallel=block.parallel,
+        virtual=virtual if block.parallel or folded.skip is None else None,
+    )
+
+
+def _skip_scale(
+    model: ReplacementModel, frozen: FrozenLayer, block: Block
+) -> Float[Tensor, "positions 1"]:
+    scale = torch.ones_like(frozen.mlp_scale)
+    if model.transcoder.read is not ReadPoint.RESIDUAL:
+        scale = scale / frozen.mlp_scale
+    if mlp_post_norm(block, model.transcoder) is not None and frozen.mlp_post_scale is not None:
+        scale = scale / frozen.mlp_post_scale
+    return scale
+
+
+def _above(maps: LinearLayer, held: Tensor, lifted: bool) -> Float[Tensor, "start carried d_model"]:
+    """What is held at the first positions, one layer further up, less what its MLP adds."""
+    start, sources, _ = held.shape
+    added = maps.carried[:start]
+    attended = torch.cat([added[:, : sources - 1], added[:, -1:]], 1) if lifted else held + added
+    return _past_skip(maps, attended, held if maps.parallel else attended)
+
+
+def _past_skip(
+    maps: LinearLayer,
+    vectors: Float[Tensor, "positions carried d_model"],
+    read: Float[Tensor, "positions carried d_model"],
+) -> Float[Tensor, "positions carried d_model"]:
+    """`vectors` with what the linear skip makes of `read`."""
+    if maps.skip is None:
+        return vectors
+    return vectors + maps.skip_scale[: len(read), None] * (read @ maps.skip)
+
+
+def _transposed_pattern(
+    frozen: FrozenLayer, kv_heads: int
+) -> Float[Tensor, "kv_heads keys group queries"]:
+    """The pattern with the norm denominators of what it reads and writes folded in."""
+    scaled = frozen.attention_pattern() / frozen.attention_scale[:, 0]
+    if frozen.attention_post_scale is not None:
+        scaled = scaled / frozen.attention_post_scale
+    heads, positions, _ = scaled.shape
+    grouped = scaled.reshape(kv_heads, heads // kv_heads, positions, positions)
+    return grouped.permute(0, 3, 1, 2).contiguous()
+
+
+def _attention_constant(
+    folded: FoldedLayer, frozen: FrozenLayer, block: Block
+) -> Float[Tensor, "positions d_model"]:
+    """What an attention layer adds that no source wrote: its biases, and the norms' around it."""
+    constant = block.output.new_zeros(len(frozen.attention_scale), block.output.shape[-1])
+    if folded.constant is not None:  # patterns of long prompts are not made anew for nothing
+        mass = frozen.attention_pattern().sum(-1).T  # below 1 where there are attention sinks
+        constant = mass @ folded.constant
+    if block.output_bias is not None:
+        constant = constant + block.output_bias
+    if block.attention_post_norm is not None and frozen.attention_post_scale is not None:
+        constant = block.attention_post_norm.frozen(constant, frozen.attention_post_scale)
+    return constant

@@ -1,0 +1,139 @@
+"""What sources write, scored by gradients: the products that yield effects.
+
+Scores of one chunk add up a writer at a time, so that what one product yields stands together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement_models.speed.threads import one_thread
+from tracer.attribution.local_model import LocalModel
+from tracer.attribution.product import EARNS_A_KERNEL, product
+from tracer.attribution.targets import runs
+from tracer.attribution.writers import Writers
+
+FEW, SOME = 12, range(49, 129)
+"""Numbers of rows with which the product is faster the other way around."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Effects on the rows of one chunk while they add up; what one writer does stands together."""
+
+    sources: Float[Tensor, "columns rows"]
+    constant: Float[Tensor, " rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Fresh:
+    """Rows that passed no attention layer yet: their gradient stands at one position."""
+
+    vector: Float[Tensor, "rows d_model"]
+    position: Int[np.ndarray, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def by_position(self) -> Iterator[tuple[int, slice]]:
+        """Every position with the rows there, which stand together."""
+        for here in runs(self.position):
+            yield int(self.position[here.start]), here
+
+
+def score_writers(
+    local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, scores: Scores
+) -> None:
+    """Add what one layer writes, for rows above it: one product a position."""
+    rows, writers = len(gradient), local.writers[layer]
+    if rows:
+        found = _products(writers, gradient, local.start)
+        _add_scores(local, layer, found, scores, (local.start, slice(rows)))
+    for position, here in fresh.by_position():
+        one = [_scored(writers.at(position), fresh.vector[here])]
+        at = slice(rows + here.start, rows + here.stop)
+        _add_scores(local, layer, one, scores, (position, at))
+
+
+def score_mixed(local: LocalModel, mixed: Tensor | None, scores: Scores) -> None:
+    """Add what the bottom layer writes to values, for rows that stay as attention mixed them."""
+    if mixed is None or local.mixed is None:
+        return
+    found = _products(local.mixed, mixed, local.start)
+    _add_scores(local, 0, found, scores, (local.start, slice(len(mixed))))
+
+
+def _products(
+    writers: Writers, gradient: Float[Tensor, "rows positions width"], start: int
+) -> list[Float[Tensor, "writers rows"]]:
+    """Scores of what is written at every position from `start` on."""
+    operations = 2 * gradient[:, 0].numel() * len(writers.vectors) / len(writers.first)
+    with one_thread(operations < EARNS_A_KERNEL):
+        return [
+            _scored(writers.at(position), vectors)
+            for position, vectors in enumerate(gradient.unbind(1), start=start)
+        ]
+
+
+def _scored(
+    written: Float[Tensor, "writers width"], vectors: Float[Tensor, "rows width"]
+) -> Float[Tensor, "writers rows"]:
+    """What is written at one position, scored by the rows there."""
+    if len(vectors) <= FEW or len(vectors) in SOME:
+        return product(vectors, written).T
+    return product(written, vectors)
+
+
+def _add_scores(
+    local: LocalModel,
+    layer: int,
+    found: Sequence[Float[Tensor, "writers rows"]],
+    scores: Scores,
+    where: tuple[int, slice],
+) -> None:
+    """Add scores of one layer's writers at neighbouring positions, from the given one on."""
+    (begin, rows), writers = where, local.writers[layer]
+    sources = scores.sources[:, rows]
+    for position, one in enumerate(found, start=begin):
+        first, features = writers.first[position], len(one) - writers.rest
+        sources[first : first + features].add_(one[:features])
+    rest = torch.stack([one[-writers.rest :] for one in found])
+    first = local.error_column(layer, begin)
+    sources[first : first + len(rest)].add_(rest[:, 0])
+    _add_carried(local, rest[:, 1:].sum(0), scores, rows)
+
+
+def score_carried(local: LocalModel, layer: int, fresh: Fresh, scores: Scores, end: int) -> None:
+    """Add what attention carries, for the rows up to `end` that read right above it."""
+    carried, begin = local.layers[layer].carried, end - len(fresh)
+    for position, here in fresh.by_position():
+        found = product(carried[position], fresh.vector[here]).roll(1, 0)
+        _add_carried(local, found, scores, slice(begin + here.start, begin + here.stop))
+
+
+def _add_carried(
+    local: LocalModel, found: Float[Tensor, "carried rows"], scores: Scores, rows: slice
+) -> None:
+    """Add the constant, which comes first, and the first tokens."""
+    first, tokens = local.token_column(0), len(found) - 1
+    scores.constant[rows].add_(found[0])
+    scores.sources[first : first + tokens, rows].add_(found[1:])
+
+
+def score_tokens(
+    local: LocalModel,
+    gradient: Float[Tensor, "rows positions d_model"],
+    scores: Scores,
+    first: int,
+) -> None:
+    """Add what tokens and learned positions contribute to the rows from `first` on."""
+    rows, span = slice(first, None), slice(local.start, local.start + gradient.shape[1])
+    columns = slice(local.token_column(span.start), local.token_column(span.stop))
+    tokens, learned = local.token_vectors[span], local.position_vectors
+    scores.sources[columns, rows] += torch.einsum("rpd,pd->pr", gradient[rows], tokens)
+    if learned is not None:
+        scores.constant[rows] += torch.einsum("rpd,pd->r", gradient[rows], learned[span])

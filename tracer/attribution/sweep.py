@@ -1,0 +1,261 @@
+"""The Jacobian engine: rows swept down the layers together, with explicit transposed linear maps.
+
+No autograd and no forward pass a row. Rows of nearby positions go in one chunk, cut off after the
+last of them (causality); inside a chunk a row joins at the site it reads from, so no work is done
+above its layer. Memory is bounded by the chunk, whatever the number of rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tracer.attribution.chunks import each
+from tracer.attribution.local_model import LinearLayer, LocalModel
+from tracer.attribution.product import add_product, product, summed_in
+from tracer.attribution.scoring import (
+    Fresh,
+    Scores,
+    score_carried,
+    score_mixed,
+    score_tokens,
+    score_writers,
+)
+from tracer.attribution.targets import Rows, on_device
+
+KEYS = 128
+"""Long patterns are mixed in blocks of so many keys, so that queries before them cost nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """Direct effects on some rows, in units of what each row reads."""
+
+    sources: Float[Tensor, "rows columns"]
+    """Columns: features, errors (layer-major), tokens, as `LocalModel` numbers them."""
+    constant: Float[Tensor, " rows"]
+    """What biases, learned positions and skipped positions contribute, the row's own included."""
+
+
+def sweep(local: LocalModel, rows: Rows) -> Effects:
+    """Effect of every source on every row.
+
+    Source: Ameisen et al. 2025, "Circuit Tracing", section "Attribution graphs"; here
+    A[t, s] = Σ_m (what s writes at m) · J(m → t)ᵀ v_t, with gradients stopped at every MLP.
+    """
+    dtype = summed_in(rows.vector.dtype)
+    sources = rows.vector.new_zeros(len(rows), local.columns, dtype=dtype)
+    constant = rows.bias.to(dtype, copy=True)
+    fired = local.features.activation.to(dtype)[:, None]
+
+    def sweep_chunk(chunk: np.ndarray) -> None:
+        at = on_device(chunk, sources.device)
+        scores = Scores(
+            sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk))
+        )
+        _sweep_chunk(local, rows[chunk], scores)
+        scores.sources[: len(fired)].mul_(fired)
+        sources.index_copy_(0, at, scores.sources.T.contiguous())
+        constant.index_add_(0, at, scores.constant)
+
+    each(sweep_chunk, rows, any(layer.remakes_pattern for layer in local.layers))
+    return Effects(sources, constant)
+
+
+def _sweep_chunk(local: LocalModel, rows: Rows, scores: Scores) -> None:
+    """Sweep rows sorted by site from the top, adding to `scores`.
+
+    Rows that have joined have a gradient (rows, positions, D), from position `local.start` on.
+    """
+    end = int(rows.position.max()) + 1
+    sites = rows.site.tolist()
+    whole = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
+    joined, ready, mixed = 0, None, None
+    for layer in range((max(sites) - 1) // 2, -1, -1):
+        above = _joining(rows, sites, joined, 2 * layer + 2)
+        between = _joining(rows, sites, joined + len(above), 2 * layer + 1)
+        score_writers(local, layer, whole[:joined], above, scores)
+        score_mixed(local, mixed, scores)
+        after = joined + len(above) + len(between)
+        score_carried(local, layer, between, scores, after)
+        if not (layer == 0 and local.lifted):
+            ready, mixed = _pass_layer(local, layer, (whole, joined), (above, between), ready)
+        joined = after
+    last = _joining(rows, sites, joined, 0)
+    whole[joined:] = 0
+    for position, here in last.by_position():
+        whole[joined:][here, position - local.start] = last.vector[here]
+    score_tokens(local, whole, scores, joined if local.lifted else 0)
+
+
+def _pass_layer(
+    local: LocalModel,
+    layer: int,
+    gradients: tuple[Tensor, int],
+    joining: tuple[Fresh, Fresh],
+    ready: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Pull gradients back through one layer's skip and attention, in place.
+
+    Args:
+        local: the local model.
+        layer: its layer.
+        gradients: room for all rows, and how many have joined; those joining follow.
+        joining: rows that read above the layer's MLP and between it and attention.
+        ready: what the layer's output map makes of the last rows that have joined, where known.
+
+    Returns:
+        `ready` for the layer below, of the rows joining now, where that pays; and the gradient as
+        attention has mixed it, (rows, positions, values), where it is not pulled back any further.
+    """
+    (whole, joined), (above, between) = gradients, joining
+    maps, gradient = local.layers[layer], whole[:joined]
+    pattern = maps.transposed_pattern(local.start, local.start + whole.shape[1])
+    below, own = _skip(maps, gradient, above, local.start)
+    own = _both(own, between)
+    read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
+    mixed = None
+    if joined:
+        values = _attention(maps, pattern, read, ready)
+        if layer == 1 and local.mixed is not None:
+            mixed = values.unflatten(0, (joined, -1))
+        else:
+            below = add_product(below.flatten(0, 1), values, maps.value).view_as(below)
+        if below.data_ptr() != gradient.data_ptr():
+            gradient.copy_(below)
+    if not len(own):
+        return None, mixed
+    room = whole[joined : joined + len(own)]
+    return _join(local, layer, pattern, room, (reading, own)), mixed
+
+
+def _joining(rows: Rows, sites: list[int], joined: int, site: int) -> Fresh:
+    """The rows that read at `site`, which follow the `joined` ones in order."""
+    end = joined + sites[joined:].count(site)
+    return Fresh(rows.vector[joined:end], rows.position[joined:end])
+
+
+def _both(first: Fresh, second: Fresh) -> Fresh:
+    return Fresh(
+        torch.cat([first.vector, second.vector]), np.concatenate([first.position, second.position])
+    )
+
+
+def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh, start: int) -> tuple[Tensor, Fresh]:
+    """Add the pull-back through the linear skip."""
+    if maps.skip is None:
+        return gradient, fresh
+    scale = maps.skip_scale[start : start + gradient.shape[1]]
+    vector = product(fresh.vector, maps.skip)
+    for position, here in fresh.by_position():
+        vector[here].mul_(maps.skip_scale[position])
+    vector.add_(fresh.vector)
+    pulled = product(gradient.flatten(0, 1), maps.skip).view_as(gradient)
+    return torch.addcmul(gradient, pulled, scale), Fresh(vector, fresh.position)
+
+
+def _attention(
+    maps: LinearLayer, pattern: Tensor, read: Tensor, ready: Tensor | None
+) -> Float[Tensor, "rows_positions kv_heads_d_head"]:
+    """What one attention layer pulls back of `read`, as far as its values.
+
+    Args:
+        maps: the layer.
+        pattern: its pattern.
+        read: (rows, positions, D).
+        ready: of the last rows: what the output map makes of them.
+    """
+    rows, positions, _ = read.shape
+    kv_heads, _, group, _ = pattern.shape
+    early = rows - (0 if ready is None else len(ready))
+    found = [] if ready is None else [ready.flatten(0, 1)]
+    if early:
+        found.insert(0, product(read[:early].flatten(0, 1), maps.output))
+    by_head = [
+        part.view(len(part) // positions, positions, kv_heads, group, -1).permute(2, 3, 1, 0, 4)
+        for part in found
+    ]
+    heads = by_head[0] if len(by_head) == 1 else torch.cat(by_head, dim=3)
+    mixed = _mix(pattern, heads.flatten(3)).view(kv_heads, positions, rows, -1)
+    return mixed.permute(2, 1, 0, 3).reshape(rows * positions, -1)
+
+
+def _join(
+    local: LocalModel,
+    layer: int,
+    pattern: Tensor,
+    out: Float[Tensor, "rows positions d_model"],
+    joining: tuple[Fresh, Fresh],
+) -> Float[Tensor, "rows positions heads_d_head"] | None:
+    """Write what a layer pulls back of rows that pass their first attention, and `_ready` of it.
+
+    Args:
+        local: the local model.
+        layer: its layer.
+        pattern: its pattern.
+        out: room for the rows.
+        joining: the rows as attention reads them, and as they stand below it.
+    """
+    (reading, own), maps = joining, local.layers[layer]
+    back = product(reading.vector, maps.output)
+    _spread(out, pattern, back, maps.value, own, local.start)
+    if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
+        return None
+    return _ready(local.layers[layer - 1], pattern, back, own, local.start)
+
+
+def _ready(
+    below: LinearLayer, pattern: Tensor, back: Tensor, own: Fresh, start: int
+) -> Float[Tensor, "rows positions heads_d_head"]:
+    """What the output map of the layer below makes of rows that an attention layer just spread.
+
+    Virtual weights take them there head by head, not position by position.
+    """
+    assert below.virtual is not None
+    there = Fresh(product(own.vector, below.output), own.position)
+    ready = back.new_empty(len(own), pattern.shape[1], len(below.virtual))
+    _spread(ready, pattern, back, below.virtual, there, start)
+    return ready
+
+
+def _spread(
+    out: Float[Tensor, "rows positions width"],
+    pattern: Tensor,
+    back: Float[Tensor, "rows heads_d_head"],
+    value: Float[Tensor, "width kv_heads_d_head"],
+    own: Fresh,
+    start: int,
+) -> None:
+    """Write what an attention layer pulls back of rows at one position yet, and their own.
+
+    They go through every head's maps at that position, the pattern comes last.
+    """
+    kv_heads, _, group, _ = pattern.shape
+    rows, width = len(back), len(value)
+    back = back.view(rows, kv_heads, group, -1).transpose(0, 1).flatten(1, 2)
+    heads = torch.bmm(back, value.view(width, kv_heads, -1).permute(1, 2, 0))
+    heads = heads.view(kv_heads, rows, group, width).transpose(0, 1)
+    heads = heads[:, :, 0] if group == 1 else heads.flatten(1, 2)  # the former copies nothing
+    for position, here in own.by_position():
+        weight = pattern[..., position - start].transpose(0, 1).flatten(1)
+        torch.matmul(weight, heads[here], out=out[here])
+        out[here, position - start].add_(own.vector[here])
+
+
+def _mix(
+    pattern: Float[Tensor, "kv_heads keys group queries"],
+    heads: Float[Tensor, "kv_heads group queries columns"],
+) -> Float[Tensor, "kv_heads keys columns"]:
+    """Sum over queries and over the heads that share a key; queries before a key do not count."""
+    kv_heads, keys = pattern.shape[:2]
+    if keys <= KEYS:
+        return torch.bmm(pattern.flatten(2), heads.flatten(1, 2))
+    mixed = heads.new_empty(kv_heads, keys, heads.shape[-1])
+    for begin in range(0, keys, KEYS):
+        end = begin + KEYS
+        for head in range(kv_heads):
+            weight = heads[head, :, begin:].flatten(0, 1).T
+            mixed[head, begin:end] = product(pattern[head, begin:end, :, begin:].flatten(1), weight)
+    return mixed

@@ -1,0 +1,162 @@
+"""The vectors that sources write to the residual stream, gathered once per prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from replacement_models import ActiveFeatures, DenseDecoder, Transcoder
+from replacement_models.speed.threads import one_thread
+from replacement_models.transcoder import Decoder
+from tracer.attribution.available import give_back
+from tracer.attribution.product import summed_in
+
+SPARE = 1 << 24
+"""Bytes of one layer's writers from which on memory that was freed is given back."""
+Into = tuple[Tensor, Tensor, Tensor]
+"""One layer's vectors and sums, and the places among the vectors of some features."""
+
+
+@dataclass(frozen=True, eq=False)
+class Writers:
+    """What one layer writes to the residual stream, position by position, as rows above read it.
+
+    Position p owns rows `start[p]:start[p + 1]` of `vectors`: first the features that write to
+    columns `first[p]`, `first[p] + 1`, ..., by what one unit of each writes, then `rest` others:
+    the error (zero where p is skipped), the constant, and the first tokens as far as attention
+    carries them there.
+    """
+
+    vectors: Float[Tensor, "rows d_model"]
+    start: Sequence[int]
+    first: Sequence[int]
+    rest: int
+
+    def features(self, position: int) -> int:
+        """How many features write at one position."""
+        return self.start[position + 1] - self.start[position] - self.rest
+
+    def at(self, position: int) -> Float[Tensor, "writers d_model"]:
+        """What is written at one position."""
+        return self.vectors[self.start[position] : self.start[position + 1]]
+
+    def of_features(self, position: int) -> Float[Tensor, "features d_model"]:
+        """What the features at one position write."""
+        begin = self.start[position]
+        return self.vectors[begin : begin + self.features(position)]
+
+
+def gather(
+    transcoder: Transcoder, features: ActiveFeatures, positions: int, others: Sequence[int]
+) -> tuple[list[Writers], Float[Tensor, "layers positions d_model"]]:
+    """Every layer's writers, and what their features add up to, each as strongly as it fired.
+
+    Decoder rows are each read once. Others are not written yet, and no norm has been passed.
+
+    Args:
+        transcoder: what writes, L layers.
+        features: in column order, (position, layer, feature).
+        positions: P.
+        others: rows a position that are no features, a layer each.
+    """
+    every = torch.arange(positions, device=features.position.device)
+    width, fired = transcoder.layers[0].b_dec.shape[-1], features.activation
+    sums = fired.new_zeros(len(others), positions, width, dtype=summed_in(fired.dtype))
+    found, into = [], []
+    for layer, rest in enumerate(others):
+        writing = _writing(transcoder, features, layer)
+        columns = writing.nonzero()[:, 0]
+        counts = torch.bincount(features.position[columns], minlength=positions)
+        ends = counts.cumsum(0)
+        first = torch.cat([columns, columns.new_zeros(1)])[ends - counts]
+        vectors = fired.new_empty(len(columns) + rest * positions, width)
+        starts = [0, *(ends + rest * (every + 1)).tolist()]
+        found.append(Writers(vectors, starts, first.tolist(), rest))
+        into.append((vectors, sums[layer], writing.cumsum(0) - 1 + rest * features.position))
+    for layer in range(len(transcoder.layers)):
+        _write(transcoder, layer, features, into)
+    return found, sums
+
+
+def _write(
+    transcoder: Transcoder,
+    layer: int,
+    features: ActiveFeatures,
+    into: Sequence[Into],
+) -> None:
+    """Write what one layer's features write, to the places in each layer's vectors."""
+    here = (features.layer == layer).nonzero()[:, 0]
+    decoder = transcoder.layers[layer].decoder
+    rows, which = _decoder_rows(decoder, features.feature[here])
+    targets = [into[target] for target in transcoder.targets(layer)]
+    reached = [(vectors, total, place[here]) for vectors, total, place in targets]
+    copy = _copy_runs if rows.device.type == "cpu" else _copy_all
+    copy(rows, which, reached, features[here])
+    if rows.nbytes > SPARE and not isinstance(decoder, DenseDecoder):
+        del rows
+        give_back()
+
+
+def _copy_all(
+    rows: Float[Tensor, "rows targets d_model"],
+    which: Int[Tensor, " features"],
+    into: Sequence[Into],
+    features: ActiveFeatures,
+) -> None:
+    """Rows of one layer's features, into the places that each target names, and their sums."""
+    sums = into[0][1]
+    fired = sums.new_zeros(len(sums), len(which))
+    every = torch.arange(len(which), device=which.device)
+    fired[features.position, every] = features.activation.to(fired.dtype)
+    for slot, (vectors, total, place) in enumerate(into):
+        found = rows[which, slot]
+        vectors.index_copy_(0, place, found)
+        total.addmm_(fired, found.to(fired.dtype))
+
+
+def _copy_runs(
+    rows: Float[Tensor, "rows targets d_model"],
+    which: Int[Tensor, " features"],
+    into: Sequence[Into],
+    features: ActiveFeatures,
+) -> None:
+    """The same position by position: places there are neighbours, and sums find them in the cache.
+
+    Nothing is copied twice.
+    """
+    at, count = features.position.unique_consecutive(return_counts=True)
+    starts, counts = count.cumsum(0) - count, count.tolist()
+    activation = features.activation.to(into[0][1].dtype)
+    runs = zip(
+        at.tolist(),
+        which.split(counts),
+        activation.split(counts),
+        zip(*(place[starts].tolist() for *_, place in into), strict=True),
+        strict=True,
+    )
+    with one_thread():
+        for position, chosen, fired, places in runs:
+            for slot, ((vectors, total, _), begin) in enumerate(zip(into, places, strict=True)):
+                found = vectors[begin : begin + len(chosen)]
+                torch.index_select(rows[:, slot], 0, chosen, out=found)
+                total[position].addmv_(found.to(fired.dtype).T, fired)
+
+
+def _writing(
+    transcoder: Transcoder, features: ActiveFeatures, layer: int
+) -> Bool[Tensor, " features"]:
+    """Which features write to one layer's MLP output."""
+    sources = [layer in transcoder.targets(source) for source in range(len(transcoder.layers))]
+    return torch.tensor(sources, device=features.layer.device)[features.layer]
+
+
+def _decoder_rows(
+    decoder: Decoder, features: Int[Tensor, " features"]
+) -> tuple[Float[Tensor, "rows targets d_model"], Int[Tensor, " features"]]:
+    """Rows among which those of `features` are, and where: the weights, where memory holds them."""
+    if isinstance(decoder, DenseDecoder) and decoder.weight.device == features.device:
+        return decoder.weight, features
+    used, which = features.unique(return_inverse=True)
+    return decoder.rows(used), which
