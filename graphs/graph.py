@@ -19,7 +19,7 @@ from graphs import words
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, files, networks, tables
 from graphs.influence import cumulative, influence, input_absolute, row_sums, shares
-from graphs.paths import Path, strongest
+from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
 from graphs.pictures.scene import Style
 from graphs.prune import Ends, Kept, prune
@@ -203,7 +203,7 @@ class AttributionGraph:
             self, nodes=self.nodes.set_column(place, "label", pa.array(column, pa.string()))
         )
 
-    def paths(self, count: int = 10) -> list[Path]:
+    def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
 
         Strength is the product of the shares of the input as traced along the path, times the
@@ -217,7 +217,7 @@ class AttributionGraph:
         root = self._is(NodeKind.EMBEDDING, NodeKind.ERROR)
         return strongest(shares(self.effect, self._total), self._weight, root, count)
 
-    def describe(self, path: Path) -> str:
+    def describe(self, path: NodePath) -> str:
         """A path in one line, with its share of the weight of all targets.
 
         As in: `“Dallas” → Texas, TX (L0, at “Dallas”) → “Austin” 92%   12.3%`; `⊣` inhibits.

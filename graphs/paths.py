@@ -8,7 +8,7 @@ from scipy import sparse
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class NodePath:
     """One route through the graph."""
 
     nodes: tuple[int, ...]
@@ -24,7 +24,7 @@ def strongest(
     weight: Float[np.ndarray, " nodes"],
     root: Bool[np.ndarray, " nodes"],
     count: int,
-) -> list[Path]:
+) -> list[NodePath]:
     """The `count` strongest paths from a root to a target, strongest first, exactly.
 
     From the last node to the first, every node keeps its `count` best continuations, chosen
@@ -53,7 +53,9 @@ def strongest(
     starts = np.flatnonzero(root)
     pick = _largest(best[starts].ravel(), count)
     return [
-        Path(_walk(follow, int(starts[at // count]), int(at % count)), float(best[starts].flat[at]))
+        NodePath(
+            _walk(follow, int(starts[at // count]), int(at % count)), float(best[starts].flat[at])
+        )
         for at in pick
         if best[starts].flat[at] > 0
     ]

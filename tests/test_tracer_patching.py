@@ -12,7 +12,7 @@ from tests.random_models import LAYERS, PROMPT, replacement_model
 from tracer import Intervention, TraceError
 from tracer.patching import (
     Kind,
-    Site,
+    PatchSite,
     ablate,
     divergence,
     heat_map,
@@ -24,14 +24,14 @@ from tracer.patching import (
 )
 from tracer.patching.exact import patched
 from tracer.patching.first_order import estimated
-from tracer.patching.sites import values_of
+from tracer.patching.patch_sites import values_of
 
 OTHER = (1, 3, 12, 8, 22, 4)
 FAMILIES = ["gpt2", "gpt_neox", "llama", "gemma2", "gpt_oss"]
 
 
-def everything(site: Kind) -> list[Site]:
-    return [Site(site, layer) for layer in range(LAYERS)]
+def everything(site: Kind) -> list[PatchSite]:
+    return [PatchSite(site, layer) for layer in range(LAYERS)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,7 +52,7 @@ def test_all_heads_together_are_the_attention_output(family: str):
         for site in sites_of(model, Kind.HEAD, [clean])
         if site.layer == 1 and site.position == 4
     ]
-    whole = Site(Kind.ATTENTION, 1, 4)
+    whole = PatchSite(Kind.ATTENTION, 1, 4)
     apart, once = patched(model, OTHER, [heads, [(whole, clean.at(whole))]], metric)
     assert apart == pytest.approx(once, abs=2e-5)
 
@@ -109,7 +109,7 @@ def test_attribution_patching_takes_one_forward_and_one_backward_pass():
 def test_a_head_at_zero_adds_nothing():
     model = replacement_model("gpt2")
     metric = logit_difference(model, 3, 4)
-    table = ablate(model, PROMPT, metric, sites=[Site(Kind.HEAD, 1, None, 2)])
+    table = ablate(model, PROMPT, metric, sites=[PatchSite(Kind.HEAD, 1, None, 2)])
     host = model.host.model
     weight = host.transformer.h[1].attn.c_proj.weight
     before = weight.data.clone()
@@ -125,7 +125,7 @@ def test_a_head_at_zero_adds_nothing():
 def test_mean_and_resample_ablation_put_in_what_they_say():
     model = replacement_model("gpt2")
     metric = logit_difference(model, 3, 4)
-    site = Site(Kind.MLP, 0, 5)
+    site = PatchSite(Kind.MLP, 0, 5)
     same = ablate(model, PROMPT, metric, sites=[site], using="resample", prompts=[PROMPT])
     assert same["effect"][0].as_py() == pytest.approx(0, abs=1e-9)
     other = values_of(model, OTHER)
@@ -197,9 +197,9 @@ def test_patches_that_cannot_be_are_refused():
     for said, call in (
         ("needs as many of each", lambda: patch(model, PROMPT, OTHER[:4], metric)),
         ("'neuron' is unknown", lambda: patch(model, PROMPT, OTHER, metric, sites="neuron")),
-        ("does not exist", lambda: ablate(model, PROMPT, metric, sites=[Site(Kind.MLP, 9)])),
+        ("does not exist", lambda: ablate(model, PROMPT, metric, sites=[PatchSite(Kind.MLP, 9)])),
         ("needs prompts", lambda: ablate(model, PROMPT, metric, using="mean")),
-        ("take an index", lambda: Site(Kind.HEAD, 0)),
+        ("take an index", lambda: PatchSite(Kind.HEAD, 0)),
         (
             "has 4 tokens, expected 6",
             lambda: ablate(model, PROMPT, metric, using="resample", prompts=[OTHER[:4]]),

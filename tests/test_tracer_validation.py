@@ -17,7 +17,7 @@ from replacement_models import ReplacementModel
 from replacement_models.dictionaries.neurons import neurons
 from tests.random_models import LAYERS, PROMPT, replacement_model
 from tracer import Difference, Direction, Intervention, TraceError
-from tracer.patching import Kind, Site
+from tracer.patching import Kind, PatchSite
 from tracer.validation.ablation import ablations
 from tracer.validation.circuit import Circuit, circuit_of, leads
 from tracer.validation.correlation import explained, feature_to_feature, spearman, upstream
@@ -238,10 +238,10 @@ def test_scrubbing_nothing_that_matters_survives_and_everything_does_not():
     def metric(logits: torch.Tensor) -> torch.Tensor:
         return logits[:, 3] - logits[:, 4]
 
-    stream = tuple(Site(Kind.RESIDUAL, 1, position) for position in range(len(PROMPT)))
+    stream = tuple(PatchSite(Kind.RESIDUAL, 1, position) for position in range(len(PROMPT)))
     gone = scrub(model, PROMPT, Hypothesis("all of it", stream, (other,)), metric)
     assert gone.survives == pytest.approx(0, abs=1e-9)
-    later = Site(Kind.RESIDUAL, LAYERS - 1, 2)
+    later = PatchSite(Kind.RESIDUAL, LAYERS - 1, 2)
     kept = scrub(
         model, PROMPT, Hypothesis("an early token, late", (later,), (PROMPT, other)), metric
     )

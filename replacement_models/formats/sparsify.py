@@ -35,7 +35,7 @@ from replacement_models.formats.storage.points import (
 )
 from replacement_models.formats.storage.rows import (
     NoRows,
-    Rows,
+    RowSource,
     StackedDecoder,
     StoredRows,
     widened,
@@ -250,7 +250,7 @@ class _Dictionary:
             W_skip=None if skip is None else (widened(skip).T * write / read).contiguous(),
         )
 
-    def rows(self, source: int, target: int) -> Rows:
+    def rows(self, source: int, target: int) -> RowSource:
         """What features of `source` write to `target`."""
         coder, at, offset = self.coders[source], self.coders[target], target - source
         if offset >= max(coder.targets, 1):

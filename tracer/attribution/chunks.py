@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 
 from replacement_models.speed.threads import one_thread, side_by_side
-from tracer.attribution.targets import Rows
+from tracer.attribution.targets import TargetRows
 
 CHUNK, CHUNK_ON_GPU = 2048, 65536
 """Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers. On CPUs they
@@ -18,7 +18,7 @@ ROWS, ROWS_PER_PATTERN = 16, 32
 more so patterns that have to be made anew for every chunk."""
 
 
-def each(call: Callable[[Int[np.ndarray, " chunk"]], None], rows: Rows, remade: bool) -> None:
+def each(call: Callable[[Int[np.ndarray, " chunk"]], None], rows: TargetRows, remade: bool) -> None:
     """Call with every chunk of some rows: one a core where there are several.
 
     Args:
@@ -37,7 +37,7 @@ def each(call: Callable[[Int[np.ndarray, " chunk"]], None], rows: Rows, remade: 
             call(chunk)
 
 
-def _chunks(rows: Rows, least: int) -> Iterator[Int[np.ndarray, " chunk"]]:
+def _chunks(rows: TargetRows, least: int) -> Iterator[Int[np.ndarray, " chunk"]]:
     """Row numbers by position, then site from the top, cut so that a chunk fills its budget.
 
     Or a core's share of the work, where chunks are few: rows from the top pass more layers than the
@@ -61,6 +61,6 @@ def _chunks(rows: Rows, least: int) -> Iterator[Int[np.ndarray, " chunk"]]:
         yield _by_site(rows, order[begin:])
 
 
-def _by_site(rows: Rows, chunk: np.ndarray) -> np.ndarray:
+def _by_site(rows: TargetRows, chunk: np.ndarray) -> np.ndarray:
     found: np.ndarray = chunk[np.argsort(-rows.site[chunk], kind="stable")]
     return found

@@ -22,7 +22,7 @@ FEW, SOME = 12, range(49, 129)
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class EffectSums:
     """Effects on the rows of one chunk while they add up; what one writer does stands together."""
 
     sources: Float[Tensor, "columns rows"]
@@ -46,7 +46,7 @@ class Fresh:
 
 
 def score_writers(
-    local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, scores: Scores
+    local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, scores: EffectSums
 ) -> None:
     """Add what one layer writes, for rows above it: one product a position."""
     rows, writers = len(gradient), local.writers[layer]
@@ -59,7 +59,7 @@ def score_writers(
         _add_scores(local, layer, one, scores, (position, at))
 
 
-def score_mixed(local: LocalModel, mixed: Tensor | None, scores: Scores) -> None:
+def score_mixed(local: LocalModel, mixed: Tensor | None, scores: EffectSums) -> None:
     """Add what the bottom layer writes to values, for rows that stay as attention mixed them."""
     if mixed is None or local.mixed is None:
         return
@@ -92,7 +92,7 @@ def _add_scores(
     local: LocalModel,
     layer: int,
     found: Sequence[Float[Tensor, "writers rows"]],
-    scores: Scores,
+    scores: EffectSums,
     where: tuple[int, slice],
 ) -> None:
     """Add scores of one layer's writers at neighbouring positions, from the given one on."""
@@ -107,7 +107,9 @@ def _add_scores(
     _add_carried(local, rest[:, 1:].sum(0), scores, rows)
 
 
-def score_carried(local: LocalModel, layer: int, fresh: Fresh, scores: Scores, end: int) -> None:
+def score_carried(
+    local: LocalModel, layer: int, fresh: Fresh, scores: EffectSums, end: int
+) -> None:
     """Add what attention carries, for the rows up to `end` that read right above it."""
     carried, begin = local.layers[layer].carried, end - len(fresh)
     for position, here in fresh.by_position():
@@ -116,7 +118,7 @@ def score_carried(local: LocalModel, layer: int, fresh: Fresh, scores: Scores, e
 
 
 def _add_carried(
-    local: LocalModel, found: Float[Tensor, "carried rows"], scores: Scores, rows: slice
+    local: LocalModel, found: Float[Tensor, "carried rows"], scores: EffectSums, rows: slice
 ) -> None:
     """Add the constant, which comes first, and the first tokens."""
     first, tokens = local.token_column(0), len(found) - 1
@@ -127,7 +129,7 @@ def _add_carried(
 def score_tokens(
     local: LocalModel,
     gradient: Float[Tensor, "rows positions d_model"],
-    scores: Scores,
+    scores: EffectSums,
     first: int,
 ) -> None:
     """Add what tokens and learned positions contribute to the rows from `first` on."""

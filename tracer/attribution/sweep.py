@@ -16,14 +16,14 @@ from tracer.attribution.chunks import each
 from tracer.attribution.local_model import LinearLayer, LocalModel
 from tracer.attribution.product import add_product, product, summed_in
 from tracer.attribution.scoring import (
+    EffectSums,
     Fresh,
-    Scores,
     score_carried,
     score_mixed,
     score_tokens,
     score_writers,
 )
-from tracer.attribution.targets import Rows, on_device
+from tracer.attribution.targets import TargetRows, on_device
 
 KEYS = 128
 """Long patterns are mixed in blocks of so many keys, so that queries before them cost nothing."""
@@ -39,7 +39,7 @@ class Effects:
     """What biases, learned positions and skipped positions contribute, the row's own included."""
 
 
-def sweep(local: LocalModel, rows: Rows) -> Effects:
+def sweep(local: LocalModel, rows: TargetRows) -> Effects:
     """Effect of every source on every row.
 
     Source: Ameisen et al. 2025, "Circuit Tracing", section "Attribution graphs"; here
@@ -52,7 +52,7 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
 
     def sweep_chunk(chunk: np.ndarray) -> None:
         at = on_device(chunk, sources.device)
-        scores = Scores(
+        scores = EffectSums(
             sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk))
         )
         _sweep_chunk(local, rows[chunk], scores)
@@ -64,7 +64,7 @@ def sweep(local: LocalModel, rows: Rows) -> Effects:
     return Effects(sources, constant)
 
 
-def _sweep_chunk(local: LocalModel, rows: Rows, scores: Scores) -> None:
+def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> None:
     """Sweep rows sorted by site from the top, adding to `scores`.
 
     Rows that have joined have a gradient (rows, positions, D), from position `local.start` on.
@@ -131,7 +131,7 @@ def _pass_layer(
     return _join(local, layer, pattern, room, (reading, own)), mixed
 
 
-def _joining(rows: Rows, sites: list[int], joined: int, site: int) -> Fresh:
+def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> Fresh:
     """The rows that read at `site`, which follow the `joined` ones in order."""
     end = joined + sites[joined:].count(site)
     return Fresh(rows.vector[joined:end], rows.position[joined:end])

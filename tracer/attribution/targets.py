@@ -40,7 +40,7 @@ Target = str | int | Difference | Direction
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class TargetRows:
     """Targets ready for the sweep: affine functionals of the residual stream at one site each.
 
     Sites and positions, which say what goes together, are kept on the host: a GPU is never waited
@@ -60,9 +60,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.site)
 
-    def __getitem__(self, rows: Int[np.ndarray, " chosen"]) -> "Rows":
+    def __getitem__(self, rows: Int[np.ndarray, " chosen"]) -> "TargetRows":
         at = on_device(rows, self.vector.device)
-        return Rows(
+        return TargetRows(
             self.site[rows],
             self.position[rows],
             self.vector[at],
@@ -82,7 +82,7 @@ def on_device(
 class LogitTargets:
     """The logit nodes of a trace and their rows."""
 
-    rows: Rows
+    rows: TargetRows
     token: Sequence[int | None]
     """Vocabulary id; None for differences and directions."""
     label: Sequence[str]
@@ -95,7 +95,7 @@ def feature_rows(
     recording: Recording,
     local: LocalModel,
     columns: Int[np.ndarray, " rows"],
-) -> Rows:
+) -> TargetRows:
     """Rows of some features: encoder rows pulled back through the norm they read from."""
     chosen = local.features[on_device(columns, model.device)]
     vector = chosen.activation.new_empty(len(columns), model.host.d_model)
@@ -114,7 +114,7 @@ def feature_rows(
             pulled = pulled / recording.layers[layer].mlp_scale[chosen.position[here]]
         vector[here], bias[here] = pulled, own
     between = np.array([0 if block.parallel else 1 for block in model.host.blocks])
-    return Rows(2 * layers + between[layers], positions, vector, bias, chosen.pre_activation)
+    return TargetRows(2 * layers + between[layers], positions, vector, bias, chosen.pre_activation)
 
 
 def runs(numbers: Int[np.ndarray, " numbers"]) -> Iterator[slice]:
@@ -155,7 +155,7 @@ def logit_targets(
         raise TraceError(f"targets: token {twice} is named twice")
     rows = [row for *_, row in found]
     return LogitTargets(
-        rows=Rows(
+        rows=TargetRows(
             site=np.stack([row.site for row in rows]),
             position=np.stack([row.position for row in rows]),
             vector=torch.stack([row.vector for row in rows]),
@@ -182,7 +182,7 @@ def likeliest(probability: Float[Tensor, " vocabulary"], max_logits: int, mass: 
     return chosen
 
 
-_Found = tuple[int | None, str, float, Rows]
+_Found = tuple[int | None, str, float, TargetRows]
 
 
 def _resolve(
@@ -252,12 +252,12 @@ def _logit(
 
 def _after_norm(
     model: ReplacementModel, recording: Recording, vector: Tensor, bias: Tensor, value: Tensor
-) -> Rows:
+) -> TargetRows:
     norm, last = model.host.final_norm, len(recording.tokens) - 1
     pulled = norm.centre(vector * norm.weight) / recording.final_scale[last]
     if norm.bias is not None:
         bias = bias + vector @ norm.bias
-    return Rows(np.array(2 * len(model.host.blocks)), np.array(last), pulled, bias, value)
+    return TargetRows(np.array(2 * len(model.host.blocks)), np.array(last), pulled, bias, value)
 
 
 def _direction(model: ReplacementModel, recording: Recording, target: Direction) -> _Found:
@@ -277,4 +277,4 @@ def _direction(model: ReplacementModel, recording: Recording, target: Direction)
     if not 0 <= target.layer <= layers:
         raise TraceError(f"direction {target.label!r}: layer {target.layer} is not in 0..{layers}")
     value = recording.residuals[target.layer][last] @ vector
-    return *named, Rows(np.array(2 * target.layer), np.array(last), vector, zero, value)
+    return *named, TargetRows(np.array(2 * target.layer), np.array(last), vector, zero, value)

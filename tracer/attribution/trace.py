@@ -24,8 +24,8 @@ from tracer.attribution.targets import (
     Difference,
     Direction,
     LogitTargets,
-    Rows,
     Target,
+    TargetRows,
     feature_rows,
     logit_targets,
     on_device,
@@ -57,7 +57,7 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class FinishedRows:
     """Some finished rows."""
 
     columns: Int[np.ndarray, " rows"]
@@ -233,7 +233,7 @@ def _sweep_all(
     plan: Plan,
 ) -> Traced:
     """Sweep the logit rows, then features block by block; an interruption keeps what is done."""
-    done: list[Block] = []
+    done: list[FinishedRows] = []
     complete, held = True, 0
     try:
         for block in _blocks(model, recording, local, logits, plan):
@@ -266,7 +266,7 @@ def _blocks(
     local: LocalModel,
     logits: LogitTargets,
     plan: Plan,
-) -> Iterator[Block]:
+) -> Iterator[FinishedRows]:
     """Finished rows: the logits, then the features, ranked again and again where there is a cap."""
     order = _reference_order(local)
     place = np.empty_like(order)
@@ -293,7 +293,9 @@ def _blocks(
                 frontier.add(block.effects, block.total, _own(rows, columns), none)
 
 
-def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], floor: float) -> Block:
+def _block(
+    local: LocalModel, rows: TargetRows, columns: Int[np.ndarray, " rows"], floor: float
+) -> FinishedRows:
     """Sweep some rows and keep them sparse, less what lies below the floor."""
     effects = sweep(local, rows)
     parts = [
@@ -305,7 +307,7 @@ def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], flo
         np.concatenate(each) for each in zip(*parts, strict=True)
     )
     start = np.concatenate([[0], counts.cumsum()])
-    return Block(
+    return FinishedRows(
         columns=columns,
         effects=sparse.csr_array((data, index, start), shape=tuple(effects.sources.shape)),
         constant=effects.constant.double().cpu().numpy(),
@@ -316,7 +318,9 @@ def _block(local: LocalModel, rows: Rows, columns: Int[np.ndarray, " rows"], flo
     )
 
 
-def _runs(local: LocalModel, rows: Rows) -> Iterator[tuple[slice, Int[np.ndarray, " reaching"]]]:
+def _runs(
+    local: LocalModel, rows: TargetRows
+) -> Iterator[tuple[slice, Int[np.ndarray, " reaching"]]]:
     """Neighbouring rows that read at one site and position, and the columns that reach them."""
     for run in runs(rows.site * local.positions + rows.position):
         yield run, local.reach(int(rows.site[run.start]), int(rows.position[run.start]))
@@ -327,7 +331,7 @@ def _finished(
 ) -> tuple[np.ndarray, ...]:
     """Entries, their columns and how many a row has; what the floor dropped; sums, signed and not.
 
-    Only the columns in `reach` count. Sums and what was dropped are as in `Block`.
+    Only the columns in `reach` count. Sums and what was dropped are as in `FinishedRows`.
     """
     part = dense[:, on_device(reach, dense.device)]
     size = part.abs()
@@ -343,7 +347,7 @@ def _finished(
     return data.ravel(), index.ravel(), counts, lost, total, whole
 
 
-def _own(rows: Rows, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _own(rows: TargetRows, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Sites of some rows and the columns of their own nodes, -1 for logits."""
     return rows.site, np.full(len(rows), -1) if columns is None else columns
 

@@ -46,7 +46,7 @@ class Edit(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
+class FeatureEdits:
     """An edit that gives every row of the batch its own interventions."""
 
     placed: Sequence[Sequence[Placed]]

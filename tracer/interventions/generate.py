@@ -10,7 +10,7 @@ from torch import Tensor
 
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
-from tracer.interventions.forward import Rows, Run, run, steering_hooks
+from tracer.interventions.forward import FeatureEdits, Run, run, steering_hooks
 from tracer.interventions.intervene import place
 from tracer.interventions.values import Intervention, Placed, Steering, positions_in
 
@@ -167,7 +167,7 @@ def _step(
     placed = [(one, positions) for one, positions in placed if positions]
     on = range(count, 2 * count)
     return Run(
-        edit=Rows([[]] * count + [placed] * count),
+        edit=FeatureEdits([[]] * count + [placed] * count),
         keep=False,
         added=steering_hooks(model, [(one, on) for one in steered], prompt, span[0]),
         cached=True,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
-from tracer.interventions.forward import Outcome, Rows, Run, run, steering_hooks
+from tracer.interventions.forward import FeatureEdits, Outcome, Run, run, steering_hooks
 from tracer.interventions.freezing import Freezing
 from tracer.interventions.values import (
     Intervention,
@@ -92,9 +92,9 @@ def intervene(
     freezing = _freezing(model, tokens, mode, layers, (freeze_attention, freeze_norms))
     if freezing is not None and freezing.layers:
         _check_range(placed, freezing.layers)
-    base = _state(model, tokens, Run(edit=Rows([[]]), frozen=freezing))
+    base = _state(model, tokens, Run(edit=FeatureEdits([[]]), frozen=freezing))
     clean = freezing is not None and len(freezing.layers) > 0
-    edit = Rows(
+    edit = FeatureEdits(
         [placed],
         freezing.recording if freezing is not None and clean else None,
         model.transcoder.encode,

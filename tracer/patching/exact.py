@@ -12,18 +12,18 @@ from replacement_models import ReplacementModel
 from replacement_models.hooks import eager_attention, first_tensor, replaced_first
 from replacement_models.host import Block
 from replacement_models.recording import write_module
-from tracer.interventions.forward import Rows, Run, run
+from tracer.interventions.forward import FeatureEdits, Run, run
 from tracer.interventions.freezing import replaced, rows_of
 from tracer.interventions.values import Intervention, Placed
 from tracer.patching.metrics import Metric
-from tracer.patching.sites import Kind, Site, head_values
+from tracer.patching.patch_sites import Kind, PatchSite, head_values
 
 BATCH = 64
 """Rows of one forward pass."""
 
-Wanted = Sequence[tuple[Site, Tensor]]
+Wanted = Sequence[tuple[PatchSite, Tensor]]
 """Sites of one row with the values to put there."""
-Mine = list[tuple[int, Site, Tensor]]
+Mine = list[tuple[int, PatchSite, Tensor]]
 """Sites of one layer and kind, with their rows."""
 
 
@@ -72,7 +72,7 @@ def _run(model: ReplacementModel, batch: Sequence[Wanted], positions: int) -> Ru
             module = write_module(block, model.transcoder.write)
             hooks.append((module, _output(_placing(mine[Kind.MLP]))))
     features = [_interventions(wanted, positions) for wanted in batch]
-    return Run(edit=Rows(features), keep=False, added=added, hooks=hooks)
+    return Run(edit=FeatureEdits(features), keep=False, added=added, hooks=hooks)
 
 
 def _placing(mine: Mine) -> Callable[[Tensor], Tensor]:

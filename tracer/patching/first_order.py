@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from replacement_models import ReplacementModel
 from replacement_models.hooks import first_tensor, replaced_first
 from replacement_models.recording import write_module
-from tracer.interventions.forward import Rows, Run, run
+from tracer.interventions.forward import FeatureEdits, Run, run
 from tracer.interventions.freezing import replaced, rows_of
 from tracer.patching.exact import Wanted
 from tracer.patching.metrics import Metric
-from tracer.patching.sites import Kind, Site, Values
+from tracer.patching.patch_sites import Kind, PatchSite, Values
 
 Gradients = dict[tuple[Kind, int], Float[Tensor, "positions d_model"]]
 """Of the metric, at the residual stream, the attention output and the MLP output of every layer."""
@@ -65,7 +65,7 @@ def _gradients(
     ]
     ids = torch.tensor([list(tokens)], device=model.device)
     with torch.enable_grad():
-        how = Run(edit=Rows([[]]), keep=False, hooks=hooks, added=added)
+        how = Run(edit=FeatureEdits([[]]), keep=False, hooks=hooks, added=added)
         value = metric(run(model, ids, how).logits[:, -1])[0]
         found = torch.autograd.grad(value, list(zero.values()))
     return float(value.detach()), {
@@ -85,7 +85,9 @@ def _adding(zero: Tensor) -> Callable[..., Any]:
     return lambda inputs, output: replaced(output, rows_of(output, first_tensor(inputs)) + zero)
 
 
-def _effect(model: ReplacementModel, gradients: Gradients, site: Site, change: Tensor) -> float:
+def _effect(
+    model: ReplacementModel, gradients: Gradients, site: PatchSite, change: Tensor
+) -> float:
     """Gradient times change at one site."""
     at = slice(None) if site.position is None else site.position
     if site.kind is Kind.HEAD:

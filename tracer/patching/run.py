@@ -15,7 +15,7 @@ from tracer.errors import TraceError
 from tracer.patching.exact import patched
 from tracer.patching.first_order import estimated
 from tracer.patching.metrics import Metric
-from tracer.patching.sites import Kind, Site, Values, sites_of, values_of
+from tracer.patching.patch_sites import Kind, PatchSite, Values, sites_of, values_of
 from tracer.patching.table import table_of
 
 Prompt = str | Sequence[int]
@@ -46,7 +46,7 @@ def patch(
     corrupted: Prompt,
     metric: Metric,
     *,
-    sites: Kind | str | Sequence[Site] = Kind.RESIDUAL,
+    sites: Kind | str | Sequence[PatchSite] = Kind.RESIDUAL,
     method: Method | str = Method.EXACT,
 ) -> pa.Table:
     """Run the corrupted prompt with the clean value at one site after the other.
@@ -88,7 +88,7 @@ def ablate(
     prompt: Prompt,
     metric: Metric,
     *,
-    sites: Kind | str | Sequence[Site] = Kind.FEATURE,
+    sites: Kind | str | Sequence[PatchSite] = Kind.FEATURE,
     using: Baseline | str = Baseline.ZERO,
     prompts: Sequence[Prompt] = (),
     seed: int | None = None,
@@ -129,7 +129,7 @@ def ablate(
 def _resampled(
     model: ReplacementModel,
     tokens: Sequence[int],
-    sites: Sequence[Site],
+    sites: Sequence[PatchSite],
     others: Sequence[Values],
     how: tuple[Metric, int | None],
 ) -> Float[np.ndarray, " sites"]:
@@ -151,18 +151,18 @@ def _resampled(
     return np.mean(rounds, axis=0)
 
 
-def _filler(how: Baseline, site: Site, base: Values, others: Sequence[Values]) -> Tensor:
+def _filler(how: Baseline, site: PatchSite, base: Values, others: Sequence[Values]) -> Tensor:
     """Zero, or the mean over all positions but the first of other prompts."""
     held = base.at(site)
     if how is Baseline.ZERO:
         return torch.zeros_like(held)
-    everywhere = Site(site.kind, site.layer, None, site.index)
+    everywhere = PatchSite(site.kind, site.layer, None, site.index)
     return torch.cat([other.at(everywhere)[1:] for other in others]).mean(0).expand_as(held)
 
 
 def _chosen(
-    model: ReplacementModel, sites: Kind | str | Sequence[Site], runs: Sequence[Values]
-) -> list[Site]:
+    model: ReplacementModel, sites: Kind | str | Sequence[PatchSite], runs: Sequence[Values]
+) -> list[PatchSite]:
     if isinstance(sites, str):
         return sites_of(model, _named(Kind, sites), runs)
     for site in sites:

@@ -8,11 +8,14 @@ from jaxtyping import Float
 
 from graphs.pictures import charts
 from tracer.errors import TraceError
-from tracer.patching.sites import Site
+from tracer.patching.patch_sites import PatchSite
 
 
 def table_of(
-    sites: Sequence[Site], before: float, after: Float[np.ndarray, " sites"], clean: float | None
+    sites: Sequence[PatchSite],
+    before: float,
+    after: Float[np.ndarray, " sites"],
+    clean: float | None,
 ) -> pa.Table:
     """One row a site.
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer.interventions.forward import Outcome, Rows, Run, run
+from tracer.interventions.forward import FeatureEdits, Outcome, Run, run
 from tracer.interventions.freezing import Freezing
 from tracer.interventions.values import Intervention
 from tracer.validation.subject import Subject
@@ -63,4 +63,4 @@ def _run(
         for row in rows
     ]
     tokens = subject.tokens.expand(len(rows), -1)
-    return run(subject.model, tokens, Run(edit=Rows(placed), frozen=frozen))
+    return run(subject.model, tokens, Run(edit=FeatureEdits(placed), frozen=frozen))

@@ -11,7 +11,7 @@ from replacement_models import ReplacementModel
 from tracer.errors import TraceError
 from tracer.patching.exact import patched
 from tracer.patching.metrics import Metric
-from tracer.patching.sites import Kind, Site, sites_of, values_of
+from tracer.patching.patch_sites import Kind, PatchSite, sites_of, values_of
 from tracer.validation.circuit import circuit_of
 
 Prompt = str | Sequence[int]
@@ -22,7 +22,7 @@ class Hypothesis:
     """A claim that some sites may take their values from other prompts."""
 
     name: str
-    resampled: tuple[Site, ...]
+    resampled: tuple[PatchSite, ...]
     """What does not matter: features, heads, layers, positions."""
     prompts: tuple[Prompt, ...]
     """Where values may come from; as many tokens as the prompt in question."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from replacement_models.formats.storage.tensors import TensorFile, runs
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """What the features of one layer write to one target layer."""
 
     @property
@@ -86,7 +86,7 @@ class NoRows:
 class ShardedRows:
     """Features dealt out over several files, in order."""
 
-    shards: Sequence[Rows]
+    shards: Sequence[RowSource]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,7 +110,7 @@ class ShardedRows:
 class StackedDecoder:
     """Decoder rows put together from those of every target."""
 
-    targets: Sequence[Rows]
+    targets: Sequence[RowSource]
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 

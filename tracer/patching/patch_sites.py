@@ -14,7 +14,7 @@ from replacement_models.hooks import eager_attention, first_tensor
 from replacement_models.host import Block
 from replacement_models.recording import write_module
 from tracer.errors import TraceError
-from tracer.interventions.forward import Rows, Run, run
+from tracer.interventions.forward import FeatureEdits, Run, run
 from tracer.interventions.freezing import rows_of
 
 
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Site:
+class PatchSite:
     """One place."""
 
     kind: Kind
@@ -61,7 +61,7 @@ class Values:
     logits: Float[Tensor, " vocabulary"] | None = None
     """Of the next token."""
 
-    def at(self, site: Site) -> Tensor:
+    def at(self, site: PatchSite) -> Tensor:
         """The value of one site: (P, ...) or that of one position."""
         value: Tensor = getattr(self, site.kind)[site.layer]
         if site.position is not None:
@@ -70,7 +70,7 @@ class Values:
             value if site.index is None else value.select(value.ndim - self._rank(site), site.index)
         )
 
-    def _rank(self, site: Site) -> int:
+    def _rank(self, site: PatchSite) -> int:
         return 2 if site.kind is Kind.HEAD else 1
 
 
@@ -97,7 +97,7 @@ def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
         ]
     ids = torch.tensor([list(tokens)], device=model.device)
     with eager_attention(model.host.model):
-        outcome = run(model, ids, Run(edit=Rows([[]]), hooks=hooks))
+        outcome = run(model, ids, Run(edit=FeatureEdits([[]]), hooks=hooks))
     seen.feature = [layer[0] for layer in outcome.activations]
     seen.logits = outcome.logits[0, -1]
     return seen
@@ -121,7 +121,7 @@ def _keep_mlp(seen: Values) -> Callable[..., None]:
 
 def sites_of(
     model: ReplacementModel, kind: Kind | str, runs: Sequence[Values], by_position: bool = True
-) -> list[Site]:
+) -> list[PatchSite]:
     """Every site of a kind; of features those that are active in one of some runs.
 
     Args:
@@ -138,9 +138,10 @@ def sites_of(
             active = torch.stack([one.feature[layer] != 0 for one in runs]).any(0)
             active = active if by_position else active.any(0, keepdim=True)
             found += [
-                Site(kind, layer, places[row], index) for row, index in active.nonzero().tolist()
+                PatchSite(kind, layer, places[row], index)
+                for row, index in active.nonzero().tolist()
             ]
         else:
             indices = range(len(block.output)) if kind is Kind.HEAD else [None]
-            found += [Site(kind, layer, at, index) for at in places for index in indices]
+            found += [PatchSite(kind, layer, at, index) for at in places for index in indices]
     return found
