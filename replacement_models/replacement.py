@@ -188,7 +188,7 @@ class ReplacementModel:
         tokens = self.tokenize(prompt)
         recording = record(self.host, self.transcoder, tokens, keep_patterns, last_logits)
         with one_thread():  # of one position: threads would wait for each other
-            check_layout(self.host, recording, self.transcoder.write)
+            check_layout(self.host, recording, self.transcoder)
         return recording
 
     def _ids_of_text(self, prompt: str) -> list[int]:

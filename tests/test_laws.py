@@ -207,7 +207,7 @@ def _without(layer: int, which: int, first: int = 0) -> Callable[[LocalModel], L
 
     def change(local: LocalModel) -> LocalModel:
         writers, every = local.writers[layer], list(local.writers)
-        rows = [end - writers.rest + which for end in writers.start[first + 1 :]]
+        rows = [end - writers.others + which for end in writers.start[first + 1 :]]
         gone = writers.vectors.index_fill(0, torch.tensor(rows), 0.0)
         every[layer] = replace(writers, vectors=gone)
         return replace(local, writers=every)
@@ -218,7 +218,7 @@ def _without(layer: int, which: int, first: int = 0) -> Callable[[LocalModel], L
 def _without_attention_bias(local: LocalModel) -> LocalModel:
     carried = local.layers[1].carried.clone()
     carried[:, -1] = 0
-    local = _without(1, local.writers[1].rest - 1)(local)
+    local = _without(1, local.writers[1].others - 1)(local)
     return _with_layer(local, 1, carried=carried)
 
 
