@@ -232,7 +232,8 @@ class Transcoder(ABC):
         for layer, x in zip(self.layers, inputs, strict=True):
             skipped = 0 if layer.W_skip is None else x @ layer.W_skip
             outputs.append(layer.b_dec.expand_as(x) + skipped)
-        for source, active in enumerate(activations):
+        for source in self.present:
+            active = activations[source]
             used = active.reshape(-1, active.shape[-1]).any(0).nonzero()[:, 0]
             rows = self.decoder_rows(source, used)
             for slot, target in enumerate(self.targets(source)):

@@ -75,7 +75,7 @@ def gather(
         starts = [0, *(ends + more * (every + 1)).tolist()]
         found.append(Writers(vectors, starts, first.tolist(), more))
         into.append((vectors, sums[layer], writing.cumsum(0) - 1 + more * features.position))
-    for layer in range(len(transcoder.layers)):
+    for layer in transcoder.present:
         _write(transcoder, layer, features, into)
     return found, sums
 
