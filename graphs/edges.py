@@ -47,6 +47,17 @@ def edge_table(
     )
 
 
+def share_matrix(edges: pa.Table, count: int) -> sparse.csr_array:
+    """P of `count` nodes from the columns source, target and share of their edge table.
+
+    Returns:
+        (count, count) |share| of the target's unpruned input that comes from the source, float64.
+    """
+    source, target, share = (edges[name].to_numpy() for name in ("source", "target", "share"))
+    start = np.concatenate([[0], np.cumsum(np.bincount(target, minlength=count))])
+    return sparse.csr_array((np.abs(share), source, start), shape=(count, count))
+
+
 def effect_matrix(edges: pa.Table, count: int) -> sparse.csr_array:
     """(count, count) effects from the columns source, target and weight.
 

@@ -17,11 +17,11 @@ from scipy import sparse
 
 from graphs import words
 from graphs.edges import edge_table, effect_matrix
-from graphs.exchange import arrow, files, networks, tables
+from graphs.exchange import arrow, networks, tables
 from graphs.influence import cumulative, influence, input_absolute, row_sums, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
-from graphs.pictures.scene import Style
+from graphs.pictures.scene import Content, Style
 from graphs.prune import Ends, Kept, prune
 from graphs.schema import (
     COLUMNS,
@@ -291,7 +291,7 @@ class AttributionGraph:
                 path; the others as circles.
             curved: curves, or straight lines.
         """
-        return picture.dot_source(self, Style(edges, labels, curved))
+        return picture.dot_source(self._content, Style(edges, labels, curved))
 
     def render(
         self,
@@ -312,14 +312,7 @@ class AttributionGraph:
                 be written.
         """
         path = pathlib.Path(path)
-        form = path.suffix.removeprefix(".")
-        if form not in ("dot", *render.FORMATS):
-            raise GraphError(f"cannot draw {path}: expected a suffix of .svg, .png, .pdf, .dot")
-        style = Style(edges, labels, curved, bitmap=form == "png")
-        source = picture.dot_source(self, style)
-        content = source.encode() if form == "dot" else render.render(source, form)
-        with files.writing(path) as partial:
-            partial.write_bytes(content)
+        picture.draw(path, self._content, Style(edges, labels, curved))
         return path
 
     def _repr_svg_(self) -> str | None:
@@ -331,7 +324,9 @@ class AttributionGraph:
 
     def _repr_html_(self) -> str | None:
         """Where the picture needs Graphviz and it is missing: the graph in a few lines."""
-        return None if render.available() else captions.summary_html(self)
+        if render.available():
+            return None
+        return captions.summary_html(self._content, [self.describe(it) for it in self.paths(5)])
 
     def __repr__(self) -> str:
         """Size and prompt on one line."""
@@ -349,6 +344,11 @@ class AttributionGraph:
     def _total(self) -> Float[np.ndarray, " nodes"]:
         """What shares divide by: the absolute input of each node as traced."""
         return number(self.nodes, "input_absolute")
+
+    @property
+    def _content(self) -> Content:
+        """What pictures are made of."""
+        return Content(self.nodes, self.edges, self.scores, self.metadata)
 
     @property
     def _described(self) -> dict[str, Any]:
