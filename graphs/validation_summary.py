@@ -1,4 +1,4 @@
-"""The validation stored with a graph, as lines to read."""
+"""The summary of a validation, as stored in a graph's metadata, as lines to read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
