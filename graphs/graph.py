@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import isnan
@@ -18,11 +18,11 @@ from scipy import sparse
 from graphs import words
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables
-from graphs.influence import cumulative, influence, input_absolute, row_sums, shares
+from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
 from graphs.pictures.scene import Content, Style
-from graphs.prune import Ends, Kept, prune
+from graphs.prune import Ends, cut, prune
 from graphs.schema import (
     COLUMNS,
     DERIVED,
@@ -30,6 +30,7 @@ from graphs.schema import (
     GraphError,
     NodeKind,
     check_effect,
+    check_inputs,
     check_nodes,
     is_kind,
     node_table,
@@ -49,6 +50,9 @@ class AttributionGraph:
     Nodes stand in the order a forward pass computes them, so every edge runs from a lower row
     to a higher one: the graph is acyclic by construction, and sums over all paths are triangular
     solves. A value: nothing in it changes after it is made. Whoever traces calls `build`.
+
+    Nodes and edges are checked once, where they come in: by `build`, `load`, `from_networkx` and
+    this constructor. What pruning or new labels make of a graph that was checked needs no check.
     """
 
     nodes: pa.Table
@@ -65,16 +69,20 @@ class AttributionGraph:
     def __post_init__(self) -> None:
         check_nodes(self.nodes, self.metadata)
         check_effect(self.effect, self.nodes)
-        left = input_absolute(self.effect)
-        excess = left > self._total * (1 + 1e-9)
-        if excess.any():
-            row = int(excess.argmax())
-            raise GraphError(
-                f"node {row} ({self._id(row)}) has inputs of {left[row]:g}, more than its "
-                f"input_absolute {self._total[row]:g}: nodes and edges are of two graphs"
-            )
-        for array in (self.effect.data, self.effect.indices, self.effect.indptr):
-            array.flags.writeable = False
+        check_inputs(self._left, self.nodes)
+        _freeze(self.effect)
+
+    @classmethod
+    def _of(cls, **known: Any) -> AttributionGraph:
+        """A graph that keeps the invariants by construction, with what is known of it already.
+
+        Args:
+            known: the fields, and any of the cached properties: those that have not changed.
+        """
+        graph = object.__new__(cls)
+        vars(graph).update(known)
+        _freeze(graph.effect)
+        return graph
 
     @classmethod
     def build(
@@ -102,13 +110,16 @@ class AttributionGraph:
         effect.sum_duplicates()
         effect.eliminate_zeros()
         check_effect(effect, given)
-        total = input_absolute(effect) + lost
+        left = input_absolute(effect)
+        total = left + lost
         reached = influence(shares(effect, total), number(given, "probability"))
         derived = dict(zip(DERIVED, (reached, cumulative(reached), total), strict=True))
-        columns = {name: given[name] for name in given.column_names} | derived
-        return cls(
-            nodes=node_table(columns, COLUMNS), effect=effect, metadata=plain_metadata(metadata)
-        )
+        table = node_table({name: given[name] for name in given.column_names} | derived, COLUMNS)
+        plain = plain_metadata(metadata)
+        check_nodes(table, plain)
+        check_inputs(left, table)
+        known = {"_left": left, "_reached": reached}
+        return cls._of(nodes=table, effect=effect, metadata=plain, **known)
 
     @cached_property
     def edges(self) -> pa.Table:
@@ -123,7 +134,7 @@ class AttributionGraph:
         """Replacement and completeness; what pruning or an edge floor lost counts as error."""
         roots = (self._is(NodeKind.EMBEDDING), self._is(NodeKind.ERROR))
         lossy = "pruned" in self.metadata or "floored_share" in self.metadata
-        return scores(self.effect, self._total, self._weight, roots, lossy)
+        return scores(self.effect, self._total, self._reached, self._weight, roots, lossy)
 
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
         """The part that holds the given shares of node and edge influence; see `graphs.prune`.
@@ -152,37 +163,18 @@ class AttributionGraph:
             error=self._is(NodeKind.ERROR),
             logit=self._is(NodeKind.LOGIT),
         )
-        part = self._part(prune(self.effect, self._weight, ends, (nodes, edges)))
+        kept = prune(self.effect, self._weight, self._reached_among_nodes, ends, (nodes, edges))
+        table, effect = cut(self.nodes, self.effect, kept)
         counts = {
             "nodes": nodes,
             "edges": edges,
-            "kept_nodes": part.nodes.num_rows,
-            "kept_edges": part.effect.nnz,
+            "kept_nodes": table.num_rows,
+            "kept_edges": effect.nnz,
             "total_nodes": before.get("total_nodes", self.nodes.num_rows),
             "total_edges": before.get("total_edges", self.effect.nnz),
         }
-        return replace(part, metadata=plain_metadata(self.metadata | {"pruned": counts}))
-
-    def _part(self, kept: Kept) -> AttributionGraph:
-        """The nodes and edges kept, with what their rows lost in the left-out columns."""
-        target = np.repeat(np.arange(self.nodes.num_rows), np.diff(self.effect.indptr))[kept.edges]
-        row = np.cumsum(kept.nodes) - 1
-        effect = sparse.csr_array(
-            (self.effect.data[kept.edges], (row[target], row[self.effect.indices[kept.edges]])),
-            shape=(int(kept.nodes.sum()),) * 2,
-        )
-        effect.sort_indices()
-        dropped = sparse.csr_array(
-            (self.effect.data * ~kept.edges, self.effect.indices, self.effect.indptr),
-            shape=self.effect.shape,
-        )
-        table = self.nodes.filter(pa.array(kept.nodes))
-        for name, size in (("left_out", False), ("left_out_absolute", True)):
-            lost = row_sums(dropped, size)[kept.nodes]
-            null = table[name].is_null().to_numpy() & (lost == 0)
-            column = pa.array(number(table, name) + lost, mask=null)
-            table = table.set_column(table.column_names.index(name), name, column)
-        return replace(self, nodes=table, effect=effect)
+        metadata = plain_metadata(self.metadata | {"pruned": counts})
+        return self._of(nodes=table, effect=effect, metadata=metadata)
 
     def relabel(self, labels: Mapping[str, str]) -> AttributionGraph:
         """The same graph with the labels of some nodes changed.
@@ -199,9 +191,8 @@ class AttributionGraph:
         old = self.nodes["label"].to_pylist()
         column = [labels.get(name, label) for name, label in zip(ids, old, strict=True)]
         place = self.nodes.column_names.index("label")
-        return replace(
-            self, nodes=self.nodes.set_column(place, "label", pa.array(column, pa.string()))
-        )
+        table = self.nodes.set_column(place, "label", pa.array(column, pa.string()))
+        return self._of(**vars(self) | {"nodes": table})
 
     def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
@@ -345,6 +336,23 @@ class AttributionGraph:
         """What shares divide by: the absolute input of each node as traced."""
         return number(self.nodes, "input_absolute")
 
+    @cached_property
+    def _left(self) -> Float[np.ndarray, " nodes"]:
+        """What is left of it in `effect`, after an edge floor or pruning."""
+        return input_absolute(self.effect)
+
+    @cached_property
+    def _reached(self) -> Float[np.ndarray, " nodes"]:
+        """Influence b with shares of the input as traced: what scores read."""
+        return influence(shares(self.effect, self._total), self._weight)
+
+    @cached_property
+    def _reached_among_nodes(self) -> Float[np.ndarray, " nodes"]:
+        """The same with shares of what is left, as pruning ranks nodes."""
+        if np.array_equal(self._left, self._total):
+            return self._reached
+        return influence(shares(self.effect, self._left), self._weight)
+
     @property
     def _content(self) -> Content:
         """What pictures are made of."""
@@ -365,5 +373,7 @@ class AttributionGraph:
     def _is(self, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
         return is_kind(self.nodes, *kinds)
 
-    def _id(self, row: int) -> str:
-        return str(self.nodes["id"][row])
+
+def _freeze(effect: sparse.csr_array) -> None:
+    for array in (effect.data, effect.indices, effect.indptr):
+        array.flags.writeable = False

@@ -249,6 +249,26 @@ def check_effect(effect: sparse.csr_array, nodes: pa.Table) -> None:
                              f"(weight {effect.data[edge]}) {rule}")  # fmt: skip
 
 
+def check_inputs(left: Float[np.ndarray, " nodes"], nodes: pa.Table) -> None:
+    """Refuse rows that hold more than they were traced with.
+
+    Args:
+        left: (nodes,) sum of |effect| over each row.
+        nodes: the node table.
+
+    Raises:
+        GraphError: a row's sum is above its `input_absolute`.
+    """
+    total = number(nodes, "input_absolute")
+    excess = left > total * (1 + 1e-9)
+    if excess.any():
+        row = int(excess.argmax())
+        raise GraphError(
+            f"{_where(nodes, row)} has inputs of {left[row]:g}, more than its input_absolute "
+            f"{total[row]:g}: nodes and edges are of two graphs"
+        )
+
+
 def _in_order(effect: sparse.csr_array, root: np.ndarray, logit: np.ndarray) -> bool:
     """Whether nothing is wrong, where logits come last: without a table of all edges."""
     row = np.flatnonzero(np.diff(effect.indptr))
