@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy import sparse
 
 from graphs import words
@@ -74,10 +74,10 @@ class AttributionGraph:
 
     @classmethod
     def _of(cls, **known: Any) -> AttributionGraph:
-        """A graph that keeps the invariants by construction, with what is known of it already.
+        """A graph whose invariants were checked, or hold since it is made of one that was.
 
         Args:
-            known: the fields, and any of the cached properties: those that have not changed.
+            known: the fields, and of the cached properties those whose values are known already.
         """
         graph = object.__new__(cls)
         vars(graph).update(known)
@@ -102,8 +102,31 @@ class AttributionGraph:
             lost: absolute inputs of each node that `effect` no longer holds (below an edge floor);
                 they count as error.
 
+        Returns:
+            The graph with the columns `influence` (in units of the targets' weights),
+            `cumulative_influence` (a share) and `input_absolute` (in units of the effects).
+
         Raises:
             GraphError: an invariant does not hold; the message names the node or edge.
+
+        Dallas makes the answer likelier, also through Texas, which makes it less likely:
+
+        >>> nodes = dict.fromkeys(GIVEN, [None] * 3) | {
+        ...     "id": ["dallas", "texas", "austin"], "kind": ["embedding", "feature", "logit"],
+        ...     "layer": [-1, 0, 1], "position": [0, 0, 0], "text": [" Dallas", None, " Austin"],
+        ...     "label": [None, "Texas", None], "feature": [None, 7, None], "token": [5, None, 9],
+        ...     "probability": [None, None, 0.8],
+        ... }
+        >>> effect = sparse.csr_array([[0.0, 0, 0], [2, 0, 0], [1, -3, 0]])
+        >>> graph = AttributionGraph.build(nodes, effect, {"tokens": [" Dallas"]})
+        >>> graph.nodes["influence"].to_pylist()
+        [0.8, 0.6000000000000001, 0.0]
+        >>> graph.edges.select(["source", "target", "share"]).to_pylist()[-1]
+        {'source': 1, 'target': 2, 'share': -0.75}
+        >>> for path in graph.paths():
+        ...     print(graph.describe(path))
+        “Dallas” → Texas (L0, at “Dallas”) ⊣ “Austin” 80%   75%
+        “Dallas” → “Austin” 80%   25%
         """
         given = node_table({name: nodes[name] for name in nodes if name not in DERIVED}, GIVEN)
         effect = sparse.csr_array(effect, copy=True)
@@ -123,16 +146,24 @@ class AttributionGraph:
 
     @cached_property
     def edges(self) -> pa.Table:
-        """source, target (row numbers of `nodes`), weight, influence, share.
+        """The effects as a table, ordered by target, then source.
 
-        Influence and share are those of the graph as traced; see `graphs.edges.edge_table`.
+        Returns:
+            One row an edge: source, target (row numbers of `nodes`), weight (the effect),
+            influence (in units of the targets' weights) and share (signed, of the target's input).
+            Influence and share are those of the graph as traced.
         """
         return edge_table(self.effect, self._total, number(self.nodes, "influence") + self._weight)
 
     @cached_property
     def scores(self) -> Scores:
-        """Replacement and completeness; what pruning or an edge floor lost counts as error."""
-        roots = (self._is(NodeKind.EMBEDDING), self._is(NodeKind.ERROR))
+        """How much of the output the graph explains.
+
+        Returns:
+            Replacement, completeness and leak, shares from 0 to 1; what pruning or an edge floor
+            lost counts as error. NaN where the targets weigh nothing.
+        """
+        roots = (self._ends.token, self._ends.error)
         lossy = "pruned" in self.metadata or "floored_share" in self.metadata
         return scores(self.effect, self._total, self._reached, self._weight, roots, lossy)
 
@@ -149,6 +180,10 @@ class AttributionGraph:
             nodes: share of node influence, in (0, 1].
             edges: share of edge influence, in (0, 1].
 
+        Returns:
+            The part, with the shares and the counts of nodes and edges in `metadata["pruned"]`;
+            this graph itself where nothing is dropped.
+
         Raises:
             GraphError: a share outside (0, 1].
         """
@@ -158,12 +193,8 @@ class AttributionGraph:
         before = self.metadata.get("pruned", {"nodes": 1, "edges": 1})
         if nodes >= before["nodes"] and edges >= before["edges"]:
             return self
-        ends = Ends(
-            token=self._is(NodeKind.EMBEDDING),
-            error=self._is(NodeKind.ERROR),
-            logit=self._is(NodeKind.LOGIT),
-        )
-        kept = prune(self.effect, self._weight, self._reached_among_nodes, ends, (nodes, edges))
+        among = self._reached_among_nodes
+        kept = prune(self.effect, self._weight, among, self._ends, (nodes, edges))
         table, effect = cut(self.nodes, self.effect, kept)
         counts = {
             "nodes": nodes,
@@ -181,6 +212,9 @@ class AttributionGraph:
 
         Args:
             labels: node id -> label.
+
+        Returns:
+            A graph that shares everything else with this one.
 
         Raises:
             GraphError: no node has one of the ids.
@@ -200,12 +234,16 @@ class AttributionGraph:
         Strength is the product of the shares of the input as traced along the path, times the
         weight of its logit. `describe` puts a path into words.
 
+        Returns:
+            At most `count` paths as row numbers of `nodes`, with their strength in units of the
+            targets' weights.
+
         Raises:
             GraphError: `count` is below 1.
         """
         if count < 1:
             raise GraphError(f"count is {count}, expected at least 1 path")
-        root = self._is(NodeKind.EMBEDDING, NodeKind.ERROR)
+        root = self._ends.token | self._ends.error
         return strongest(shares(self.effect, self._total), self._weight, root, count)
 
     def describe(self, path: NodePath) -> str:
@@ -214,14 +252,17 @@ class AttributionGraph:
         As in: `“Dallas” → Texas, TX (L0, at “Dallas”) → “Austin” 92%   12.3%`; `⊣` inhibits.
         """
         rows = self.nodes.take(list(path.nodes)).to_pylist()
-        parts = [words.node(rows[0], self._tokens)]
-        for row, (source, target) in zip(rows[1:], pairwise(path.nodes), strict=True):
-            sign = "→" if self.effect[target, source] > 0 else "⊣"
-            parts.append(f"{sign} {words.node(row, self._tokens)}")
-        return f"{' '.join(parts)}   {words.percent(path.strength / float(self._weight.sum()))}"
+        effects = [self.effect[target, source] for source, target in pairwise(path.nodes)]
+        share = words.percent(path.strength / float(self._weight.sum()))
+        return f"{words.route(rows, effects, list(self.metadata.get('tokens', [])))}   {share}"
 
     def to_networkx(self) -> nx.DiGraph[str]:
-        """The same graph for networkx, cause to effect, with the same attributes."""
+        """The same graph for networkx.
+
+        Returns:
+            A directed graph from cause to effect, nodes named by their id, with the columns of
+            `nodes` and `edges` as attributes and the metadata as those of the graph.
+        """
         return networks.to_networkx(self.nodes, self.edges, self.metadata)
 
     @classmethod
@@ -229,6 +270,9 @@ class AttributionGraph:
         """A graph from a networkx one with the attributes that `to_networkx` gives.
 
         Where no node has the derived columns, they are computed as in `build`.
+
+        Returns:
+            The graph, its nodes in their order, or sorted where an edge runs backward in it.
 
         Raises:
             GraphError: a cycle, an attribute that is missing or of the wrong type, or an
@@ -252,6 +296,9 @@ class AttributionGraph:
     @classmethod
     def load(cls, path: str | pathlib.Path) -> AttributionGraph:
         """Read what `save` wrote.
+
+        Returns:
+            The graph that was saved, equal in every table; its scores are worked out anew.
 
         Raises:
             GraphError: nothing there, no graph, a torn or foreign file, another format version,
@@ -281,6 +328,9 @@ class AttributionGraph:
             labels: so many features as boxes with their label, besides those on the strongest
                 path; the others as circles.
             curved: curves, or straight lines.
+
+        Returns:
+            The text; lengths in it are points, y upward.
         """
         return picture.dot_source(self._content, Style(edges, labels, curved))
 
@@ -327,6 +377,12 @@ class AttributionGraph:
         )
 
     @cached_property
+    def _ends(self) -> Ends:
+        """Where paths begin and end."""
+        kinds = (NodeKind.EMBEDDING, NodeKind.ERROR, NodeKind.LOGIT)
+        return Ends(*(is_kind(self.nodes, kind) for kind in kinds))
+
+    @cached_property
     def _weight(self) -> Float[np.ndarray, " nodes"]:
         """w: the weight of each target."""
         return number(self.nodes, "probability")
@@ -343,7 +399,11 @@ class AttributionGraph:
 
     @cached_property
     def _reached(self) -> Float[np.ndarray, " nodes"]:
-        """Influence b with shares of the input as traced: what scores read."""
+        """Influence b with shares of the input as traced: what scores read.
+
+        Of these nodes, whatever was taken from the graph: the column `influence` is the traced
+        graph's, and a file or a networkx graph may hold fewer nodes or other weights.
+        """
         return influence(shares(self.effect, self._total), self._weight)
 
     @cached_property
@@ -365,13 +425,6 @@ class AttributionGraph:
             name: None if isnan(value) else value for name, value in asdict(self.scores).items()
         }
         return self.metadata | {"scores": values}
-
-    @property
-    def _tokens(self) -> list[str]:
-        return list(self.metadata.get("tokens", []))
-
-    def _is(self, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
-        return is_kind(self.nodes, *kinds)
 
 
 def _freeze(effect: sparse.csr_array) -> None:

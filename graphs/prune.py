@@ -51,6 +51,9 @@ def prune(
         ends: which nodes are tokens, errors and logits.
         quantiles: (nodes, edges), each in (0, 1]; 1 drops nothing.
 
+    Returns:
+        Masks over the nodes and over the entries of `effect`.
+
     Source: Ameisen et al. 2025, "Circuit Tracing", appendix on graph pruning.
     """
     target = np.repeat(np.arange(len(weight)), np.diff(effect.indptr))
@@ -95,7 +98,14 @@ def cut(nodes: pa.Table, effect: sparse.csr_array, kept: Kept) -> tuple[pa.Table
 
 
 def threshold(value: Float[np.ndarray, " values"], quantile: float) -> float:
-    """The value at which the cumulative share, from the largest down, first reaches `quantile`."""
+    """The value at which the cumulative share, from the largest down, first reaches `quantile`.
+
+    Returns:
+        In the units of `value`; -inf where all are to be kept, inf where none holds anything.
+
+    >>> threshold(np.array([1.0, 6.0, 3.0]), 0.8)
+    3.0
+    """
     if quantile >= 1:
         return -np.inf
     falling = np.sort(value)[::-1]

@@ -43,6 +43,9 @@ def scores(
         roots: which nodes are tokens, and which are errors.
         pruned: whether rows have lost inputs; then replacement divides by all of w.
 
+    Returns:
+        Shares from 0 to 1, without units.
+
     Source: Ameisen et al. 2025, "Circuit Tracing", section on evaluating graphs.
     """
     token, error = roots
