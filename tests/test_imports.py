@@ -1,4 +1,7 @@
-"""Imports point one way, cli -> tracer -> {replacement_models, graphs}; no file runs code."""
+"""Imports point one way; no file runs code.
+
+cli -> tracer.commands -> the rest of tracer -> {replacement_models, graphs}.
+"""
 
 import ast
 import subprocess
@@ -26,12 +29,17 @@ def sources() -> list[Path]:
 
 def imports(file: Path) -> Iterator[str]:
     """Top-level package of every import in `file`, those inside functions too."""
+    yield from (name.partition(".")[0] for name in imported(file))
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Every module or name that `file` imports, those inside functions too."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: import absolutely"
-            yield (node.module or "").partition(".")[0]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
@@ -48,7 +56,26 @@ def test_graphs_names_no_torch():
         assert not {*imports(file)} & {"torch", "transformers", "safetensors"}, file
 
 
-@pytest.mark.parametrize("module", ["graphs", "cli"])
+def test_only_the_doors_import_the_commands():
+    found = {
+        str(file.relative_to(ROOT))
+        for file in sources()
+        if any(f"{name}.".startswith("tracer.commands.") for name in imported(file))
+    }
+    inside = {str(file.relative_to(ROOT)) for file in (ROOT / "tracer/commands").glob("*.py")}
+    assert found - inside == {"cli.py", "tracer/__main__.py"}
+
+
+COMMANDS = sorted(
+    f"tracer.commands.{file.stem}"
+    for file in (ROOT / "tracer" / "commands").glob("*.py")
+    if file.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize(
+    "module", ["graphs", "replacement_models", "cli", "tracer", "tracer.commands", *COMMANDS]
+)
 def test_a_module_that_needs_no_torch_does_not_load_it(module: str):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

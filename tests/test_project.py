@@ -56,7 +56,7 @@ def test_torch_is_pinned_exactly():
 def test_help_answers_at_once(arguments: list[str]):
     begin = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "cli", *arguments], cwd=ROOT, check=True, capture_output=True
+        [sys.executable, "-m", "tracer", *arguments], cwd=ROOT, check=True, capture_output=True
     )
     assert time.perf_counter() - begin < 3  # it takes 0.1 s; loading torch takes 3 s and more
 
