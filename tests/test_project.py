@@ -16,10 +16,11 @@ SHIPPED = ("graphs", "replacement_models", "tracer")
 
 
 def required() -> list[Requirement]:
-    """What an installation with every extra asks for."""
+    """What an installation with every extra asks for, less extras that name other extras."""
     project = PROJECT["project"]
     extras = project["optional-dependencies"].values()
-    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
+    found = [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
+    return [requirement for requirement in found if requirement.name != project["name"]]
 
 
 def constraints() -> dict[str, Requirement]:
