@@ -81,6 +81,16 @@ def test_a_module_that_needs_no_torch_does_not_load_it(module: str):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_no_help_waits_for_a_large_package():
+    code = (
+        "import sys; from tracer.commands import COMMANDS, main\n"
+        "for words in ([], *([name] for name in COMMANDS)):\n"
+        "    main([*words, '--help'], standalone_mode=False)\n"
+        "sys.exit(bool({'torch', 'transformers', 'numpy', 'pyarrow', 'rich'} & {*sys.modules}))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_file_is_read_or_written_in_a_format_that_runs_code(file: Path):
     assert not {*imports(file)} & CODE_FORMATS

@@ -15,9 +15,10 @@ DOOR = ("tracer.__main__", "tracer.commands")
 
 def namesake() -> str | None:
     """What is wrong, in one line, where another module stands in for one of ours."""
+    root = Path(__file__).parents[1]
     for name in BESIDE:
         place = _place(name)
-        if place is not None and place.parent != Path(__file__).parents[1] / name:
+        if place is not None and place.parent.resolve() != (root / name).resolve():
             return (
                 f"{place} hides tracer's own package {name!r}: rename it, or run where it is not "
                 "on the module search path"
