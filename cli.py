@@ -61,8 +61,10 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
-    ours = type(error).__module__.partition(".")[0] in OURS
-    return str(error) if ours else None
+    if type(error).__module__.partition(".")[0] not in OURS:
+        return None
+    said = getattr(error, "for_command_line", None)  # options where Python has parameters
+    return str(said() if said else error)
 
 
 @contextmanager
@@ -616,12 +618,11 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
     """Take the options of `model_options` out of `options` and load what they name."""
     names = ("name", "transcoders", "device", "dtype", "lazy")
     with progress("Loading the model"):
-        from transformers.utils import logging
-
         from replacement_models import ReplacementModel
+        from replacement_models.process import quiet_transformers
 
-        logging.set_verbosity_error()  # what is wrong, our own errors say in one line
-        logging.disable_progress_bar()
+        # What is wrong, our own errors say in one line.
+        click.get_current_context().with_resource(quiet_transformers())
         return ReplacementModel.load(**{name: options.pop(name, None) for name in names})
 
 

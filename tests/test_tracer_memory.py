@@ -14,12 +14,13 @@ import tracer
 from replacement_models import ReplacementModel, Transcoder, TranscoderLayer
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
 from tracer import TraceError
-from tracer.attribution import memory
+from tracer.attribution import blocks, memory
 from tracer.attribution import trace as attribute
 from tracer.attribution.available import free_in_memory, free_on
 from tracer.attribution.frontier import Frontier
-from tracer.attribution.local_model import linearise
-from tracer.attribution.memory import Estimate, Sizes, estimate
+from tracer.attribution.local_model import linearise, pattern_bytes
+from tracer.attribution.memory import Estimate, estimate
+from tracer.attribution.sizes import Sizes
 
 
 def sizes(**changes: Any) -> Sizes:
@@ -100,7 +101,7 @@ def test_without_a_cap_the_entries_are_counted_exactly(kind: str):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attribute, "check", watched)
         graph = tracer.trace(model, PROMPT)
-    rows, edges = memory._entries(seen[0])
+    rows, edges = blocks.entries(seen[0])
     assert rows == edges == graph.effect.nnz
     assert seen[0].active == graph.metadata["active_features"]
 
@@ -116,7 +117,7 @@ def test_a_trace_that_does_not_fit_is_refused_before_it_starts(monkeypatch: pyte
     message = str(refusal.value)
     assert "\n" not in message
     assert message.startswith("memory: the trace needs about ")
-    assert "1e-05 GB are allowed (--memory-limit)" in message
+    assert "1e-05 GB are allowed (memory_limit)" in message
 
 
 def test_without_a_limit_what_is_free_counts(monkeypatch: pytest.MonkeyPatch):
@@ -140,9 +141,9 @@ def test_a_refusal_names_options_that_fit():
     given = sizes(explained=20_000)
     need = estimate(given).device / 1e9
     message = refused(model, given, need - 1)
-    for option in ("--max-features", "--edge-floor", "--dtype bfloat16"):
-        assert option in message
-    most = int(message.split("--max-features ")[1].split()[0])
+    for setting in ("max_features=", "edge_floor=", "dtype='bfloat16' when loading"):
+        assert setting in message
+    most = int(message.split("max_features=")[1].split()[0])
     assert estimate(replace(given, explained=most)).device <= (need - 1) * 1e9
     assert estimate(replace(given, explained=int(most * 1.2))).device > (need - 1) * 1e9
     memory.check(model, replace(given, explained=most), need - 1)
@@ -153,16 +154,17 @@ def test_patterns_and_decoders_are_named_where_dropping_them_is_enough():
     decoders = 4 * sum(math.prod(layer.decoder.shape) for layer in model.transcoder.layers)
     given = sizes(threads=1)
     message = refused(model, given, estimate(given).device / 1e9 - decoders / 1e9)
-    assert "--recompute-patterns (" in message
-    assert "--lazy (" in message
+    assert "recompute_patterns=True (" in message
+    assert "lazy=True when loading (" in message
 
 
 def test_options_that_fit_only_together_are_named_together():
     given = sizes(explained=200_000)
     least = replace(given, edge_floor=1e-3, patterns_kept=False, explained=2000)
-    limit = (estimate(least).device - memory._patterns(given).sum()) / 1e9
+    limit = (estimate(least).device - pattern_bytes(given).sum()) / 1e9
     message = refused(replacement_model("llama"), given, limit)
-    assert "; --edge-floor 0.001 --recompute-patterns --lazy --max-features " in message
+    together = "edge_floor=0.001, recompute_patterns=True, lazy=True when loading, max_features="
+    assert f"; {together}" in message
     assert message.endswith("GB) would fit")
     assert "shorten the prompt" in refused(replacement_model("llama"), sizes(), 0.01)
 
@@ -174,10 +176,10 @@ def test_a_limit_that_is_no_amount_is_refused(limit: float):
 
 
 def test_rows_are_dense_in_smaller_blocks_where_sources_are_many():
-    assert memory.block_rows(10_000, 4) == 512
-    assert memory.block_rows(160_000, 4) == 192
-    assert memory.block_rows(160_000, 8) == 64
-    assert memory.block_rows(10**7, 4) == 64
+    assert blocks.block_rows(10_000, 4) == 512
+    assert blocks.block_rows(160_000, 4) == 192
+    assert blocks.block_rows(160_000, 8) == 64
+    assert blocks.block_rows(10**7, 4) == 64
 
 
 @pytest.mark.parametrize("floor", [0.01, 0.1])
@@ -185,14 +187,14 @@ def test_no_row_keeps_more_entries_than_one_over_the_floor(
     monkeypatch: pytest.MonkeyPatch, floor: float
 ):
     kept: list[int] = []
-    make_sparse = attribute._finished
+    make_sparse = blocks._finished
 
     def watched(*given: Any) -> Any:
         found = make_sparse(*given)
         kept.extend(found[2].tolist())
         return found
 
-    monkeypatch.setattr(attribute, "_finished", watched)
+    monkeypatch.setattr(blocks, "_finished", watched)
     tracer.trace(replacement_model("llama", kind="cross_layer"), PROMPT, edge_floor=floor)
     assert 1 < max(kept) <= 1 / floor
 
