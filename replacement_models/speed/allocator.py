@@ -1,9 +1,11 @@
 """What becomes of freed memory: kept for the next tensor, or handed back to the system.
 
-GNU's C library takes options that it cannot be asked for, so what was set last is remembered here.
-It starts with DEFAULTS and raises the first two by itself, as large blocks are freed, up to 64 and
-32 MB; the first option that anyone sets ends that for good. DEFAULTS is therefore as near as a
-process can be brought to what it was before.
+GNU's C library takes options that it cannot be asked for, so what was set last is remembered here,
+and what it would have come to when left alone is put back. It starts with 128 KiB for the first two
+of them and raises both by itself as larger blocks are freed, up to RAISED: a process that has
+loaded a model is there, or near. The first option that anyone sets ends that for good, so they stay
+at RAISED then. Back at 128 KiB they would stay as well, and every larger array of the user's own
+would be fresh memory from then on (tests/test_tracer_process.py counts it).
 """
 
 import ctypes
@@ -13,13 +15,13 @@ from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters' numbers in malloc.h."""
-DEFAULTS = {M_TRIM_THRESHOLD: 128 << 10, M_MMAP_THRESHOLD: 128 << 10, M_MMAP_MAX: 1 << 16}
+RAISED = {M_TRIM_THRESHOLD: 64 << 20, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 1 << 16}
 """Bytes free at the end of the heap, and bytes of one block, from which on the C library hands back
 what is freed; and how many blocks may be such. mallopt(3)."""
 KEPT = {M_TRIM_THRESHOLD: 1 << 30, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 0}
 HANDED_BACK = {M_TRIM_THRESHOLD: 32 << 20, M_MMAP_THRESHOLD: 8 << 20, M_MMAP_MAX: 1 << 16}
-_given: Mapping[int, int] = DEFAULTS
-"""What was set last."""
+_given: Mapping[int, int] = RAISED
+"""What was set last; at first, what the C library comes to by itself."""
 
 
 def keep_freed(keep: bool) -> None:
