@@ -1,6 +1,7 @@
 """The estimate before the sweep, what is refused for lack of memory, and what rows are held."""
 
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tracer.attribution.frontier import Frontier
 from tracer.attribution.local_model import linearise, pattern_bytes
 from tracer.attribution.memory import Estimate, estimate
 from tracer.attribution.sizes import Sizes
+from tracer.errors import Setting
 
 
 def sizes(**changes: Any) -> Sizes:
@@ -50,6 +52,44 @@ def sizes(**changes: Any) -> Sizes:
         edge_floor=0.0,
     )
     return replace(usual, **changes)
+
+
+CROSS = tuple(range(layer, 16) for layer in range(16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "host", "stage"),
+    [
+        ({}, 5506791847, 0, "sweep"),
+        ({"explained": 1}, 3882084686, 0, "assemble"),
+        ({"explained": 327_040}, 960146580028, 0, "assemble"),
+        ({"explained": 20_000}, 29469512391, 0, "sweep"),
+        ({"explained": 20_000, "edge_floor": 1e-3}, 4349831552, 0, "sweep"),
+        ({"itemsize": 2}, 3637331544, 0, "sweep"),
+        ({"itemsize": 8, "explained": 4000}, 15939182867, 0, "sweep"),
+        ({"patterns_kept": False}, 5415549351, 0, "sweep"),
+        ({"lazy": True, "targets": CROSS}, 25600129447, 0, "sweep"),
+        ({"skips": True, "targets": CROSS}, 25734347175, 0, "sweep"),
+        ({"on_cpu": False, "explained": 20_000}, 4814698432, 25577511540, "sweep"),
+        (
+            {"on_cpu": False, "patterns_kept": False, "explained": 5000},
+            *(4177164224, 6649282765, "sweep"),
+        ),
+        (
+            {"features": np.full((16, 8), 40), "lifted": True, "explained": 5120, "folded": 5e7},
+            *(540646092, 0, "assemble"),
+        ),
+        (
+            {"features": np.full((16, 100), 40), "threads": 8, "skip_positions": 4}
+            | {"explained": 64_000},
+            *(37829475346, 0, "assemble"),
+        ),
+    ],
+)
+def test_the_estimate_is_what_it_was_when_it_was_measured(
+    changes: dict[str, Any], device: int, host: int, stage: str
+):
+    assert estimate(sizes(**changes)) == Estimate(device, host, stage)
 
 
 def test_the_estimate_counts_what_must_be_held():
@@ -130,10 +170,14 @@ def test_without_a_limit_what_is_free_counts(monkeypatch: pytest.MonkeyPatch):
     assert tracer.trace(replacement_model("llama"), PROMPT).effect.nnz
 
 
-def refused(model: ReplacementModel, given: Sizes, limit: float) -> str:
+def refusal_of(model: ReplacementModel, given: Sizes, limit: float) -> TraceError:
     with pytest.raises(TraceError) as refusal:
         memory.check(model, given, limit)
-    return str(refusal.value)
+    return refusal.value
+
+
+def refused(model: ReplacementModel, given: Sizes, limit: float) -> str:
+    return str(refusal_of(model, given, limit))
 
 
 def test_a_refusal_names_options_that_fit():
@@ -167,6 +211,34 @@ def test_options_that_fit_only_together_are_named_together():
     assert f"; {together}" in message
     assert message.endswith("GB) would fit")
     assert "shorten the prompt" in refused(replacement_model("llama"), sizes(), 0.01)
+
+
+def test_python_is_told_parameters_and_the_command_line_options():
+    given = sizes(explained=200_000)
+    least = replace(given, edge_floor=1e-3, patterns_kept=False, explained=2000)
+    limit = (estimate(least).device - pattern_bytes(given).sum()) / 1e9
+    error = refusal_of(replacement_model("llama"), given, limit)
+    (proposal,) = error.proposals
+    most = proposal.settings[-1].value
+    assert proposal.settings == (
+        Setting("edge_floor", 1e-3),
+        Setting("recompute_patterns", True),
+        Setting("lazy", True),
+        Setting("max_features", most),
+    )
+    assert proposal.bytes <= limit * 1e9 + pattern_bytes(given).sum()
+    assert "--" not in str(error)
+    assert str(error).endswith(f"max_features={most} ({proposal.estimate}) would fit")
+    line = error.for_command_line()
+    assert f"{limit:.2g} GB are allowed (--memory-limit); " in line
+    options = f"--edge-floor 0.001 --recompute-patterns --lazy --max-features {most}"
+    assert line.endswith(f"; {options} ({proposal.estimate}) would fit")
+
+
+def test_an_error_without_parameters_says_the_same_to_all():
+    error = pickle.loads(pickle.dumps(TraceError("mode is 'x', expected direct")))
+    assert str(error) == error.for_command_line() == "mode is 'x', expected direct"
+    assert error.proposals == ()
 
 
 @pytest.mark.parametrize("limit", [0, -1, math.nan])
