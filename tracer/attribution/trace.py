@@ -59,6 +59,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
 ) -> AttributionGraph:
     """Attribution graph of one prompt: every direct effect between its active features.
 
+    Calls in several threads wait for each other; a call leaves the process as it found it.
+
     Args:
         model: what to trace.
         prompt: text, or token ids taken as they stand.
