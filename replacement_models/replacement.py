@@ -14,7 +14,7 @@ from replacement_models.dictionaries.neurons import NEURONS, neurons
 from replacement_models.dictionaries.sae import SparseAutoencoder
 from replacement_models.errors import ModelError
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
-from replacement_models.formats import content_hash, load_transcoder, transcoder_folder
+from replacement_models.formats.files import content_hash, load_transcoder, transcoder_folder
 from replacement_models.formats.labels import read_labels
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of

@@ -4,9 +4,14 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import replacement_models
+from replacement_models import formats
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
@@ -48,10 +53,30 @@ def test_graphs_names_no_torch():
         assert not {*imports(file)} & {"torch", "transformers", "safetensors"}, file
 
 
-@pytest.mark.parametrize("module", ["graphs", "cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["graphs", "cli", "replacement_models.errors", "replacement_models.formats.names"],
+)
 def test_a_module_that_needs_no_torch_does_not_load_it(module: str):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("package", [replacement_models, formats])
+def test_names_that_are_imported_at_first_use_are_those_a_type_checker_sees(package: ModuleType):
+    code = Path(package.__file__ or "").read_text(encoding="utf-8")
+    [seen] = [node for node in ast.parse(code).body if ast.unparse(node).startswith("if TYPE_")]
+    named = {
+        alias.name: node.module
+        for node in seen.body  # type: ignore[attr-defined]
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(named) == package.__all__
+    for name, module in named.items():
+        assert getattr(package, name) is getattr(import_module(module or ""), name)
+    with pytest.raises(AttributeError, match="has no attribute 'Transcode'"):
+        _ = package.Transcode
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT)))
