@@ -622,7 +622,10 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
 
         logging.set_verbosity_error()  # what is wrong, our own errors say in one line
         logging.disable_progress_bar()
-        return ReplacementModel.load(**{name: options.pop(name, None) for name in names})
+        model = ReplacementModel.load(**{name: options.pop(name, None) for name in names})
+    for note in model.notes:
+        click.echo(note, err=True)
+    return model
 
 
 def pruned(folder: Path, nodes: float, edges: float) -> tuple["AttributionGraph", str]:

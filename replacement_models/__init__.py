@@ -22,13 +22,8 @@ if TYPE_CHECKING:
     from replacement_models.host import Host
     from replacement_models.recording import ActiveFeatures, FrozenLayer, Recording
     from replacement_models.replacement import ReplacementModel
-    from replacement_models.transcoder import (
-        DenseDecoder,
-        ReadPoint,
-        Transcoder,
-        TranscoderLayer,
-        WritePoint,
-    )
+    from replacement_models.sites import ReadPoint, WritePoint
+    from replacement_models.transcoder import DenseDecoder, Transcoder, TranscoderLayer
 
 _MODULES = {
     "dictionaries.activation": ("BatchTopK", "JumpReLU", "ReLU", "ReLUTopK", "TopK"),
@@ -40,7 +35,8 @@ _MODULES = {
     "host": ("Host",),
     "recording": ("ActiveFeatures", "FrozenLayer", "Recording"),
     "replacement": ("ReplacementModel",),
-    "transcoder": ("DenseDecoder", "ReadPoint", "Transcoder", "TranscoderLayer", "WritePoint"),
+    "sites": ("ReadPoint", "WritePoint"),
+    "transcoder": ("DenseDecoder", "Transcoder", "TranscoderLayer"),
 }
 """Where each name stands; the imports above say the same to a type checker."""
 

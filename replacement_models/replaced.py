@@ -27,7 +27,8 @@ from replacement_models.hooks import (
 )
 from replacement_models.recording import read_input, write_module
 from replacement_models.replacement import ReplacementModel
-from replacement_models.transcoder import ReadPoint, Transcoder
+from replacement_models.sites import ReadPoint
+from replacement_models.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,9 @@ class Writes:
             inputs: what its dictionary read, for the linear skip.
 
         Returns:
-            (..., D): writes, bias and skip.
+            (..., D): writes, bias and skip; the bias alone (D) where nothing writes.
         """
-        total = self.pending[layer] + self.transcoder.layers[layer].b_dec
+        total = self.pending.get(layer, 0) + self.transcoder.layers[layer].b_dec
         skip = self.transcoder.skip(layer)
         return total if skip is None else total + inputs @ skip
 
@@ -301,21 +302,26 @@ class _Pass:
 
     def hooks(self, layer: int) -> list[tuple[nn.Module, Any]]:
         """Those of one layer: what its MLP reads, before and after the norm, and its output."""
-        block, write = self.model.host.blocks[layer], self.model.transcoder.write
+        block, transcoder = self.model.host.blocks[layer], self.model.transcoder
 
         def keep(into: dict[int, Tensor]) -> Callable[[Any, Any], None]:
             return lambda inputs, _: into.__setitem__(layer, first_tensor(inputs))
 
         hooks: list[tuple[nn.Module, Any]] = [(block.mlp, keep(self.read))]
-        if block.mlp_norm is not None and self.model.transcoder.read is not ReadPoint.NORMED:
+        if block.mlp_norm is not None and transcoder.read_at(layer) is not ReadPoint.NORMED:
             hooks.append((block.mlp_norm.module, keep(self.residual)))
-        hooks.append((write_module(block, write), lambda _, output: self._replace(layer, output)))
+        hooks.append(
+            (
+                write_module(block, transcoder.write_at(layer)),
+                lambda _, output: self._replace(layer, output),
+            )
+        )
         return hooks
 
     def _replace(self, layer: int, output: Any) -> Any:
         transcoder, block = self.model.transcoder, self.model.host.blocks[layer]
         read = self.read.pop(layer)
-        x = read_input(block, transcoder.read, self.residual.pop(layer, read), read)
+        x = read_input(block, transcoder.read_at(layer), self.residual.pop(layer, read), read)
         active = transcoder.encode(layer, x)[1]
         used = active.flatten(0, 1).any(0).nonzero()[:, 0]
         self.writes.add(layer, used, active[..., used])
@@ -426,7 +432,7 @@ def _logits(
 
 def _layers(model: ReplacementModel, where: Where) -> list[int]:
     """The layers to replace, in order."""
-    there = range(len(model.transcoder.layers))
+    there = model.transcoder.present
     wanted = there if where.layers is None else where.layers
     wrong = [layer for layer in wanted if layer not in there]
     if wrong:

@@ -1,9 +1,9 @@
 """The replacement model: a language model and the transcoders that stand in for its MLPs."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 
 from replacement_models.dictionaries.neurons import NEURONS, neurons
-from replacement_models.dictionaries.sae import SparseAutoencoder
+from replacement_models.dictionaries.partial import check_fit, cover
 from replacement_models.errors import ModelError
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats.files import content_hash, load_transcoder, transcoder_folder
 from replacement_models.formats.labels import read_labels
+from replacement_models.gguf_file import (
+    bar_hidden,
+    from_pretrained_options,
+    gguf_file,
+    note,
+    unpacked,
+)
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
 from replacement_models.hosts.as_described import check_layout
@@ -43,11 +50,18 @@ class ReplacementModel:
     revision: str = ""
     transcoder_name: str = ""
     transcoder_hash: str = ""
+    elsewhere: str = ""
+    """What stands at layers without a dictionary, "error" or "neurons"; "" where none lacks one."""
     labels: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """Names of features by (layer, feature), where the dictionary's folder has them."""
+    corpus: Callable[[], list[str]] | None = None
+    """Makes prompts like those the model was trained on, to take means over; None where no such
+    corpus is known."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was loaded, a line each."""
 
     def __post_init__(self) -> None:
-        _check_fit(self.host, self.transcoder)
+        check_fit(self.host, self.transcoder, whole=True)
 
     @classmethod
     def load(
@@ -57,17 +71,20 @@ class ReplacementModel:
         device: str = "cpu",
         dtype: str = "float32",
         lazy: bool | None = None,
+        elsewhere: str | None = None,
     ) -> "ReplacementModel":
         """Load a model and its transcoders.
 
         Args:
-            name: Hugging Face folder or hub id `owner/name[@revision]`; None is the model that
-                ships with the project.
+            name: Hugging Face folder, hub id `owner/name[@revision]` or GGUF file, whose weights
+                are dequantised (`notes` says so); None is the model that ships with the project.
             transcoders: folder or hub id, in a format `formats/` knows; "neurons" is the model's
                 own MLP neurons instead (neurons.py); None only with `name` None.
             device: a torch device.
             dtype: "float32", "float64" or "bfloat16".
             lazy: leave decoder rows on disk; None decides by size.
+            elsewhere: what stands at layers that have no dictionary: "error", the MLP's output is
+                no feature's, or "neurons", its own; None refuses such a set.
 
         Raises:
             ModelError: anything is missing, torn, unsupported, or does not fit the rest.
@@ -77,25 +94,36 @@ class ReplacementModel:
         elif transcoders is None:
             raise ModelError(f"{name}: transcoders is missing; name the folder or hub id of a set")
         where, kind = _device(device), _dtype(dtype)
-        folder, revision = folder_of(str(name), MODEL_FILES)
+        file = gguf_file(name)
+        folder, revision = (file, "") if file else folder_of(str(name), MODEL_FILES)
         bare = transcoders == NEURONS
         dictionary = None if bare else load_transcoder(transcoders, lazy)
         place = None if bare else transcoder_folder(transcoders)
-        host = host_of(_load_model(folder, kind, where))
+        host, tokenizer = host_of(_load_model(folder, kind, where)), _load_tokenizer(folder)
+        fitted = (dictionary or neurons(host)).to(where, kind)
+        covering = cover(host, fitted, elsewhere)
         return cls(
             host=host,
-            transcoder=(dictionary or neurons(host)).to(where, kind),
-            tokenizer=_load_tokenizer(folder),
+            transcoder=covering,
+            elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
+            tokenizer=tokenizer,
             name=_public_name(name),
             revision=revision,
             transcoder_name=_public_name(transcoders),
             transcoder_hash="" if place is None else content_hash(place),
             labels={} if place is None else read_labels(place),
+            corpus=_own_corpus(folder, tokenizer),
+            notes=_notes(file, dtype),
         )
 
     @classmethod
     def from_huggingface(
-        cls, model: Any, tokenizer: Any, transcoder: Transcoder, name: str = ""
+        cls,
+        model: Any,
+        tokenizer: Any,
+        transcoder: Transcoder,
+        name: str = "",
+        elsewhere: str | None = None,
     ) -> "ReplacementModel":
         """Wrap a Hugging Face model that is already in memory; it stays as it is.
 
@@ -104,6 +132,7 @@ class ReplacementModel:
             tokenizer: its tokenizer, or None.
             transcoder: moved to the model's device and dtype.
             name: what graphs call the model; its configuration's name if empty.
+            elsewhere: as for `load`.
 
         Raises:
             ModelError: the family is not supported, or the transcoder does not fit.
@@ -111,7 +140,14 @@ class ReplacementModel:
         host = host_of(model.eval())
         weight = host.unembedding
         fitted = transcoder.to(weight.device, weight.dtype)
-        return cls(host, fitted, tokenizer, name or str(model.config.name_or_path), "", "", "")
+        covering = cover(host, fitted, elsewhere)
+        return cls(
+            host,
+            covering,
+            tokenizer,
+            name or str(model.config.name_or_path),
+            elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,7 +224,7 @@ class ReplacementModel:
         tokens = self.tokenize(prompt)
         recording = record(self.host, self.transcoder, tokens, keep_patterns, last_logits)
         with one_thread():  # of one position: threads would wait for each other
-            check_layout(self.host, recording, self.transcoder.write)
+            check_layout(self.host, recording, self.transcoder)
         return recording
 
     def _ids_of_text(self, prompt: str) -> list[int]:
@@ -207,24 +243,6 @@ class ReplacementModel:
         return ids
 
 
-def _check_fit(host: Host, transcoder: Transcoder) -> None:
-    if isinstance(transcoder, SparseAutoencoder):
-        raise ModelError(
-            "transcoders: a sparse autoencoder reads the MLP's output and cannot stand in for the "
-            "MLP; give per-layer or cross-layer transcoders"
-        )
-    trained_on = f" (trained on {transcoder.model})" if transcoder.model else ""
-    for what, got, expected in (
-        ("layers", len(transcoder.layers), len(host.blocks)),
-        ("d_model", transcoder.d_model, host.d_model),
-    ):
-        if got != expected:
-            raise ModelError(
-                f"transcoders{trained_on} have {what} {got}, but the {host.family} model has "
-                f"{expected}; they belong to another model"
-            )
-
-
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
@@ -241,25 +259,42 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def _own_corpus(folder: Path, tokenizer: Any) -> Callable[[], list[str]] | None:
+    """Where the corpus of the model that ships with the project is; None for any other model."""
+    if folder.resolve() != (EMBEDDED / "model").resolve():
+        return None
+    from replacement_models.tiny.recipe.corpus import own_sentences
+
+    return partial(own_sentences, tokenizer)
+
+
+def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:
+    found = None if file is None else note(file, dtype)
+    return () if found is None else (found,)
+
+
+def _load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model of a Hugging Face folder or a GGUF file."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if not (folder / "config.json").is_file():
+    folder, options = from_pretrained_options(place)
+    if not options and not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json)")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
         check_family(config.model_type)
         # Some quantised models can be placed only as they are loaded.
         quantised = getattr(config, "quantization_config", None) is not None
-        with _no_progress_bar():
+        how = options | unpacked() if options else {"use_safetensors": True}
+        with _no_progress_bar(), bar_hidden() if options else nullcontext():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
                 attn_implementation="eager",
-                use_safetensors=True,
                 local_files_only=True,
                 device_map={"": device} if quantised else None,
+                **how,
             ).eval()
         if not quantised:
             model.to(device)
@@ -269,7 +304,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: the model cannot be loaded ({reason})") from error
+        raise ModelError(f"{place}: the model cannot be loaded ({reason})") from error
 
 
 @contextmanager
@@ -286,24 +321,25 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; None where it has none, so that token ids still work."""
+def _load_tokenizer(place: Path) -> Any:
+    """The model's tokenizer; None where it has none, so that token ids still work."""
+    folder, options = from_pretrained_options(place)
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if not any((folder / name).is_file() for name in names):
+    if not options and not any((folder / name).is_file() for name in names):
         return None
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+        raise ModelError(f"{place}: the tokenizer cannot be loaded ({reason})") from error
 
 
 def _public_name(name: str | Path) -> str:
-    """Hub ids as they are; of folders the last two parts, so that graphs hold no home folders."""
-    path = Path(name)
-    if not path.is_dir():
+    """Hub ids as they are; of paths the last two parts, so that graphs hold no home folders."""
+    path = Path(name).expanduser()
+    if not path.exists():
         return str(name)
     if path.resolve().is_relative_to(EMBEDDED.resolve()):
         return f"embedded/{path.name}"

@@ -111,6 +111,7 @@ def metadata(
         "model_revision": model.revision,
         "transcoders": model.transcoder_name,
         "transcoders_hash": model.transcoder_hash,
+        **({"elsewhere": model.elsewhere} if model.elsewhere else {}),
         "settings": settings,
         "versions": {
             "tracer": _version("tracer"),

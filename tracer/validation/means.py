@@ -67,4 +67,5 @@ def _written(model: ReplacementModel, means: Sequence[Tensor]) -> list[Tensor]:
     for layer, mean in enumerate(means):
         used = mean.nonzero()[:, 0]
         writes.add(layer, used, mean[used])
-    return [writes.pending[layer] for layer in range(len(means))]
+    nothing = torch.zeros_like(model.transcoder.layers[0].b_dec)
+    return [writes.pending.get(layer, nothing) for layer in range(len(means))]
