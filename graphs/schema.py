@@ -69,6 +69,9 @@ def node_table(columns: Mapping[str, Any], expected: Mapping[str, pa.DataType]) 
         columns: name -> sequence or array with one entry a node; None where there is no value.
         expected: names and types that must be there. Others keep the type they have.
 
+    Returns:
+        One row a node.
+
     Raises:
         GraphError: a column is missing, has another length, or does not fit its type.
     """
@@ -103,12 +106,24 @@ def _array(
 
 
 def number(nodes: pa.Table, name: str) -> Float[np.ndarray, " nodes"]:
-    """One numeric column with nulls as 0."""
+    """One numeric column.
+
+    Returns:
+        (nodes,) float64 in the column's units, 0 where it is null.
+    """
     return nodes[name].fill_null(0).to_numpy().astype(np.float64, copy=False)
 
 
 def is_kind(nodes: pa.Table, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
-    """Which nodes are of one of `kinds`."""
+    """Which nodes are of one of `kinds`.
+
+    Returns:
+        (nodes,) a mask over the rows.
+
+    >>> nodes = pa.table({"kind": ["embedding", "feature", "error", "logit"]})
+    >>> is_kind(nodes, NodeKind.EMBEDDING, NodeKind.ERROR).tolist()
+    [True, False, True, False]
+    """
     names = np.array(nodes["kind"].to_pylist(), dtype=object)
     return np.isin(names, [str(kind) for kind in kinds])
 
@@ -116,8 +131,14 @@ def is_kind(nodes: pa.Table, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
 def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `metadata` as JSON would give it back, with the format version.
 
+    Returns:
+        Dicts with text as keys, lists, text, numbers, booleans and None.
+
     Raises:
         GraphError: a value is not JSON (NaN included), or the version is another one.
+
+    >>> plain_metadata({"tokens": ("a", "b"), "layers": 4})["tokens"]
+    ['a', 'b']
     """
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
@@ -247,6 +268,26 @@ def check_effect(effect: sparse.csr_array, nodes: pa.Table) -> None:
             edge = int(wrong.argmax())
             raise GraphError(f"edge {source[edge]} -> {target[edge]} "
                              f"(weight {effect.data[edge]}) {rule}")  # fmt: skip
+
+
+def check_inputs(left: Float[np.ndarray, " nodes"], nodes: pa.Table) -> None:
+    """Refuse rows that hold more than they were traced with.
+
+    Args:
+        left: (nodes,) sum of |effect| over each row.
+        nodes: the node table.
+
+    Raises:
+        GraphError: a row's sum is above its `input_absolute`.
+    """
+    total = number(nodes, "input_absolute")
+    excess = left > total * (1 + 1e-9)
+    if excess.any():
+        row = int(excess.argmax())
+        raise GraphError(
+            f"{_where(nodes, row)} has inputs of {left[row]:g}, more than its input_absolute "
+            f"{total[row]:g}: nodes and edges are of two graphs"
+        )
 
 
 def _in_order(effect: sparse.csr_array, root: np.ndarray, logit: np.ndarray) -> bool:

@@ -13,8 +13,15 @@ from graphs.schema import COLUMNS, GraphError
 def to_networkx(nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]) -> "nx.DiGraph[str]":
     """A directed graph, cause to effect, with every column as an attribute.
 
-    Nodes are named by their id and stand in computation order; what is null is no attribute.
-    Edges carry weight, influence and share; the graph carries the metadata.
+    Returns:
+        Nodes named by their id, in computation order; what is null is no attribute. Edges carry
+        weight, influence and share; the graph carries the metadata.
+
+    >>> nodes = pa.table({"id": ["dallas", "texas"], "label": [None, "Texas"]})
+    >>> edges = pa.table({"source": [0], "target": [1], "weight": [2.5]})
+    >>> graph = to_networkx(nodes, edges, {})
+    >>> graph.nodes(data=True), graph.edges["dallas", "texas"]
+    (NodeDataView({'dallas': {}, 'texas': {'label': 'Texas'}}), {'weight': 2.5})
     """
     graph: nx.DiGraph[str] = nx.DiGraph(**copy.deepcopy(metadata))
     for row in nodes.to_pylist():
@@ -31,6 +38,10 @@ def from_networkx(graph: "nx.DiGraph[str]") -> tuple[dict[str, list[Any]], pa.Ta
 
     Nodes keep their order unless an edge runs backward in it, as it may after cutting out a
     subgraph; then they are sorted anew. Weights that float32 holds exactly become float32.
+
+    Returns:
+        name -> one entry a node, None where it has no such attribute; and the columns source,
+        target (places in that order) and weight, one row an edge.
 
     Raises:
         GraphError: an undirected graph or one with cycles, or an edge without a weight.

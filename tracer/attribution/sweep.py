@@ -79,23 +79,24 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Non
     """
     end = int(rows.position.max()) + 1
     sites = rows.site.tolist()
-    whole = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
-    joined, ready, mixed = 0, None, None
+    gradients = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
+    joined, projected, mixed = 0, None, None
     for layer in range(top_layer(max(sites)), -1, -1):
         above = _joining(rows, sites, joined, stream_number(layer + 1))
         between = _joining(rows, sites, joined + len(above), stream_number(layer, between=True))
-        score_writers(local, layer, whole[:joined], above, scores)
+        score_writers(local, layer, gradients[:joined], above, scores)
         score_mixed(local, mixed, scores)
         after = joined + len(above) + len(between)
         score_carried(local, layer, between, scores, after)
         if not (layer == 0 and local.lifted):
-            ready, mixed = _pass_layer(local, layer, (whole, joined), (above, between), ready)
+            fresh = above, between
+            projected, mixed = _pass_layer(local, layer, gradients, joined, fresh, projected)
         joined = after
     last = _joining(rows, sites, joined, stream_number(0))
-    whole[joined:] = 0
+    gradients[joined:] = 0
     for position, here in last.by_position():
-        whole[joined:][here, position - local.start] = last.vector[here]
-    score_tokens(local, whole, scores, joined if local.lifted else 0)
+        gradients[joined:][here, position - local.start] = last.vector[here]
+    score_tokens(local, gradients, scores, joined if local.lifted else 0)
 
 
 def _sweep_spread(local: LocalModel, rows: TargetRows, scores: EffectSums) -> None:
@@ -129,32 +130,34 @@ def _nobody(rows: TargetRows) -> JoiningRows:
 def _pass_layer(
     local: LocalModel,
     layer: int,
-    gradients: tuple[Tensor, int],
+    gradients: Tensor,
+    joined: int,
     joining: tuple[JoiningRows, JoiningRows],
-    ready: Tensor | None,
+    projected: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Pull gradients back through one layer's skip and attention, in place.
 
     Args:
         local: the local model.
         layer: its layer.
-        gradients: room for all rows, and how many have joined; those joining follow.
+        gradients: of all rows, (rows, positions, D), room for those that have not joined yet.
+        joined: how many have; those joining follow.
         joining: rows that read above the layer's MLP and between it and attention.
-        ready: what the layer's output map makes of the last rows that have joined, where known.
+        projected: what the layer's output map makes of the last rows that have joined, where known.
 
     Returns:
-        `ready` for the layer below, of the rows joining now, where that pays; and the gradient as
-        attention has mixed it, (rows, positions, values), where it is not pulled back any further.
+        `projected` for the layer below, of the rows joining now, where that pays; and the gradient
+        as attention has mixed it, (rows, positions, values), where it is pulled back no further.
     """
-    (whole, joined), (above, between) = gradients, joining
-    maps, gradient = local.layers[layer], whole[:joined]
-    pattern = maps.transposed_pattern(local.start, local.start + whole.shape[1])
+    above, between = joining
+    maps, gradient = local.layers[layer], gradients[:joined]
+    pattern = maps.transposed_pattern(local.start, local.start + gradients.shape[1])
     below, own = _skip(maps, gradient, above, local.start)
     own = _both(own, between)
     read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
     mixed = None
     if joined:
-        values = _attention(maps, pattern, read, ready)
+        values = _attention(maps, pattern, read, projected)
         if layer == 1 and local.mixed is not None:
             mixed = values.unflatten(0, (joined, -1))
         else:
@@ -163,8 +166,8 @@ def _pass_layer(
             gradient.copy_(below)
     if not len(own):
         return None, mixed
-    room = whole[joined : joined + len(own)]
-    return _join(local, layer, pattern, room, (reading, own)), mixed
+    room = gradients[joined : joined + len(own)]
+    return _first_attention(local, layer, pattern, room, (reading, own)), mixed
 
 
 def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> JoiningRows:
@@ -195,7 +198,7 @@ def _skip(
 
 
 def _attention(
-    maps: LinearLayer, pattern: Tensor, read: Tensor, ready: Tensor | None
+    maps: LinearLayer, pattern: Tensor, read: Tensor, projected: Tensor | None
 ) -> Float[Tensor, "rows_positions kv_heads_d_head"]:
     """What one attention layer pulls back of `read`, as far as its values.
 
@@ -203,12 +206,12 @@ def _attention(
         maps: the layer.
         pattern: its pattern.
         read: (rows, positions, D).
-        ready: of the last rows: what the output map makes of them.
+        projected: of the last rows: what the output map makes of them.
     """
     rows, positions, _ = read.shape
     kv_heads, _, group, _ = pattern.shape
-    early = rows - (0 if ready is None else len(ready))
-    found = [] if ready is None else [ready.flatten(0, 1)]
+    early = rows - (0 if projected is None else len(projected))
+    found = [] if projected is None else [projected.flatten(0, 1)]
     if early:
         found.insert(0, product(read[:early].flatten(0, 1), maps.output))
     by_head = [
@@ -220,14 +223,14 @@ def _attention(
     return mixed.permute(2, 1, 0, 3).reshape(rows * positions, -1)
 
 
-def _join(
+def _first_attention(
     local: LocalModel,
     layer: int,
     pattern: Tensor,
     out: Float[Tensor, "rows positions d_model"],
     joining: tuple[JoiningRows, JoiningRows],
 ) -> Float[Tensor, "rows positions heads_d_head"] | None:
-    """Write what a layer pulls back of rows that pass their first attention, and `_ready` of it.
+    """Write what a layer pulls back of rows that pass their first attention; give its `_projected`.
 
     Args:
         local: the local model.
@@ -237,15 +240,15 @@ def _join(
         joining: the rows as attention reads them, and as they stand below it.
     """
     (reading, own), maps = joining, local.layers[layer]
-    back = product(reading.vector, maps.output)
-    _spread(out, pattern, back, maps.value, own, local.start)
+    by_head = product(reading.vector, maps.output)
+    _spread_over_keys(out, pattern, by_head, maps.value, own, local.start)
     if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
         return None
-    return _ready(local.layers[layer - 1], pattern, back, own, local.start)
+    return _projected(local.layers[layer - 1], pattern, by_head, own, local.start)
 
 
-def _ready(
-    below: LinearLayer, pattern: Tensor, back: Tensor, own: JoiningRows, start: int
+def _projected(
+    below: LinearLayer, pattern: Tensor, by_head: Tensor, own: JoiningRows, start: int
 ) -> Float[Tensor, "rows positions heads_d_head"]:
     """What the output map of the layer below makes of rows that an attention layer just spread.
 
@@ -253,15 +256,15 @@ def _ready(
     """
     assert below.virtual is not None
     there = JoiningRows(product(own.vector, below.output), own.position)
-    ready = back.new_empty(len(own), pattern.shape[1], len(below.virtual))
-    _spread(ready, pattern, back, below.virtual, there, start)
-    return ready
+    projected = by_head.new_empty(len(own), pattern.shape[1], len(below.virtual))
+    _spread_over_keys(projected, pattern, by_head, below.virtual, there, start)
+    return projected
 
 
-def _spread(
+def _spread_over_keys(
     out: Float[Tensor, "rows positions width"],
     pattern: Tensor,
-    back: Float[Tensor, "rows heads_d_head"],
+    by_head: Float[Tensor, "rows heads_d_head"],
     value: Float[Tensor, "width kv_heads_d_head"],
     own: JoiningRows,
     start: int,
@@ -271,9 +274,9 @@ def _spread(
     They go through every head's maps at that position, the pattern comes last.
     """
     kv_heads, _, group, _ = pattern.shape
-    rows, width = len(back), len(value)
-    back = back.view(rows, kv_heads, group, -1).transpose(0, 1).flatten(1, 2)
-    heads = torch.bmm(back, value.view(width, kv_heads, -1).permute(1, 2, 0))
+    rows, width = len(by_head), len(value)
+    by_head = by_head.view(rows, kv_heads, group, -1).transpose(0, 1).flatten(1, 2)
+    heads = torch.bmm(by_head, value.view(width, kv_heads, -1).permute(1, 2, 0))
     heads = heads.view(kv_heads, rows, group, width).transpose(0, 1)
     heads = heads[:, :, 0] if group == 1 else heads.flatten(1, 2)  # the former copies nothing
     for position, here in own.by_position():
