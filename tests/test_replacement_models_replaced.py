@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from replacement_models import ModelError, ReadPoint, ReplacementModel, TopK, WritePoint
+from replacement_models import (
+    DenseDecoder,
+    ModelError,
+    ReadPoint,
+    ReplacementModel,
+    TopK,
+    TranscoderLayer,
+    WritePoint,
+)
 from replacement_models.dictionaries.neurons import neurons
 from replacement_models.hosts import host_of
 from replacement_models.replaced import (
@@ -370,3 +378,34 @@ def test_what_is_not_there_is_refused(where: Where, message: str):
         with pytest.raises(ModelError, match=message):
             attempt(model, TOKENS, where)
     assert hooks_on(model.host.model) == 0
+
+
+def with_a_gap(kind: str, elsewhere: str) -> tuple[ReplacementModel, ReplacementModel]:
+    """A model with a dictionary at every layer, and one whose middle layer has none."""
+    whole = replacement_model("gpt2", kind=kind, skip=True)
+    layers = list(whole.transcoder.layers)
+    layers[1] = TranscoderLayer.empty(layers[1].b_dec, 1)
+    if kind == "cross_layer":  # which writes to no layer without a dictionary
+        rows = layers[0].decoder.weight[:, [0, 2]]  # type: ignore[attr-defined]
+        layers[0] = replace(layers[0], decoder=DenseDecoder(rows))
+    gappy = type(whole.transcoder)(layers)
+    host = whole.host.model
+    return whole, ReplacementModel.from_huggingface(host, None, gappy, elsewhere=elsewhere)
+
+
+@pytest.mark.parametrize("kind", ["cross_layer", "per_layer"])
+def test_a_layer_without_a_dictionary_stays_the_hosts_own(kind: str):
+    whole, gappy = with_a_gap(kind, "error")
+    found = run(gappy, TOKENS)
+    assert torch.equal(found.logits, run(whole, TOKENS, Where(layers=[0, 2])).logits)
+    assert fidelity(gappy, [TOKENS]) == fidelity(whole, [TOKENS], Where(layers=[0, 2]))
+    with pytest.raises(ModelError, match="layer 1 has no dictionary; those that have one are 0, 2"):
+        run(gappy, TOKENS, Where(layers=[1]))
+
+
+@pytest.mark.parametrize("kind", ["cross_layer", "per_layer"])
+def test_neurons_that_fill_a_gap_are_the_hosts_own_layer(kind: str):
+    whole, filled = with_a_gap(kind, "neurons")
+    assert list(run(filled, TOKENS).layers) == [0, 1, 2]
+    own = run(filled, TOKENS, Where(layers=[1]))
+    torch.testing.assert_close(own.logits, logits_of(whole), rtol=0, atol=1e-9)
