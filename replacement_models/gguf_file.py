@@ -41,6 +41,9 @@ def from_pretrained_options(place: Path) -> tuple[Path, dict[str, Any]]:
 
     Args:
         place: a folder, or a GGUF file.
+
+    Returns:
+        The folder, and keyword arguments for `from_pretrained`, none for a folder.
     """
     return (place.parent, {"gguf_file": place.name}) if place.is_file() else (place, {})
 

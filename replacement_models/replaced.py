@@ -25,6 +25,7 @@ from replacement_models.hooks import (
     forward_pre_hooks,
     replaced_first,
 )
+from replacement_models.one_line import one_line
 from replacement_models.recording import read_input, write_module
 from replacement_models.replacement import ReplacementModel
 from replacement_models.sites import ReadPoint
@@ -63,6 +64,8 @@ class ReplacedLayer:
     counted: Bool[Tensor, "rows positions"]
     """Positions that are not kept, whether `positions` names them or not."""
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, eq=False)
 class Replaced:
@@ -72,6 +75,8 @@ class Replaced:
     """As the host shows them, after its soft cap."""
     layers: dict[int, ReplacedLayer]
     """By replaced layer, from the bottom."""
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,18 @@ class ReplacementModel:
     """What stands at layers without a dictionary, "error" or "neurons"; "" where none lacks one."""
     labels: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """Names of features by (layer, feature), where the dictionary's folder has them."""
-    corpus: Callable[[], list[str]] | None = None
+    corpus: Callable[[], Sequence[str | Sequence[int]]] | None = None
     """Makes prompts like those the model was trained on, to take means over; None where no such
     corpus is known."""
     notes: tuple[str, ...] = ()
     """What a user should know of how it was loaded, a line each."""
+
+    def __repr__(self) -> str:
+        where = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        source = f"{self.transcoder_name}, " if self.transcoder_name else ""
+        return (
+            f"ReplacementModel({self.name}, {self.host.family}, {source}{self.transcoder}, {where})"
+        )
 
     def __post_init__(self) -> None:
         check_fit(self.host, self.transcoder, whole=True)
@@ -85,6 +92,9 @@ class ReplacementModel:
             lazy: leave decoder rows on disk; None decides by size.
             elsewhere: what stands at layers that have no dictionary: "error", the MLP's output is
                 no feature's, or "neurons", its own; None refuses such a set.
+
+        Returns:
+            The model in evaluation mode, its dictionary beside it, both on `device` in `dtype`.
 
         Raises:
             ModelError: anything is missing, torn, unsupported, or does not fit the rest.
@@ -134,6 +144,9 @@ class ReplacementModel:
             name: what graphs call the model; its configuration's name if empty.
             elsewhere: as for `load`.
 
+        Returns:
+            The model itself, not a copy, with the dictionary beside it.
+
         Raises:
             ModelError: the family is not supported, or the transcoder does not fit.
         """
@@ -177,6 +190,9 @@ class ReplacementModel:
     def tokenize(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a prompt: text gets the model's BOS in front; ids are taken as they stand.
 
+        Returns:
+            Ids, one a position.
+
         Raises:
             ModelError: empty, too long, an id out of range, or text without a tokenizer.
         """
@@ -216,6 +232,9 @@ class ReplacementModel:
             keep_patterns: hold all attention patterns in memory; otherwise they are made anew,
                 layer by layer, whenever they are needed.
             last_logits: only those of the last position: large vocabularies take long.
+
+        Returns:
+            Activations, norm denominators, residual streams and logits of every position, (P, ...).
 
         Raises:
             ModelError: the prompt cannot be tokenized or does not fit the model, or the model
@@ -259,7 +278,7 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _own_corpus(folder: Path, tokenizer: Any) -> Callable[[], list[str]] | None:
+def _own_corpus(folder: Path, tokenizer: Any) -> Callable[[], Sequence[str]] | None:
     """Where the corpus of the model that ships with the project is; None for any other model."""
     if folder.resolve() != (EMBEDDED / "model").resolve():
         return None

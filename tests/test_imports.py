@@ -68,6 +68,11 @@ def test_graphs_names_no_torch():
         assert not {*imports(file)} & {"torch", "transformers", "safetensors"}, file
 
 
+def test_the_engine_knows_nothing_of_the_model_that_is_shipped():
+    for file in (ROOT / "tracer").rglob("*.py"):
+        assert "replacement_models.tiny" not in file.read_text(encoding="utf-8"), file
+
+
 @pytest.mark.parametrize(
     "module",
     ["graphs", "cli", "replacement_models.errors", "replacement_models.formats.names"],

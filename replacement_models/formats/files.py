@@ -64,6 +64,9 @@ def load_transcoder(name: str | Path, lazy: bool | None = None) -> Transcoder:
         name: a folder, or a hub id `owner/name[/subfolder][@revision]`.
         lazy: leave decoder rows on disk and read the active ones; None decides by size.
 
+    Returns:
+        The dictionary in the one layout, on the CPU, in the type it is stored in.
+
     Raises:
         ModelError: nothing there, an unknown format, a missing or torn file, an unsupported field.
     """
@@ -91,6 +94,9 @@ def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "t
         transcoder: what to write.
         folder: must not exist, or be empty.
         format: one of WRITABLE.
+
+    Returns:
+        The folder.
 
     Raises:
         ModelError: unknown format, the format cannot hold it, or the folder is in use or cannot
@@ -125,6 +131,9 @@ def convert(source: str | Path, target: str | Path, format: str = "tracer") -> P
         target: folder to write; must not exist, or be empty.
         format: one of WRITABLE.
 
+    Returns:
+        The folder written.
+
     Raises:
         ModelError: the source cannot be read, or the format cannot hold it.
     """
@@ -135,6 +144,9 @@ def content_hash(name: str | Path) -> str:
     """SHA-256 over the names and bytes of a transcoder's files, for a graph's metadata.
 
     Names of features (`labels.json`) do not count: they change nothing that a graph says.
+
+    Returns:
+        64 hexadecimal digits.
     """
     folder = transcoder_folder(name)
     listing = [[path.relative_to(folder).as_posix(), _file_hash(path)] for path in _files(folder)]
@@ -149,6 +161,9 @@ def transcoder_folder(name: str | Path) -> Path:
 
     Args:
         name: a folder, or a hub id `owner/name[/subfolder][@revision]`.
+
+    Returns:
+        An existing folder, in the hub's cache for a hub id.
 
     Raises:
         ModelError: neither a folder nor a loadable hub id, or a repository too large to fetch.

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models import ReplacementModel
+from replacement_models.one_line import one_line
 from replacement_models.replaced import Writes
 from tracer.errors import TraceError
 
@@ -24,6 +25,8 @@ class Means:
     """What the mean activations write to each layer's MLP output."""
     positions: int
     """How many positions they are averages of."""
+
+    __repr__ = one_line
 
 
 @torch.no_grad()

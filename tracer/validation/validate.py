@@ -13,6 +13,7 @@ from torch import Tensor
 from graphs import AttributionGraph
 from graphs.schema import number, plain_metadata
 from replacement_models import ReplacementModel
+from replacement_models.one_line import one_line
 from tracer.interventions.freezing import Freezing
 from tracer.validation.ablation import ablations
 from tracer.validation.correlation import (
@@ -47,6 +48,8 @@ class Validation:
     cosine, error, measured."""
     circuits: pa.Table | None
     """One row a threshold, as in `Faithfulness.curve`; None without a corpus."""
+
+    __repr__ = one_line
 
     @property
     def tables(self) -> dict[str, pa.Table | None]:
