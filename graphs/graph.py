@@ -17,7 +17,7 @@ from scipy import sparse
 
 from graphs import words
 from graphs.edges import edge_table, effect_matrix
-from graphs.exchange import arrow, networks, tables
+from graphs.exchange import arrow, networks, tables, versions
 from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
@@ -272,7 +272,7 @@ class AttributionGraph:
         Where no node has the derived columns, they are computed as in `build`.
 
         Returns:
-            The graph, its nodes in their order, or sorted where an edge runs backward in it.
+            The graph, its nodes in the order of their sites.
 
         Raises:
             GraphError: a cycle, an attribute that is missing or of the wrong type, or an
@@ -307,6 +307,7 @@ class AttributionGraph:
         nodes, edges, metadata = arrow.read(pathlib.Path(path))
         metadata.pop("scores", None)
         try:
+            nodes = versions.upgraded(nodes, metadata)
             plain = plain_metadata(metadata)
             return cls(nodes=nodes, effect=effect_matrix(edges, nodes.num_rows), metadata=plain)
         except GraphError as error:

@@ -1,12 +1,13 @@
 """Which nodes and edges of a graph are worth looking at."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import networkx as nx
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
-from scipy.sparse.csgraph import breadth_first_order
 
 from graphs.influence import influence, input_absolute, row_sums, shares
 from graphs.schema import number
@@ -120,21 +121,14 @@ def _on_a_path(
     source: Int[np.ndarray, " edges"], target: Int[np.ndarray, " edges"], ends: Ends
 ) -> Bool[np.ndarray, " nodes"]:
     """Tokens, logits, errors that reach a logit, and what lies between roots and logits."""
-    forward = _reachable(source, target, ends.token | ends.error)
-    backward = _reachable(target, source, ends.logit)
-    return ends.token | ends.logit | (forward & backward)
-
-
-def _reachable(
-    source: Int[np.ndarray, " edges"],
-    target: Int[np.ndarray, " edges"],
-    start: Bool[np.ndarray, " nodes"],
-) -> Bool[np.ndarray, " nodes"]:
-    """Which nodes a walk from one of `start` comes to, those it starts at included."""
-    first = len(start)
-    starts = np.flatnonzero(start)
-    ends = np.concatenate([source, np.full(len(starts), first)]), np.concatenate([target, starts])
-    links = sparse.csr_array((np.ones(len(ends[0])), ends), shape=(first + 1,) * 2)
-    found = np.zeros(first + 1, dtype=bool)
-    found[breadth_first_order(links, first, return_predecessors=False)] = True
-    return found[:-1]
+    count = len(ends.token)
+    first, last = count, count + 1
+    graph: nx.DiGraph[Any] = nx.DiGraph()
+    graph.add_nodes_from((first, last))
+    graph.add_edges_from(zip(source.tolist(), target.tolist(), strict=True))
+    graph.add_edges_from((first, root) for root in np.flatnonzero(ends.token | ends.error).tolist())
+    graph.add_edges_from((node, last) for node in np.flatnonzero(ends.logit).tolist())
+    between = nx.descendants(graph, first) & nx.ancestors(graph, last)
+    kept = ends.token | ends.logit
+    kept[np.array(sorted(between - {first, last}), dtype=np.intp)] = True
+    return kept

@@ -50,7 +50,9 @@ def test_shortcuts_through_virtual_weights_and_mixed_gradients_change_nothing(
         graphs.append(tracer.trace(model, PROMPT))
         expected = set() if not traces else {"_projected", "score_mixed"}
         if skip and family != "gpt_neox":
-            expected.discard("_projected")  # what the output map reads is no longer what attention left
+            expected.discard(
+                "_projected"
+            )  # what the output map reads is no longer what attention left
         if family == "gpt_neox":
             expected.discard("score_mixed")  # tokens pass the bottom block, which is not lifted
         assert set(taken) == expected

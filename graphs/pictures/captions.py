@@ -24,7 +24,7 @@ HEADER = 12.0
 
 def row_names(scene: Scene) -> list[str]:
     """Names of the rows, from the lowest up."""
-    return ["Tokens", *(f"L{layer}" for layer in range(scene.grid.shape[0] - 2)), "Logits"]
+    return list(scene.bands.values())
 
 
 def captions(scene: Scene) -> list[str]:

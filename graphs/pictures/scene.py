@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from graphs import words
+from graphs import node_sites, words
 from graphs.edges import share_matrix
 from graphs.paths import strongest
 from graphs.pictures import placement
@@ -58,6 +58,8 @@ class Scene:
     marked: frozenset[int]
     """Nodes on the strongest path through features."""
     tokens: list[str]
+    bands: dict[str, str]
+    """Site -> name of the row that its nodes stand in, from below."""
     grid: Grid
     places: Layout
     style: Style
@@ -74,11 +76,13 @@ def compose(content: Content, style: Style) -> Scene:
     ends = (content.edges[name].to_numpy()[drawn] for name in ("source", "target", "influence"))
     layers = 1 + max((row["layer"] for row in rows if row["kind"] != NodeKind.LOGIT), default=-1)
     count = max(layers, _count(content.metadata.get("layers")))
+    bands = node_sites.bands((row["site"] for row in rows), count)
+    band = {site: at for at, site in enumerate(bands)}
     grid = Grid(
         glyphs=[_glyph(row, at in boxed, peak, tokens) for at, row in enumerate(rows)],
-        row=np.array([_band(row, count) for row in rows], int),
+        row=np.array([band[_stands(row)] for row in rows], int),
         column=np.array([row["position"] for row in rows], int),
-        shape=(count + 2, len(tokens)),
+        shape=(len(bands), len(tokens)),
         links=tuple(ends),
     )
     return Scene(
@@ -88,6 +92,7 @@ def compose(content: Content, style: Style) -> Scene:
         _answer(rows),
         marked,
         tokens,
+        bands,
         grid,
         placement.place(grid),
         style,
@@ -132,10 +137,9 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 <= value <= 1000 else 0
 
 
-def _band(row: dict[str, Any], layers: int) -> int:
-    if row["kind"] == NodeKind.EMBEDDING:
-        return 0
-    return layers + 1 if row["kind"] == NodeKind.LOGIT else row["layer"] + 1
+def _stands(row: dict[str, Any]) -> str:
+    """The site whose row a node stands in: targets stand together, wherever they read."""
+    return node_sites.LOGITS if row["kind"] == NodeKind.LOGIT else str(row["site"])
 
 
 def _glyph(row: dict[str, Any], boxed: bool, peak: float, tokens: list[str]) -> Glyph:
