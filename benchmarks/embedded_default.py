@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import tracer
 from replacement_models import ReplacementModel, Transcoder, load_transcoder
-from replacement_models.replaced import fidelity
+from replacement_models.fidelity import fidelity
 from replacement_models.tiny.recipe import measure, swaps, taps
 from replacement_models.tiny.recipe.behaviours import Prompt, behaviours, two_hop_behaviour
 from replacement_models.tiny.recipe.corpus import (

@@ -8,9 +8,9 @@ dropped, for that layer's MLP answers the change itself. A layer without a dicti
 replaced. The host's own modules do the arithmetic, under hooks that are always removed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -79,34 +79,6 @@ class Replaced:
     __repr__ = one_line
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The model beside its replacement, in averages over tokens."""
-
-    divergence: float
-    """KL from the model's next-token distribution to the replacement's, in nats a token."""
-    agreement: float
-    """Share of tokens whose most likely next token is the same."""
-    tokens: int
-    """Tokens averaged over: all that are not kept."""
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How well a dictionary stands in for MLPs; kept tokens take no part."""
-
-    layers: tuple[int, ...]
-    """The replaced ones; the following three have an entry each."""
-    error: tuple[float, ...]
-    """Squared error over the variance of the MLP's output, both on the model's own inputs."""
-    density: tuple[float, ...]
-    """Active features a token."""
-    dead: tuple[float, ...]
-    """Share of features that never fired."""
-    comparison: Comparison
-    """With all these layers replaced at once."""
-
-
 @dataclass
 class Writes:
     """What features seen so far write to the outputs of their own and later layers."""
@@ -173,7 +145,7 @@ def replaced(
     Raises:
         ModelError: no such layer or position.
     """
-    layers = _layers(model, where)
+    layers = chosen_layers(model, where)
     going = _Pass(model, where, frozenset(layers), watch)
     hooks = [hook for layer in layers for hook in going.hooks(layer)]
     begin = [(model.host.embedding, going.begin)] if layers else []
@@ -200,72 +172,11 @@ def run(
         activations, and both outputs.
 
     Raises:
-        ModelError: no such layer or position.
+        ModelError: no such layer or position, or tokens are not rows of ids.
     """
     found: dict[int, ReplacedLayer] = {}
     with replaced(model, where, found.__setitem__):
-        return Replaced(_logits(model, tokens), found)
-
-
-@torch.no_grad()
-def compare(
-    model: ReplacementModel, tokens: Int[Tensor, "rows positions"], where: Where = ALL
-) -> Comparison:
-    """The model's next-token distributions beside the replacement's.
-
-    Args:
-        model: the model.
-        tokens: ids, in rows of one length.
-        where: which MLP outputs are replaced.
-
-    Returns:
-        Divergence in nats a token and agreement, over all positions that are not kept.
-
-    Raises:
-        ModelError: no such layer or position, or every position is kept.
-    """
-    sums = _Disagreement()
-    sums.add(model, tokens, where)
-    return sums.average()
-
-
-@torch.no_grad()
-def fidelity(
-    model: ReplacementModel,
-    batches: Iterable[Int[Tensor, "rows positions"]],
-    where: Where = ALL,
-) -> Fidelity:
-    """Measure a dictionary over a corpus, a batch in memory at a time; sums are float64.
-
-    Args:
-        model: the model.
-        batches: ids, in rows of one length within a batch.
-        where: which MLP outputs are replaced, and which tokens take no part.
-
-    Returns:
-        Error (over variance), density (features a token) and dead share by layer; divergence (nats
-        a token) and agreement with all layers replaced.
-
-    Raises:
-        ModelError: no such layer or position, or no token is left to measure.
-    """
-    layers = _layers(model, where)
-    sums = {layer: _LayerSums() for layer in layers}
-    away = _Disagreement()
-
-    def add(layer: int, seen: ReplacedLayer) -> None:
-        sums[layer].add(seen)
-
-    for tokens in batches:
-        away.add(model, tokens, where, add)
-    found = away.average()
-    return Fidelity(
-        layers=tuple(layers),
-        error=tuple(one.missed / one.variance() for one in sums.values()),
-        density=tuple(one.fired / found.tokens for one in sums.values()),
-        dead=tuple(float((~one.ever).double().mean()) for one in sums.values()),
-        comparison=found,
-    )
+        return Replaced(logits_of(model, tokens), found)
 
 
 def special_tokens(model: ReplacementModel) -> frozenset[int]:
@@ -315,13 +226,8 @@ class _Pass:
         hooks: list[tuple[nn.Module, Any]] = [(block.mlp, keep(self.read))]
         if block.mlp_norm is not None and transcoder.read_at(layer) is not ReadPoint.NORMED:
             hooks.append((block.mlp_norm.module, keep(self.residual)))
-        hooks.append(
-            (
-                write_module(block, transcoder.write_at(layer)),
-                lambda _, output: self._replace(layer, output),
-            )
-        )
-        return hooks
+        written = write_module(block, transcoder.write_at(layer))
+        return [*hooks, (written, lambda _, output: self._replace(layer, output))]
 
     def _replace(self, layer: int, output: Any) -> Any:
         transcoder, block = self.model.transcoder, self.model.host.blocks[layer]
@@ -359,84 +265,29 @@ def counted(
     return found
 
 
-@dataclass
-class _Disagreement:
-    """Sums over tokens of what `Comparison` averages."""
-
-    divergence: float = 0.0
-    agreed: int = 0
-    tokens: int = 0
-
-    def add(
-        self, model: ReplacementModel, tokens: Tensor, where: Where, watch: Watch | None = None
-    ) -> None:
-        """Both passes over a batch; the model's own is watched."""
-        tokens = tokens.to(model.device)
-        with replaced(model, replace(where, positions=()), watch):
-            own = _logits(model, tokens)
-        with replaced(model, where):
-            other = _logits(model, tokens)
-        for chosen, *both in zip(counted(model, tokens, where), own, other, strict=True):
-            truth, guess = (logits[chosen].double().log_softmax(-1) for logits in both)
-            self.divergence += float((truth.exp() * (truth - guess)).sum())
-            self.agreed += int((truth.argmax(-1) == guess.argmax(-1)).sum())
-            self.tokens += len(truth)
-
-    def average(self) -> Comparison:
-        """Refuses to average over nothing."""
-        if self.tokens == 0:
-            raise ModelError(
-                "nothing to compare: every position is skipped or holds a special token; give "
-                "longer prompts, or name fewer keep_tokens"
-            )
-        return Comparison(self.divergence / self.tokens, self.agreed / self.tokens, self.tokens)
-
-
-@dataclass
-class _LayerSums:
-    """Sums over the counted tokens of one layer, in float64."""
-
-    tokens: int = 0
-    missed: float = 0.0
-    fired: int = 0
-    ever: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """(features,) Whether each fired."""
-    centre: Tensor | None = None
-    """(D) mean output of the first batch: squares are summed about it, which loses no digits."""
-    off: Tensor | float = 0.0
-    """(D) sum of outputs less the centre."""
-    squares: float = 0.0
-
-    def add(self, seen: ReplacedLayer) -> None:
-        """Add the counted tokens of a batch."""
-        output, active = seen.output[seen.counted].double(), seen.activations[seen.counted] != 0
-        if not len(output):
-            return
-        if self.centre is None:
-            self.centre, self.ever = output.mean(0), torch.zeros_like(active[0])
-        off = output - self.centre
-        self.tokens += len(output)
-        self.missed += float((output - seen.reconstruction[seen.counted]).square().sum())
-        self.fired += int(active.sum())
-        self.ever |= active.any(0)
-        self.off = self.off + off.sum(0)
-        self.squares += float(off.square().sum())
-
-    def variance(self) -> float:
-        """Sum of squared distances from the mean output."""
-        return self.squares - float(torch.as_tensor(self.off).square().sum()) / self.tokens
-
-
-def _logits(
+def logits_of(
     model: ReplacementModel, tokens: Int[Tensor, "rows positions"]
 ) -> Float[Tensor, "rows positions vocabulary"]:
-    ids = tokens.to(model.device)
+    """What the host shows on whole prompts, after its soft cap, under whatever hooks there are.
+
+    Raises:
+        ModelError: tokens are not rows of ids of the vocabulary.
+    """
+    ids, last = tokens.to(model.device), model.host.vocabulary - 1
+    if ids.ndim != 2 or not ids.numel():
+        raise ModelError(f"tokens have shape {tuple(ids.shape)}, expected (rows, positions)")
+    if int(ids.min()) < 0 or int(ids.max()) > last:
+        raise ModelError(f"tokens {int(ids.min())} to {int(ids.max())} are not all in 0..{last}")
     logits: Tensor = model.host.model(input_ids=ids, use_cache=False).logits
     return logits
 
 
-def _layers(model: ReplacementModel, where: Where) -> list[int]:
-    """The layers to replace, in order."""
+def chosen_layers(model: ReplacementModel, where: Where) -> list[int]:
+    """The layers to replace, in order.
+
+    Raises:
+        ModelError: a layer has no dictionary.
+    """
     there = model.transcoder.present
     wanted = there if where.layers is None else where.layers
     wrong = [layer for layer in wanted if layer not in there]

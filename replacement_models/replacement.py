@@ -17,6 +17,7 @@ from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats.files import content_hash, load_transcoder, transcoder_folder
 from replacement_models.formats.labels import read_labels
 from replacement_models.gguf_file import (
+    SUFFIX,
     bar_hidden,
     from_pretrained_options,
     gguf_file,
@@ -298,7 +299,9 @@ def _load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
 
     folder, options = from_pretrained_options(place)
     if not options and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json)")
+        inside = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+        hint = f"; name the file in it, {inside[0]}" if inside else ""
+        raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json){hint}")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
         check_family(config.model_type)

@@ -175,3 +175,9 @@ def test_without_the_package_it_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(ModelError, match=r"^nothing\.gguf: no such file$"):
         ReplacementModel.load("nothing.gguf", "neurons")
+
+
+def test_a_folder_that_holds_such_a_file_is_told_apart_from_it(tmp_path: Path):
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(ModelError, match=r"no config\.json\); name the file in it, a\.gguf$"):
+        ReplacementModel.load(tmp_path, "neurons")

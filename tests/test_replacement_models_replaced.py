@@ -1,5 +1,6 @@
 """The replacement model, run: against a plain forward pass, its laws, and what it refuses."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,13 +21,12 @@ from replacement_models import (
     WritePoint,
 )
 from replacement_models.dictionaries.neurons import neurons
+from replacement_models.fidelity import compare, fidelity
 from replacement_models.hosts import host_of
 from replacement_models.replaced import (
     Where,
     Writes,
-    compare,
     counted,
-    fidelity,
     replaced,
     run,
     special_tokens,
@@ -409,3 +409,23 @@ def test_neurons_that_fill_a_gap_are_the_hosts_own_layer(kind: str):
     assert list(run(filled, TOKENS).layers) == [0, 1, 2]
     own = run(filled, TOKENS, Where(layers=[1]))
     torch.testing.assert_close(own.logits, logits_of(whole), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (TOKENS[0], r"tokens have shape \(6,\), expected \(rows, positions\)"),
+        (TOKENS[:0], r"tokens have shape \(0, 6\), expected"),
+        (TOKENS + 10, r"tokens 10 to 32 are not all in 0\.\.28"),
+    ],
+)
+def test_tokens_that_are_no_rows_of_ids_are_refused(tokens: Tensor, message: str):
+    for attempt in (run, compare):
+        with pytest.raises(ModelError, match=message):
+            attempt(replacement_model("gpt2"), tokens)
+
+
+def test_an_output_that_does_not_vary_has_no_error_share():
+    found = fidelity(replacement_model("gpt2"), [TOKENS[:1, :2]])
+    assert all(math.isnan(error) for error in found.error)
+    assert found.comparison.tokens == 1

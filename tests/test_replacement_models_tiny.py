@@ -9,7 +9,8 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replacement_models import ReplacementModel, Transcoder, load_transcoder
-from replacement_models.replaced import fidelity, replaced
+from replacement_models.fidelity import fidelity
+from replacement_models.replaced import replaced
 from replacement_models.tiny.recipe import (
     corpus,
     measure,
