@@ -1,6 +1,6 @@
 """A model and the transcoders that stand in for its MLPs.
 
-Names are imported at first use: a command line that only needs a name or an error loads no torch.
+Names load what they stand for when they are first used: torch takes seconds.
 """
 
 from importlib import import_module
@@ -18,27 +18,12 @@ if TYPE_CHECKING:
     from replacement_models.dictionaries.per_layer import PerLayerTranscoder
     from replacement_models.dictionaries.sae import SparseAutoencoder
     from replacement_models.errors import ModelError
-    from replacement_models.formats.files import load_transcoder, save_transcoder
+    from replacement_models.formats import load_transcoder, save_transcoder
     from replacement_models.host import Host
     from replacement_models.recording import ActiveFeatures, FrozenLayer, Recording
     from replacement_models.replacement import ReplacementModel
     from replacement_models.sites import ReadPoint, WritePoint
     from replacement_models.transcoder import DenseDecoder, Transcoder, TranscoderLayer
-
-_MODULES = {
-    "dictionaries.activation": ("BatchTopK", "JumpReLU", "ReLU", "ReLUTopK", "TopK"),
-    "dictionaries.cross_layer": ("CrossLayerTranscoder",),
-    "dictionaries.per_layer": ("PerLayerTranscoder",),
-    "dictionaries.sae": ("SparseAutoencoder",),
-    "errors": ("ModelError",),
-    "formats.files": ("load_transcoder", "save_transcoder"),
-    "host": ("Host",),
-    "recording": ("ActiveFeatures", "FrozenLayer", "Recording"),
-    "replacement": ("ReplacementModel",),
-    "sites": ("ReadPoint", "WritePoint"),
-    "transcoder": ("DenseDecoder", "Transcoder", "TranscoderLayer"),
-}
-"""Where each name stands; the imports above say the same to a type checker."""
 
 __all__ = [
     "ActiveFeatures",
@@ -64,11 +49,39 @@ __all__ = [
     "save_transcoder",
 ]
 
-if not TYPE_CHECKING:  # a type checker must go on refusing names that are not there
+_PLACES = {
+    "ActiveFeatures": "recording",
+    "BatchTopK": "dictionaries.activation",
+    "CrossLayerTranscoder": "dictionaries.cross_layer",
+    "DenseDecoder": "transcoder",
+    "FrozenLayer": "recording",
+    "Host": "host",
+    "JumpReLU": "dictionaries.activation",
+    "ModelError": "errors",
+    "PerLayerTranscoder": "dictionaries.per_layer",
+    "ReLU": "dictionaries.activation",
+    "ReLUTopK": "dictionaries.activation",
+    "ReadPoint": "sites",
+    "Recording": "recording",
+    "ReplacementModel": "replacement",
+    "SparseAutoencoder": "dictionaries.sae",
+    "TopK": "dictionaries.activation",
+    "Transcoder": "transcoder",
+    "TranscoderLayer": "transcoder",
+    "WritePoint": "sites",
+    "load_transcoder": "formats",
+    "save_transcoder": "formats",
+}
+"""Name -> the module here that has it."""
+
+if not TYPE_CHECKING:  # a type checker would let every name pass
 
     def __getattr__(name: str) -> Any:
-        for module, names in _MODULES.items():
-            if name in names:
-                found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-                return found
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

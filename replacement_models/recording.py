@@ -16,6 +16,7 @@ from replacement_models.hooks import (
 )
 from replacement_models.host import Block, Host, Norm
 from replacement_models.one_line import one_line
+from replacement_models.process import one_call
 from replacement_models.sites import ReadPoint, Site, Stage, WritePoint
 from replacement_models.speed.few_rows import fast_maps
 from replacement_models.transcoder import Transcoder
@@ -76,6 +77,7 @@ class RecomputedPattern:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @one_call()
     @torch.no_grad()
     def __call__(self) -> Float[Tensor, "heads queries keys"]:
         """(heads, queries, keys)."""

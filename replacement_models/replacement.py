@@ -1,7 +1,7 @@
 """The replacement model: a language model and the transcoders that stand in for its MLPs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from replacement_models.hosts import check_family, host_of
 from replacement_models.hosts.as_described import check_layout
 from replacement_models.hosts.weights import store_outputs_first
 from replacement_models.hub import folder_of
+from replacement_models.process import one_call, without_progress_bars
 from replacement_models.recording import Recording, record
 from replacement_models.speed.threads import one_thread
 from replacement_models.transcoder import Transcoder
@@ -103,16 +104,21 @@ class ReplacementModel:
         if name is None:
             name, transcoders = EMBEDDED / "model", transcoders or EMBEDDED / "clt"
         elif transcoders is None:
-            raise ModelError(f"{name}: transcoders is missing; name the folder or hub id of a set")
+            raise ModelError(
+                f"{name}: transcoders is missing; name the folder or hub id of a set, or take the "
+                'model\'s own with transcoders="neurons"'
+            )
         where, kind = _device(device), _dtype(dtype)
         file = gguf_file(name)
         folder, revision = (file, "") if file else folder_of(str(name), MODEL_FILES)
         bare = transcoders == NEURONS
         dictionary = None if bare else load_transcoder(transcoders, lazy)
         place = None if bare else transcoder_folder(transcoders)
-        host, tokenizer = host_of(_load_model(folder, kind, where)), _load_tokenizer(folder)
-        fitted = (dictionary or neurons(host)).to(where, kind)
-        covering = cover(host, fitted, elsewhere)
+        with one_call():  # transformers changes torch's default type, among much else, meanwhile
+            host = host_of(_load_model(folder, kind, where))
+            fitted = (dictionary or neurons(host)).to(where, kind)
+            covering = cover(host, fitted, elsewhere)
+            tokenizer = _load_tokenizer(folder)
         return cls(
             host=host,
             transcoder=covering,
@@ -128,6 +134,7 @@ class ReplacementModel:
         )
 
     @classmethod
+    @one_call()
     def from_huggingface(
         cls,
         model: Any,
@@ -220,6 +227,7 @@ class ReplacementModel:
             text = str(self.tokenizer.convert_ids_to_tokens(token) or f"[{token}]")
         return text
 
+    @one_call()
     def record(
         self,
         prompt: str | Sequence[int],
@@ -308,7 +316,7 @@ def _load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         # Some quantised models can be placed only as they are loaded.
         quantised = getattr(config, "quantization_config", None) is not None
         how = options | unpacked() if options else {"use_safetensors": True}
-        with _no_progress_bar(), bar_hidden() if options else nullcontext():
+        with without_progress_bars(), bar_hidden() if options else nullcontext():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -327,20 +335,6 @@ def _load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{place}: the model cannot be loaded ({reason})") from error
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Silence the bar transformers draws while it copies weights."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _load_tokenizer(place: Path) -> Any:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from cli import main
 from docs.fill_readme import SHOWN, SPEED, output, speed_table
+from tracer.commands import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,11 +67,13 @@ def test_the_output_shown_is_what_the_commands_print(
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_a_command_has_only_options_that_exist(words: list[str]):
-    main.commands[words[1]].make_context(words[1], words[2:])
+    command = main.get_command(click.Context(main), words[1])
+    assert command is not None
+    command.make_context(words[1], words[2:])
 
 
 def test_every_command_is_shown():
-    assert {words[1] for words in commands()} == {*main.commands}
+    assert {words[1] for words in commands()} == {*COMMANDS}
 
 
 def test_every_link_within_the_repository_leads_somewhere():

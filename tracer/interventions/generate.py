@@ -10,6 +10,7 @@ from torch import Tensor
 
 from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Run, run, steering_hooks
 from tracer.interventions.intervene import place
@@ -73,6 +74,7 @@ class Sampling:
         ]
 
 
+@one_call()
 @torch.no_grad()
 def generate(
     model: ReplacementModel,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Outcome, Run, run, steering_hooks
 from tracer.interventions.freezing import Freezing
@@ -55,6 +56,7 @@ class Change(State):
     __repr__ = one_line
 
 
+@one_call()
 @torch.no_grad()
 def intervene(
     model: ReplacementModel,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
+from replacement_models.process import one_call
 from replacement_models.replaced import Writes
 from tracer.errors import TraceError
 
@@ -29,6 +30,7 @@ class Means:
     __repr__ = one_line
 
 
+@one_call()
 @torch.no_grad()
 def corpus_means(
     model: ReplacementModel, prompts: Sequence[str | Sequence[int]], skip_positions: int = 1

@@ -14,6 +14,7 @@ from graphs import AttributionGraph
 from graphs.schema import number, plain_metadata
 from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
+from replacement_models.process import one_call
 from tracer.interventions.freezing import Freezing
 from tracer.validation.ablation import ablations
 from tracer.validation.correlation import (
@@ -72,6 +73,7 @@ class Validation:
         return [path, *write_tables(path, self.tables), *write_plots(path, self.tables)]
 
 
+@one_call()
 def validate(
     model: ReplacementModel,
     graph: AttributionGraph,
