@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from replacement_models.errors import ModelError
+from replacement_models.process import one_call
 from replacement_models.replaced import (
     ALL,
     ReplacedLayer,
@@ -54,6 +55,7 @@ class Fidelity:
     """With all these layers replaced at once."""
 
 
+@one_call()
 @torch.no_grad()
 def compare(
     model: ReplacementModel, tokens: Int[Tensor, "rows positions"], where: Where = ALL
@@ -76,6 +78,7 @@ def compare(
     return sums.average()
 
 
+@one_call()
 @torch.no_grad()
 def fidelity(
     model: ReplacementModel,

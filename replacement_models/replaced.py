@@ -26,6 +26,7 @@ from replacement_models.hooks import (
     replaced_first,
 )
 from replacement_models.one_line import one_line
+from replacement_models.process import one_call
 from replacement_models.recording import read_input, write_module
 from replacement_models.replacement import ReplacementModel
 from replacement_models.sites import ReadPoint
@@ -135,7 +136,7 @@ def replaced(
     """Let dictionaries stand in for MLPs in every forward pass of the host inside the block.
 
     Passes take whole prompts, in rows of one length, without a cache of keys and values. Gradients
-    flow where torch records them.
+    flow where torch records them. Calls in other threads wait until the block ends.
 
     Args:
         model: its host is hooked; what it computes outside the block is unchanged.
@@ -149,10 +150,16 @@ def replaced(
     going = _Pass(model, where, frozenset(layers), watch)
     hooks = [hook for layer in layers for hook in going.hooks(layer)]
     begin = [(model.host.embedding, going.begin)] if layers else []
-    with forward_pre_hooks(begin), forward_hooks(hooks), float64_experts(model.host.model):
+    with (
+        one_call(),
+        forward_pre_hooks(begin),
+        forward_hooks(hooks),
+        float64_experts(model.host.model),
+    ):
         yield
 
 
+@one_call()
 @torch.no_grad()
 def run(
     model: ReplacementModel, tokens: Int[Tensor, "rows positions"], where: Where = ALL

@@ -10,9 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import cli
 from replacement_models import ModelError, ReplacementModel
 from tests.random_models import LAYERS, PROMPT, VOCABULARY, language_model
+from tracer.commands import main
 
 WITH_GGUF = pytest.mark.skipif(find_spec("gguf") is None, reason="needs pip install tracer[gguf]")
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "attention_bias": False}
@@ -147,7 +147,7 @@ def test_the_tokenizer_comes_from_the_file(tmp_path: Path):
 def test_the_command_line_takes_a_file_and_prints_what_became_of_it(tmp_path: Path):
     path = written(tmp_path / "small.gguf", llama(), quantised=True)
     arguments = ["trace", "--tokens", "1,5,6", "--model", str(path), "--transcoders", "neurons"]
-    result = CliRunner().invoke(cli.main, [*arguments, "-o", str(tmp_path / "a.graph")])
+    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "a.graph")])
     assert result.exit_code == 0, result.output
     assert result.stderr.count("small.gguf: quantised weights (Q8_0) were dequantised") == 1
     assert "dequantised" not in result.stdout
