@@ -26,6 +26,7 @@ from replacement_models import (
     load_transcoder,
     save_transcoder,
 )
+from replacement_models.dictionaries.partial import cover
 from replacement_models.formats import FORMATS, WRITABLE, convert, names
 from tests.dictionaries import assert_same, computed, weights_of
 from tests.peers import F, L, Peer, inputs, write_json
@@ -37,7 +38,7 @@ from tests.peers_cross_layer import (
     Sparsify,
 )
 from tests.peers_per_layer import GemmaScope, GemmaScope2, SaeLens
-from tests.random_models import transcoder
+from tests.random_models import replacement_model, transcoder
 
 CASES: dict[str, Callable[[], Peer]] = {
     "gemma-scope": GemmaScope,
@@ -303,7 +304,20 @@ def test_what_no_linear_decoder_can_express_is_refused_unless_zero(
 
 
 @pytest.mark.parametrize("name", ["gemma-scope", "gemma-scope-2 per-layer", "saelens", "sparsify"])
-def test_a_layer_that_is_missing_is_named(folder: Path):
+def test_a_per_layer_set_may_lack_layers_but_no_model_takes_it_unasked(folder: Path):
+    whole = load_transcoder(folder)
+    first = sorted(path for path in folder.iterdir() if path.is_dir())[1]
+    first.rename(first.parent.parent / "elsewhere")
+    found = load_transcoder(folder)
+    assert found.present == (0, 2)
+    assert torch.equal(found.layers[2].W_enc, whole.layers[2].W_enc)
+    host = replace(replacement_model("llama").host, unembedding=torch.zeros(9, found.d_model))
+    with pytest.raises(ModelError, match="no dictionary at layers 1 of 3"):
+        cover(host, found, None)
+
+
+@pytest.mark.parametrize("name", ["sparsify clt"])
+def test_a_layer_that_is_missing_from_a_cross_layer_set_is_named(folder: Path):
     first = sorted(path for path in folder.iterdir() if path.is_dir())[1]
     first.rename(first.parent.parent / "elsewhere")
     assert "layer 1 is missing (found layers [0, 2])" in refusal(folder)

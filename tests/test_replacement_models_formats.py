@@ -619,3 +619,27 @@ def test_large_sets_stay_on_disk_unless_told_otherwise(
     monkeypatch.setattr("replacement_models.formats.files.LAZY_ABOVE", size - 1)
     assert isinstance(load_transcoder(folder).layers[0].decoder, StoredDecoder)
     assert isinstance(load_transcoder(folder, lazy=False).layers[0].decoder, DenseDecoder)
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_dictionary_at_some_layers_comes_back(tmp_path: Path, kind: str, lazy: bool):
+    partly = random_transcoder(kind, at=(0, 2))
+    save_transcoder(partly, tmp_path / "set")
+    found = load_transcoder(tmp_path / "set", lazy)
+    assert found.present == (0, 2)
+    assert_same(found, partly)
+
+
+def test_a_format_that_must_have_every_layer_says_so(tmp_path: Path):
+    partly = random_transcoder("per_layer", activation="jump_relu", at=(0, 2))
+    with pytest.raises(ModelError, match="no place for a layer without a dictionary, as layer 1"):
+        save_transcoder(partly, tmp_path / "set", "gemma-scope-2")
+    assert not (tmp_path / "set").exists()
+
+
+def test_layers_of_several_dictionaries_are_no_files_to_hold(tmp_path: Path):
+    mixed = replacement_model("gpt2", at=(1,), elsewhere="neurons").transcoder
+    for format in ("tracer", "saelens"):
+        with pytest.raises(ModelError, match="own neurons are no file's to hold"):
+            save_transcoder(mixed, tmp_path / "set", format)

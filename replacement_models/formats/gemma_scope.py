@@ -23,7 +23,7 @@ from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
 from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, plain
-from replacement_models.formats.storage.points import in_layer_order
+from replacement_models.formats.storage.points import with_gaps
 from replacement_models.formats.storage.rows import widened
 from replacement_models.formats.storage.tensors import all_rows, loaded
 from replacement_models.sites import ReadPoint, WritePoint
@@ -78,7 +78,7 @@ def load(folder: Path, lazy: bool) -> Transcoder:
             )
     layers = [(layer, layer_from(path, lazy)) for layer, [path] in found.items()]
     return PerLayerTranscoder(
-        in_layer_order(layers, folder),
+        with_gaps(layers, folder),
         read=ReadPoint.NORMED_UNWEIGHTED,
         write=WritePoint.POST_NORM,
     )

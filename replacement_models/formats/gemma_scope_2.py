@@ -25,11 +25,11 @@ from replacement_models.formats.storage.members import members
 from replacement_models.formats.storage.points import (
     READ,
     WRITE,
-    in_layer_order,
     one_of,
     placed,
     read_json,
     refuse,
+    with_gaps,
 )
 from replacement_models.formats.storage.tensors import TensorFile, all_rows
 from replacement_models.sites import ReadPoint, WritePoint
@@ -75,7 +75,7 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         models.add(str(config.get("model_name", "")))
         found.append((layer, layer_from(TensorFile.open(member / WEIGHTS), lazy)))
     return PerLayerTranscoder(
-        in_layer_order(found, folder),
+        with_gaps(found, folder),
         read=one_of(reads, "hf_hook_point_in", folder),
         write=one_of(writes, "hf_hook_point_out", folder),
         model=models.pop() if len(models) == 1 else "",

@@ -33,11 +33,11 @@ from replacement_models.formats.storage.points import (
     holds,
     hook_read,
     hook_written,
-    in_layer_order,
     one_of,
     placed,
     read_json,
     refuse,
+    with_gaps,
 )
 from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
@@ -91,7 +91,7 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         for file in files:
             refuse(file.config, file.path, sae_type=("sae",))
             found.append((file.sources[0][0], file.layer(0, lazy)))
-        layers, kind = in_layer_order(found, folder), PerLayerTranscoder
+        layers, kind = with_gaps(found, folder), PerLayerTranscoder
     return kind(
         layers,
         read=one_of(

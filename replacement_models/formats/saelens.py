@@ -27,11 +27,11 @@ from replacement_models.formats.storage.points import (
     WRITE,
     hook_read,
     hook_written,
-    in_layer_order,
     one_of,
     placed,
     read_json,
     refuse,
+    with_gaps,
 )
 from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
@@ -75,7 +75,7 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         models.add(str(config.get("model_name", "")))
         found.append((layer, _layer(TensorFile.open(member / WEIGHTS), config, lazy)))
     return PerLayerTranscoder(
-        in_layer_order(found, folder),
+        with_gaps(found, folder),
         read=one_of(reads, "hook_name", folder),
         write=one_of(writes, "hook_name_out", folder),
         model=models.pop() if len(models) == 1 else "",

@@ -33,6 +33,7 @@ from replacement_models.formats.storage.points import (
     placed,
     read_json,
     refuse,
+    with_gaps,
 )
 from replacement_models.formats.storage.rows import (
     NoRows,
@@ -84,15 +85,16 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         layer, write = placed(f"{name}.output", WRITE, "folder", folder)
         writes.add(write)
         found.append((layer, _Coder.open(member)))
-    coders = in_layer_order(found, folder)
-    cross_layer = any(coder.targets > 0 for coder in coders)
-    dictionary = _Dictionary(coders, cross_layer)
+    cross_layer = any(coder.targets > 0 for _, coder in found)
+    if cross_layer:
+        coders = in_layer_order(found, folder)
+        whole = _Dictionary(coders, cross_layer)
+        layers = [whole.layer(index, lazy) for index in range(len(coders))]
+    else:
+        alone = [(at, _Dictionary([coder], False).layer(0, lazy)) for at, coder in found]
+        layers = with_gaps(alone, folder)
     kind = CrossLayerTranscoder if cross_layer else PerLayerTranscoder
-    return kind(
-        [dictionary.layer(index, lazy) for index in range(len(coders))],
-        read=_read_point(folder),
-        write=one_of(writes, "folder", folder),
-    )
+    return kind(layers, read=_read_point(folder), write=one_of(writes, "folder", folder))
 
 
 def save(transcoder: Transcoder, folder: Path) -> None:

@@ -37,6 +37,10 @@ class Limits:
         self._one_of("read point", transcoder.read, self.read, lambda point: point.value)
         self._one_of("write point", transcoder.write, self.write, lambda point: point.value)
         for index, layer in enumerate(transcoder.layers):
+            if layer.is_empty:
+                raise ModelError(
+                    f"{self.format} has no place for a layer without a dictionary, as layer {index}"
+                )
             named = f"activation of layer {index}"
             self._one_of(named, type(layer.activation), self.activations, lambda kind: kind.name)
             act = layer.activation

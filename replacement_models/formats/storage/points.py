@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from replacement_models.errors import ModelError
 from replacement_models.sites import ReadPoint, WritePoint
-from replacement_models.transcoder import Transcoder
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 READ = {
     "hook_resid_mid": ReadPoint.RESIDUAL,
@@ -105,6 +105,23 @@ def in_layer_order(found: list[tuple[int, Found]], where: Path) -> list[Found]:
             )
     by_layer = dict(found)
     return [by_layer[layer] for layer in layers]
+
+
+def with_gaps(found: list[tuple[int, TranscoderLayer]], where: Path) -> list[TranscoderLayer]:
+    """Per-layer dictionaries from layer 0 up to the last found, empty ones where there is none.
+
+    Raises:
+        ModelError: a layer is there twice.
+    """
+    layers = sorted(layer for layer, _ in found)
+    if len(set(layers)) < len(layers):
+        twice = next(layer for layer in layers if layers.count(layer) > 1)
+        raise ModelError(f"{where}: layer {twice} is there more than once (found layers {layers})")
+    by_layer, like = dict(found), found[0][1].b_dec
+    return [
+        by_layer[at] if at in by_layer else TranscoderLayer.empty(like, 1)
+        for at in range(layers[-1] + 1)
+    ]
 
 
 def read_json(path: Path) -> dict[str, Any]:
