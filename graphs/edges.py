@@ -20,32 +20,36 @@ COLUMNS = {
 
 def edge_table(
     effect: sparse.csr_array,
-    total: Float[np.ndarray, " nodes"],
+    totals: tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes"]],
     through: Float[np.ndarray, " nodes"],
 ) -> pa.Table:
     """One row an edge, ordered by target, then source.
 
     Args:
         effect: (nodes, nodes) direct effects.
-        total: (nodes,) row sums of |effect| in the unpruned graph.
+        totals: (nodes,) row sums of |effect| in the unpruned graph, over its nodes, and over
+            everything the model computed, features beyond a cap included.
         through: (nodes,) influence and weight b + w of each node in the unpruned graph.
 
     Returns:
-        source and target (row numbers), weight A[t, s], influence |share| (b_t + w_t), and
-        share A[t, s] / total[t], signed, of the target's unpruned input.
+        source and target (row numbers), weight A[t, s], influence |A[t, s]| (b_t + w_t) over the
+        first total, and share A[t, s] over the second, signed, of all the target's input.
 
     >>> effect = sparse.csr_array([[0.0, 0], [-3, 0]])
-    >>> edge_table(effect, np.array([0.0, 4.0]), np.array([0.0, 0.5])).to_pylist()
-    [{'source': 0, 'target': 1, 'weight': -3.0, 'influence': 0.375, 'share': -0.75}]
+    >>> total, computed = np.array([0.0, 4.0]), np.array([0.0, 6.0])
+    >>> edge_table(effect, (total, computed), np.array([0.0, 0.5])).to_pylist()
+    [{'source': 0, 'target': 1, 'weight': -3.0, 'influence': 0.375, 'share': -0.5}]
     """
-    share = shares(effect, total).data
-    target = np.repeat(np.arange(len(total), dtype=np.int32), np.diff(effect.indptr))
+    total, computed = totals
+    among = shares(effect, total).data
+    share = among if computed is total else shares(effect, computed).data
+    target = np.repeat(np.arange(len(through), dtype=np.int32), np.diff(effect.indptr))
     return pa.table(
         {
             "source": effect.indices.astype(np.int32, copy=False),
             "target": target,
             "weight": effect.data,
-            "influence": share * through[target],
+            "influence": among * through[target],
             "share": np.copysign(share, effect.data),
         }
     )
@@ -55,7 +59,7 @@ def share_matrix(edges: pa.Table, count: int) -> sparse.csr_array:
     """P of `count` nodes from the columns source, target and share of their edge table.
 
     Returns:
-        (count, count) |share| of the target's unpruned input that comes from the source, float64.
+        (count, count) |share| of all the target's input that comes from the source, float64.
     """
     source, target, share = (edges[name].to_numpy() for name in ("source", "target", "share"))
     start = np.concatenate([[0], np.cumsum(np.bincount(target, minlength=count))])

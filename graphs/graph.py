@@ -37,7 +37,7 @@ from graphs.schema import (
     number,
     plain_metadata,
 )
-from graphs.scores import Scores, scores
+from graphs.scores import ScorePair, Scores, as_computed, leak, score_pair, uncovered
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -99,8 +99,9 @@ class AttributionGraph:
                 None (not NaN) where a column has no value; more columns are kept as they are.
             effect: (nodes, nodes) `effect[target, source]`, float32 or float64.
             metadata: anything JSON can hold; `format_version` is added.
-            lost: absolute inputs of each node that `effect` no longer holds (below an edge floor);
-                they count as error.
+            lost: absolute inputs of each node that `effect` no longer holds (below an edge floor):
+                part of what influence divides by. What a cap left out is not: it stands in the
+                column `left_out_absolute`, with the former. Both count as error in the scores.
 
         Returns:
             The graph with the columns `influence` (in units of the targets' weights),
@@ -151,27 +152,40 @@ class AttributionGraph:
         Returns:
             One row an edge: source, target (row numbers of `nodes`), weight (the effect),
             influence (in units of the targets' weights) and share (signed, of the target's input).
-            Influence and share are those of the graph as traced.
+            Influence is that of the graph as traced, among its nodes; shares are of all input that
+            the model computed, what a cap left out included.
         """
-        return edge_table(self.effect, self._total, number(self.nodes, "influence") + self._weight)
+        through = number(self.nodes, "influence") + self._weight
+        return edge_table(self.effect, (self._total, self._computed), through)
 
     @cached_property
     def scores(self) -> Scores:
-        """How much of the output the graph explains.
+        """How much of the output the graph explains; `graphs.scores` has the formulas.
 
         Returns:
-            Replacement, completeness and leak, shares from 0 to 1; what pruning or an edge floor
-            lost counts as error. NaN where the targets weigh nothing.
+            Replacement, completeness, leak and what a cap left uncovered, shares from 0 to 1; what
+            a cap, an edge floor or pruning took from a row counts as error. `among_nodes` has the
+            first two as if the cap had left nothing out. NaN where the targets weigh nothing.
         """
-        roots = (self._ends.token, self._ends.error)
-        lossy = "pruned" in self.metadata or "floored_share" in self.metadata
-        return scores(self.effect, self._total, self._reached, self._weight, roots, lossy)
+        among = self._pair(self._total, self._reached)
+        whole = self._pair(self._computed, self._reached_computed) if self._capped else among
+        return Scores(
+            replacement=whole.replacement,
+            completeness=whole.completeness,
+            leak=leak(self._reached_computed, self._weight, self._ends.roots),
+            uncovered=self._uncovered,
+            among_nodes=among,
+        )
+
+    def _pair(self, total: Float[np.ndarray, " nodes"], reached: np.ndarray) -> ScorePair:
+        return score_pair(self.effect, total, reached, self._weight, self._ends.roots)
 
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
         """The part that holds the given shares of node and edge influence; see `graphs.prune`.
 
-        Columns, shares and scores keep referring to the rows as traced; what a row loses joins
-        its `left_out` and `left_out_absolute`. With both shares at 1 nothing is dropped. Of a
+        Columns, shares and scores keep referring to the rows as traced (`scores.uncovered` is the
+        traced graph's, in `metadata["pruned"]` where there is any); what a row loses joins its
+        `left_out` and `left_out_absolute`. With both shares at 1 nothing is dropped. Of a
         pruned graph nothing is dropped unless a share is below the one it was pruned at; then the
         rule applies to what is left of it, with the influence among what is left, while columns,
         counts and scores still refer to the graph as traced.
@@ -193,7 +207,7 @@ class AttributionGraph:
         before = self.metadata.get("pruned", {"nodes": 1, "edges": 1})
         if nodes >= before["nodes"] and edges >= before["edges"]:
             return self
-        among = self._reached_among_nodes
+        among = self._reached_left
         kept = prune(self.effect, self._weight, among, self._ends, (nodes, edges))
         table, effect = cut(self.nodes, self.effect, kept)
         counts = {
@@ -204,6 +218,8 @@ class AttributionGraph:
             "total_nodes": before.get("total_nodes", self.nodes.num_rows),
             "total_edges": before.get("total_edges", self.effect.nnz),
         }
+        if self._uncovered > 0:
+            counts["uncovered"] = self._uncovered
         metadata = plain_metadata(self.metadata | {"pruned": counts})
         return self._of(nodes=table, effect=effect, metadata=metadata)
 
@@ -231,8 +247,8 @@ class AttributionGraph:
     def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
 
-        Strength is the product of the shares of the input as traced along the path, times the
-        weight of its logit. `describe` puts a path into words.
+        Strength is the product of the shares of the input along the path, of all that the model
+        computed, times the weight of its logit. `describe` puts a path into words.
 
         Returns:
             At most `count` paths as row numbers of `nodes`, with their strength in units of the
@@ -244,7 +260,7 @@ class AttributionGraph:
         if count < 1:
             raise GraphError(f"count is {count}, expected at least 1 path")
         root = self._ends.token | self._ends.error
-        return strongest(shares(self.effect, self._total), self._weight, root, count)
+        return strongest(shares(self.effect, self._computed), self._weight, root, count)
 
     def describe(self, path: NodePath) -> str:
         """A path in one line, with its share of the weight of all targets.
@@ -390,7 +406,7 @@ class AttributionGraph:
 
     @cached_property
     def _total(self) -> Float[np.ndarray, " nodes"]:
-        """What shares divide by: the absolute input of each node as traced."""
+        """What influence divides by: the absolute input of each node as traced."""
         return number(self.nodes, "input_absolute")
 
     @cached_property
@@ -399,8 +415,18 @@ class AttributionGraph:
         return input_absolute(self.effect)
 
     @cached_property
+    def _computed(self) -> Float[np.ndarray, " nodes"]:
+        """What scores and shares divide by: the same with what a cap left out."""
+        return as_computed(self._left, self._total, number(self.nodes, "left_out_absolute"))
+
+    @cached_property
+    def _capped(self) -> bool:
+        """Whether a cap left anything out of a row."""
+        return self._computed is not self._total
+
+    @cached_property
     def _reached(self) -> Float[np.ndarray, " nodes"]:
-        """Influence b with shares of the input as traced: what scores read.
+        """Influence b with shares of the input as traced, among the nodes.
 
         Of these nodes, whatever was taken from the graph: the column `influence` is the traced
         graph's, and a file or a networkx graph may hold fewer nodes or other weights.
@@ -408,11 +434,29 @@ class AttributionGraph:
         return influence(shares(self.effect, self._total), self._weight)
 
     @cached_property
-    def _reached_among_nodes(self) -> Float[np.ndarray, " nodes"]:
+    def _reached_computed(self) -> Float[np.ndarray, " nodes"]:
+        """The same with shares of the input as the model computed it: what scores read."""
+        if not self._capped:
+            return self._reached
+        return influence(shares(self.effect, self._computed), self._weight)
+
+    @cached_property
+    def _reached_left(self) -> Float[np.ndarray, " nodes"]:
         """The same with shares of what is left, as pruning ranks nodes."""
         if np.array_equal(self._left, self._total):
             return self._reached
         return influence(shares(self.effect, self._left), self._weight)
+
+    @cached_property
+    def _uncovered(self) -> float:
+        """Share of the weights that ends in features beyond the cap; of the graph as traced.
+
+        Pruned graphs of releases that did not keep it have only what their own nodes tell: less.
+        """
+        traced = self.metadata.get("pruned", {}).get("uncovered")
+        if isinstance(traced, float):
+            return traced
+        return uncovered(self._total, self._computed, self._reached_computed, self._weight)
 
     @property
     def _content(self) -> Content:
@@ -422,10 +466,14 @@ class AttributionGraph:
     @property
     def _described(self) -> dict[str, Any]:
         """Metadata as files hold them: with the scores, null where they are not numbers."""
-        values = {
-            name: None if isnan(value) else value for name, value in asdict(self.scores).items()
-        }
-        return self.metadata | {"scores": values}
+        return self.metadata | {"scores": _plain(asdict(self.scores))}
+
+
+def _plain(scores: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _plain(value) if isinstance(value, dict) else None if isnan(value) else value
+        for name, value in scores.items()
+    }
 
 
 def _freeze(effect: sparse.csr_array) -> None:

@@ -29,6 +29,15 @@ class Ends:
     error: Bool[np.ndarray, " nodes"]
     logit: Bool[np.ndarray, " nodes"]
 
+    @property
+    def roots(self) -> tuple[Bool[np.ndarray, " nodes"], Bool[np.ndarray, " nodes"]]:
+        """Where paths begin.
+
+        Returns:
+            Two masks (nodes,): tokens and errors.
+        """
+        return self.token, self.error
+
 
 def prune(
     effect: sparse.csr_array,

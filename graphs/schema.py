@@ -57,7 +57,9 @@ DERIVED: dict[str, pa.DataType] = {
     "input_absolute": pa.float64(),
 }
 """Columns the graph computes, always of the unpruned graph: influence b, the share of all
-influence held by this node and those above it, and sum_s |A[t, s]|, what shares divide by."""
+influence held by this node and those above it, and sum_s |A[t, s]| over the nodes and what an edge
+floor dropped, which influence divides by. Scores and shares divide by all the model computed: this
+and what a cap left out, which `left_out_absolute` holds (`graphs.scores.as_computed`)."""
 
 COLUMNS = GIVEN | DERIVED
 REQUIRED = ("id", "kind", "layer", "site", "position", *DERIVED)

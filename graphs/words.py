@@ -2,10 +2,11 @@
 
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphs.schema import NodeKind
+from graphs.scores import Scores
 
 SHOWN = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
 """White space that would not be seen when a token holds nothing else."""
@@ -70,6 +71,38 @@ def percent(share: float) -> str:
     if 0 < value < 0.1:
         return "<0.1%"
     return f"{value:.1f}%" if 0 < value < 9.95 else f"{value:.0f}%"
+
+
+def scores(found: Scores, metadata: Mapping[str, Any], digits: int) -> dict[str, str]:
+    """Scores as people read them, those beside them that say what they owe to what.
+
+    Args:
+        found: the scores of a graph.
+        metadata: of the same graph, for the scores without any feature (`skip_alone`).
+        digits: after the point.
+
+    Returns:
+        replacement and completeness, each a number and in brackets the one among the nodes alone,
+        where it is another one, and the one of a transcoder's linear skip without its features,
+        where it has a skip; uncovered, a number. No units: shares from 0 to 1.
+
+    >>> from graphs.scores import ScorePair
+    >>> capped = Scores(0.2, 0.3, 0.8, 0.7, ScorePair(0.98, 0.3))
+    >>> scores(capped, {"skip_alone": {"replacement": 0.1, "completeness": None}}, 2)["replacement"]
+    '0.20 (0.98 among the nodes kept, 0.10 with the linear skip alone)'
+    >>> scores(capped, {}, 1)
+    {'replacement': '0.2 (1.0 among the nodes kept)', 'completeness': '0.3', 'uncovered': '0.7'}
+    """
+    alone = metadata.get("skip_alone")
+    shown = {}
+    for name in ("replacement", "completeness"):
+        value, among = (f"{getattr(them, name):.{digits}f}" for them in (found, found.among_nodes))
+        beside = [f"{among} among the nodes kept"] if among != value else []
+        bare = alone.get(name) if isinstance(alone, dict) else None
+        if isinstance(bare, float):
+            beside.append(f"{bare:.{digits}f} with the linear skip alone")
+        shown[name] = f"{value} ({', '.join(beside)})" if beside else value
+    return shown | {"uncovered": f"{found.uncovered:.{digits}f}"}
 
 
 def label_parts(label: str | None) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import dataclasses
 import inspect
 import re
 import socket
@@ -210,6 +211,37 @@ def test_trace_writes_the_whole_graph_and_says_where():
     assert f"next token\tprobability\n{likeliest}" in text
     assert lines_of_paths(text, 10) == list(map(graph.describe, graph.paths(10)))
     assert text.endswith("Saved small.graph. To draw it: tracer render small.graph -o small.svg\n")
+
+
+def test_a_capped_graph_says_what_the_cap_left_out_and_both_scores():
+    text = succeed("trace", *IDS, "--max-features", "3", "-o", "few.graph")
+    scores = AttributionGraph.load("few.graph").scores
+    among = scores.among_nodes
+    assert 0 < scores.uncovered < 1
+    lines = (
+        f"replacement score\t{scores.replacement:.4f} "
+        f"({among.replacement:.4f} among the nodes kept)\n",
+        f"completeness score\t{scores.completeness:.4f} "
+        f"({among.completeness:.4f} among the nodes kept)\n",
+    )
+    beyond = f"uncovered\t{scores.uncovered:.4f} of the influence ends in features beyond "
+    for line in (*lines, beyond + "--max-features\n"):
+        assert line in text
+        assert line in succeed("show", "few.graph")
+    succeed("prune", "few.graph", "-o", "small.graph", "--nodes", "0.5")
+    assert beyond in succeed("show", "small.graph")
+
+
+def test_the_scores_of_the_linear_skip_alone_stand_beside_those_with_features(saved: str):
+    graph = AttributionGraph.load(saved)
+    assert "skip alone" not in succeed("show", saved)
+    bare = {"replacement": 0.25, "completeness": None}
+    graph = dataclasses.replace(graph, metadata=graph.metadata | {"skip_alone": bare})
+    graph.save("skip.graph")
+    text = succeed("show", "skip.graph")
+    score = f"{graph.scores.replacement:.4f} (0.2500 with the linear skip alone)"
+    assert f"replacement score\t{score}\n" in text
+    assert text.count("skip alone") == 1
 
 
 def lines_of_paths(text: str, count: int) -> list[str]:
@@ -473,7 +505,9 @@ def test_a_trace_interrupted_late_keeps_what_is_finished(monkeypatch: pytest.Mon
     assert result.stderr == "Error: interrupted; a.partial.graph holds what was finished\n"
     assert present() == ["a.graph", "a.partial.graph"]
     assert AttributionGraph.load("a.graph").nodes.equals(before.nodes)
-    assert "interrupted" in succeed("show", "a.partial.graph")
+    shown = succeed("show", "a.partial.graph")
+    assert "partial\tinterrupted before every feature was explained\n" in shown
+    assert "of the influence ends in features not reached when interrupted\n" in shown
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -100,8 +100,12 @@ def test_pruning_keeps_the_nodes_and_edges_of_the_reference(
 @pytest.mark.parametrize("case", CASES)
 def test_scores_equal_the_reference(case: str):
     graph, _, _, meta = golden(case)
-    assert graph.scores.replacement == pytest.approx(meta["replacement_score"], rel=1e-9)
-    assert graph.scores.completeness == pytest.approx(meta["completeness_score"], rel=1e-9)
+    assert graph.scores.among_nodes.replacement == pytest.approx(
+        meta["replacement_score"], rel=1e-9
+    )
+    assert graph.scores.among_nodes.completeness == pytest.approx(
+        meta["completeness_score"], rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

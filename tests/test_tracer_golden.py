@@ -122,8 +122,12 @@ def test_effects_scores_and_masks_from_the_frozen_tensors_in_float64(name: str):
     graph = case.trace(model)
     assert deviation(case, graph) < 1e-9
     meta, reference = case.meta, case.tensors("graph")
-    assert graph.scores.replacement == pytest.approx(meta["replacement_score"], abs=1e-9)
-    assert graph.scores.completeness == pytest.approx(meta["completeness_score"], abs=1e-9)
+    assert graph.scores.among_nodes.replacement == pytest.approx(
+        meta["replacement_score"], abs=1e-9
+    )
+    assert graph.scores.among_nodes.completeness == pytest.approx(
+        meta["completeness_score"], abs=1e-9
+    )
     _, have = in_reference_order(graph, case.ids())
     row = {node: index for index, node in enumerate(graph.nodes["id"].to_pylist())}
     influence = np.array(graph.nodes["influence"].to_pylist())

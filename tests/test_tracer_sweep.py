@@ -1,10 +1,15 @@
 """The engine's own promises: chunks, caps, edge cases, and no trace left on the model."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 import tracer
+from graphs.influence import influence
+from graphs.schema import number
 from replacement_models import JumpReLU, ReplacementModel
 from tests.random_models import PROMPT, replacement_model, transcoder
 from tracer import Intervention, TraceError
@@ -154,8 +159,6 @@ def silenced(model: ReplacementModel, level: float | None) -> ReplacementModel:
 
 
 def test_the_frontier_takes_the_most_influential_first_and_breaks_ties_by_index():
-    from scipy import sparse
-
     frontier = Frontier.over(np.array([2, 0, 1]))
     rows = sparse.csr_array(np.array([[1.0, 1.0, 1.0, 5.0]]))
     frontier.add(rows, np.array([8.0]), (np.array([6]), np.array([-1])), np.array([1.0]))
@@ -251,3 +254,74 @@ def test_the_dictionary_is_gathered_once_and_the_model_runs_once(monkeypatch: py
 def test_transcoder_options_do_not_leak_between_models():
     assert transcoder(seed=1).layers[0].W_enc.equal(transcoder(seed=1).layers[0].W_enc)
     assert not transcoder(seed=1).layers[0].W_enc.equal(transcoder(seed=2).layers[0].W_enc)
+
+
+def test_a_capped_trace_scores_what_the_whole_one_says_of_its_nodes():
+    """Influence in the whole graph, stopped where the capped one has no node."""
+    model = replacement_model("llama", kind="cross_layer")
+    whole = tracer.trace(model, PROMPT)
+    for cap in (0, 4, 20):
+        capped = tracer.trace(model, PROMPT, max_features=cap, rank_every=2)
+        kept = np.isin(whole.nodes["id"].to_pylist(), capped.nodes["id"].to_pylist())
+        share = whole.edges["share"].to_numpy()
+        open_row = kept[whole.edges["target"].to_numpy()]
+        stopped = sparse.csr_array(
+            (np.abs(share) * open_row, whole.effect.indices, whole.effect.indptr)
+        )
+        weight = number(whole.nodes, "probability")
+        ends = influence(stopped, weight)
+        kind = np.array(whole.nodes["kind"].to_pylist())
+        found, everything = capped.scores, weight.sum()
+        assert found.uncovered == pytest.approx(ends[~kept].sum() / everything, abs=1e-12)
+        tokens = ends[kind == "embedding"].sum()
+        assert found.replacement == pytest.approx(tokens / everything, abs=1e-12)
+        assert found.replacement < found.among_nodes.replacement
+        assert found.replacement < whole.scores.replacement
+    assert whole.scores.uncovered == 0
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
+def test_the_skip_alone_scores_as_a_dictionary_in_which_nothing_fires(family: str, kind: str):
+    model = replacement_model(family, kind=kind, skip=True, activation="jump_relu")
+    quiet = tracer.trace(silenced(model, None), PROMPT)
+    assert quiet.metadata["skip_alone"] == pytest.approx(
+        asdict(quiet.scores.among_nodes), abs=1e-14
+    )
+    assert quiet.scores.replacement == quiet.scores.among_nodes.replacement
+    for options in ({}, {"max_features": 3}, {"edge_floor": 0.1}, {"recompute_patterns": True}):
+        loud = tracer.trace(model, PROMPT, **options)
+        assert loud.metadata["skip_alone"] == pytest.approx(quiet.metadata["skip_alone"], abs=1e-9)
+
+
+def test_all_that_features_write_is_error_where_the_skip_stands_alone():
+    """Per-layer features write at one place: their effects join that of the error there."""
+    model = replacement_model("llama", kind="per_layer", skip=True)
+    graph = tracer.trace(model, PROMPT)
+    place = {name: graph.nodes[name].to_numpy() for name in ("layer", "position")}
+    kind, weight = np.array(graph.nodes["kind"].to_pylist()), number(graph.nodes, "probability")
+    tokens = errors = 0.0
+    for row in np.flatnonzero(kind == "logit"):
+        effect = graph.effect[[row]].toarray()[0]
+        at = place["layer"] * 100 + place["position"]
+        written = np.isin(kind, ["feature", "error"])
+        sums = np.abs([effect[written & (at == one)].sum() for one in np.unique(at[written])]).sum()
+        token = np.abs(effect[kind == "embedding"]).sum()
+        tokens += weight[row] * token / (token + sums)
+        errors += weight[row] * sums / (token + sums)
+    found = graph.metadata["skip_alone"]
+    assert found["replacement"] == pytest.approx(tokens / (tokens + errors), abs=1e-12)
+    through = weight.sum() + tokens + errors
+    assert found["completeness"] == pytest.approx((through - errors) / through, abs=1e-12)
+
+
+def test_without_a_skip_nothing_is_said_of_one():
+    assert "skip_alone" not in tracer.trace(replacement_model("llama"), PROMPT).metadata
+    some = replacement_model("llama", skip=True, at=[1], elsewhere="neurons")
+    assert "skip_alone" in tracer.trace(some, PROMPT).metadata
+
+
+def test_weightless_targets_have_no_score_of_the_skip():
+    target = [tracer.Difference(1, 2, weight=0.0)]
+    graph = tracer.trace(replacement_model("llama", skip=True), PROMPT, targets=target)
+    assert graph.metadata["skip_alone"] == {"replacement": None, "completeness": None}

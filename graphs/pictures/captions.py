@@ -106,8 +106,10 @@ def _facts(scene: Scene) -> str:
         ]
     if shown < edges:
         parts.append(f"{shown:,} strongest edges drawn, {edges - shown:,} hidden")
-    scores = content.scores
-    parts += [f"replacement {scores.replacement:.2f}", f"completeness {scores.completeness:.2f}"]
+    scores = words.scores(content.scores, content.metadata, 2)
+    parts += [f"{name} {scores[name]}" for name in ("replacement", "completeness")]
+    if content.scores.uncovered > 0:
+        parts.append(f"uncovered {scores['uncovered']} (features beyond the cap)")
     return "   ·   ".join(parts)
 
 

@@ -1,7 +1,7 @@
 """The picture of a graph, as DOT text with our own coordinates.
 
-Tokens are columns, layers are rows, and an edge is as wide as the influence it carries: the
-share of the target's unpruned input times the influence of the target. The most influential
+Tokens are columns, layers are rows, and an edge is as wide as the influence it carries: its share
+of the target's input from the nodes traced, times the influence of the target. The most influential
 features are boxes with their label, the others circles whose area is their influence.
 """
 

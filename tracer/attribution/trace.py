@@ -18,6 +18,7 @@ from tracer.attribution.blocks import FinishedRows, Plan, Progress, finished_blo
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.memory import Estimate, check, estimate, sizes_of
 from tracer.attribution.sizes import Sizes
+from tracer.attribution.skip_alone import skip_alone
 from tracer.attribution.targets import (
     Difference,
     Direction,
@@ -118,6 +119,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         edge_floor=edge_floor,
     )
     _make_room(model, sizes, memory_limit, on_estimate)
+    bare = skip_alone(model, recording, logits, skip_positions)
     local = linearise(model, recording, skip_positions, sizes.explained)
     give_back()
     plan = Plan(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial)
@@ -138,7 +140,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
-    return assemble(model, local, logits, traced, metadata(model, prompt, tokens, settings))
+    about = metadata(model, prompt, tokens, settings) | bare
+    return assemble(model, local, logits, traced, about)
 
 
 def _check_counts(max_features: int | None, rank_every: int | None, skip_positions: int) -> None:

@@ -54,18 +54,25 @@ def nodes_of(graph: "AttributionGraph", value: str, column: str = "kind") -> lis
 
 def print_summary(graph: "AttributionGraph") -> None:
     """Print what the graph explains, and how much of it."""
+    from graphs import words
+
     tokens = map(quoted, graph.metadata.get("tokens", []))
     targets = (
         f"{quoted(node['text'] or node['label'])} {node['probability']:.4g}"
         for node in nodes_of(graph, "logit")
     )
     features, errors = len(nodes_of(graph, "feature")), len(nodes_of(graph, "error"))
+    scores = words.scores(graph.scores, graph.metadata, 4)
+    beyond = (
+        "not reached when interrupted" if "partial" in graph.metadata else "beyond --max-features"
+    )
     rows = [
         ("tokens", " ".join(tokens)),
         ("explained", ", ".join(targets)),
         ("graph", f"{features} features, {errors} errors, {graph.effect.nnz} edges"),
-        ("replacement score", f"{graph.scores.replacement:.4f}"),
-        ("completeness score", f"{graph.scores.completeness:.4f}"),
+        ("replacement score", scores["replacement"]),
+        ("completeness score", scores["completeness"]),
+        ("uncovered", f"{scores['uncovered']} of the influence ends in features {beyond}"),
     ]
     if dropped := graph.metadata.get("floored_share"):
         rows.append(("below the edge floor", f"{dropped:.2%} of all absolute effects"))
