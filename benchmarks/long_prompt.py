@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def facts(model: ReplacementModel, graph: AttributionGraph) -> dict[str, Any]:
         "logits": sum(kind == "logit" for kind in graph.nodes["kind"].to_pylist()),
         "conservation": graph.metadata["conservation"]["relative"],
         "floored_share": graph.metadata.get("floored_share", 0.0),
-        "scores": [graph.scores.replacement, graph.scores.completeness],
+        "scores": asdict(graph.scores),
         "decoder_bytes": 4 * sum(math.prod(one.decoder.shape) for one in model.transcoder.layers),
     }
 

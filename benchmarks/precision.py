@@ -48,8 +48,8 @@ COLUMNS = (
     ("whole", "all differences (Frobenius)"),
     ("nodes", "nodes in common"),
     ("kept", "pruned nodes in common"),
-    ("replacement", "replacement score, difference"),
-    ("completeness", "completeness score, difference"),
+    ("replacement", "replacement score among nodes, difference"),
+    ("completeness", "completeness score among nodes, difference"),
 )
 
 
@@ -60,7 +60,7 @@ def compare(exact: AttributionGraph, other: AttributionGraph) -> dict[str, float
     common = [name for name in left if name in known]
     expected, found = _among(exact, common), _among(other, common)
     gap = found - expected
-    scores, others = exact.scores, other.scores
+    scores, others = exact.scores.among_nodes, other.scores.among_nodes
     return {
         "largest": float(abs(gap).max() / abs(expected).max()),
         "whole": float(np.linalg.norm(gap) / np.linalg.norm(expected)),
