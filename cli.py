@@ -804,7 +804,7 @@ def print_answers(
 
 def print_validation(summary: dict[str, Any]) -> None:
     """Print how far to believe a graph."""
-    from graphs.validation import rows
+    from graphs.validation_summary import rows
 
     lines = [
         (name, "-" if value is None else f"{value:.3f}", meaning)

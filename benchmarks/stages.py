@@ -34,7 +34,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
 PRODUCTS = {
     "scores of writers": ("score_writers", "score_mixed"),
     "attention": ("_attention", "add_product"),
-    "join": ("_join",),
+    "join": ("_first_attention",),
 }
 """Kinds of products in the sweep, and the functions that make them."""
 

@@ -33,6 +33,10 @@ def edge_table(
     Returns:
         source and target (row numbers), weight A[t, s], influence |share| (b_t + w_t), and
         share A[t, s] / total[t], signed, of the target's unpruned input.
+
+    >>> effect = sparse.csr_array([[0.0, 0], [-3, 0]])
+    >>> edge_table(effect, np.array([0.0, 4.0]), np.array([0.0, 0.5])).to_pylist()
+    [{'source': 0, 'target': 1, 'weight': -3.0, 'influence': 0.375, 'share': -0.75}]
     """
     share = shares(effect, total).data
     target = np.repeat(np.arange(len(total), dtype=np.int32), np.diff(effect.indptr))
@@ -47,8 +51,22 @@ def edge_table(
     )
 
 
+def share_matrix(edges: pa.Table, count: int) -> sparse.csr_array:
+    """P of `count` nodes from the columns source, target and share of their edge table.
+
+    Returns:
+        (count, count) |share| of the target's unpruned input that comes from the source, float64.
+    """
+    source, target, share = (edges[name].to_numpy() for name in ("source", "target", "share"))
+    start = np.concatenate([[0], np.cumsum(np.bincount(target, minlength=count))])
+    return sparse.csr_array((np.abs(share), source, start), shape=(count, count))
+
+
 def effect_matrix(edges: pa.Table, count: int) -> sparse.csr_array:
-    """(count, count) effects from the columns source, target and weight.
+    """Effects between `count` nodes from the columns source, target and weight.
+
+    Returns:
+        (count, count) `effect[target, source]`, float32 or float64 as the column `weight`.
 
     Raises:
         GraphError: a column is missing, of another type or has nulls, an edge leads to a row

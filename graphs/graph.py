@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import isnan
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy import sparse
 
 from graphs import words
 from graphs.edges import edge_table, effect_matrix
-from graphs.exchange import arrow, files, networks, tables
-from graphs.influence import cumulative, influence, input_absolute, row_sums, shares
+from graphs.exchange import arrow, networks, tables, versions
+from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
-from graphs.pictures.scene import Style
-from graphs.prune import Ends, Kept, prune
+from graphs.pictures.scene import Content, Style
+from graphs.prune import Ends, cut, prune
 from graphs.schema import (
     COLUMNS,
     DERIVED,
@@ -30,6 +30,7 @@ from graphs.schema import (
     GraphError,
     NodeKind,
     check_effect,
+    check_inputs,
     check_nodes,
     is_kind,
     node_table,
@@ -49,6 +50,9 @@ class AttributionGraph:
     Nodes stand in the order a forward pass computes them, so every edge runs from a lower row
     to a higher one: the graph is acyclic by construction, and sums over all paths are triangular
     solves. A value: nothing in it changes after it is made. Whoever traces calls `build`.
+
+    Nodes and edges are checked once, where they come in: by `build`, `load`, `from_networkx` and
+    this constructor. What pruning or new labels make of a graph that was checked needs no check.
     """
 
     nodes: pa.Table
@@ -65,16 +69,20 @@ class AttributionGraph:
     def __post_init__(self) -> None:
         check_nodes(self.nodes, self.metadata)
         check_effect(self.effect, self.nodes)
-        left = input_absolute(self.effect)
-        excess = left > self._total * (1 + 1e-9)
-        if excess.any():
-            row = int(excess.argmax())
-            raise GraphError(
-                f"node {row} ({self._id(row)}) has inputs of {left[row]:g}, more than its "
-                f"input_absolute {self._total[row]:g}: nodes and edges are of two graphs"
-            )
-        for array in (self.effect.data, self.effect.indices, self.effect.indptr):
-            array.flags.writeable = False
+        check_inputs(self._left, self.nodes)
+        _freeze(self.effect)
+
+    @classmethod
+    def _of(cls, **known: Any) -> AttributionGraph:
+        """A graph whose invariants were checked, or hold since it is made of one that was.
+
+        Args:
+            known: the fields, and of the cached properties those whose values are known already.
+        """
+        graph = object.__new__(cls)
+        vars(graph).update(known)
+        _freeze(graph.effect)
+        return graph
 
     @classmethod
     def build(
@@ -94,36 +102,70 @@ class AttributionGraph:
             lost: absolute inputs of each node that `effect` no longer holds (below an edge floor);
                 they count as error.
 
+        Returns:
+            The graph with the columns `influence` (in units of the targets' weights),
+            `cumulative_influence` (a share) and `input_absolute` (in units of the effects).
+
         Raises:
             GraphError: an invariant does not hold; the message names the node or edge.
+
+        Dallas makes the answer likelier, also through Texas, which makes it less likely:
+
+        >>> nodes = dict.fromkeys(GIVEN, [None] * 3) | {
+        ...     "id": ["dallas", "texas", "austin"], "kind": ["embedding", "feature", "logit"],
+        ...     "layer": [-1, 0, 1], "position": [0, 0, 0], "text": [" Dallas", None, " Austin"],
+        ...     "label": [None, "Texas", None], "feature": [None, 7, None], "token": [5, None, 9],
+        ...     "probability": [None, None, 0.8],
+        ... }
+        >>> effect = sparse.csr_array([[0.0, 0, 0], [2, 0, 0], [1, -3, 0]])
+        >>> graph = AttributionGraph.build(nodes, effect, {"tokens": [" Dallas"]})
+        >>> graph.nodes["influence"].to_pylist()
+        [0.8, 0.6000000000000001, 0.0]
+        >>> graph.edges.select(["source", "target", "share"]).to_pylist()[-1]
+        {'source': 1, 'target': 2, 'share': -0.75}
+        >>> for path in graph.paths():
+        ...     print(graph.describe(path))
+        “Dallas” → Texas (L0, at “Dallas”) ⊣ “Austin” 80%   75%
+        “Dallas” → “Austin” 80%   25%
         """
         given = node_table({name: nodes[name] for name in nodes if name not in DERIVED}, GIVEN)
         effect = sparse.csr_array(effect, copy=True)
         effect.sum_duplicates()
         effect.eliminate_zeros()
         check_effect(effect, given)
-        total = input_absolute(effect) + lost
+        left = input_absolute(effect)
+        total = left + lost
         reached = influence(shares(effect, total), number(given, "probability"))
         derived = dict(zip(DERIVED, (reached, cumulative(reached), total), strict=True))
-        columns = {name: given[name] for name in given.column_names} | derived
-        return cls(
-            nodes=node_table(columns, COLUMNS), effect=effect, metadata=plain_metadata(metadata)
-        )
+        table = node_table({name: given[name] for name in given.column_names} | derived, COLUMNS)
+        plain = plain_metadata(metadata)
+        check_nodes(table, plain)
+        check_inputs(left, table)
+        known = {"_left": left, "_reached": reached}
+        return cls._of(nodes=table, effect=effect, metadata=plain, **known)
 
     @cached_property
     def edges(self) -> pa.Table:
-        """source, target (row numbers of `nodes`), weight, influence, share.
+        """The effects as a table, ordered by target, then source.
 
-        Influence and share are those of the graph as traced; see `graphs.edges.edge_table`.
+        Returns:
+            One row an edge: source, target (row numbers of `nodes`), weight (the effect),
+            influence (in units of the targets' weights) and share (signed, of the target's input).
+            Influence and share are those of the graph as traced.
         """
         return edge_table(self.effect, self._total, number(self.nodes, "influence") + self._weight)
 
     @cached_property
     def scores(self) -> Scores:
-        """Replacement and completeness; what pruning or an edge floor lost counts as error."""
-        roots = (self._is(NodeKind.EMBEDDING), self._is(NodeKind.ERROR))
+        """How much of the output the graph explains.
+
+        Returns:
+            Replacement, completeness and leak, shares from 0 to 1; what pruning or an edge floor
+            lost counts as error. NaN where the targets weigh nothing.
+        """
+        roots = (self._ends.token, self._ends.error)
         lossy = "pruned" in self.metadata or "floored_share" in self.metadata
-        return scores(self.effect, self._total, self._weight, roots, lossy)
+        return scores(self.effect, self._total, self._reached, self._weight, roots, lossy)
 
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
         """The part that holds the given shares of node and edge influence; see `graphs.prune`.
@@ -138,6 +180,10 @@ class AttributionGraph:
             nodes: share of node influence, in (0, 1].
             edges: share of edge influence, in (0, 1].
 
+        Returns:
+            The part, with the shares and the counts of nodes and edges in `metadata["pruned"]`;
+            this graph itself where nothing is dropped.
+
         Raises:
             GraphError: a share outside (0, 1].
         """
@@ -147,48 +193,28 @@ class AttributionGraph:
         before = self.metadata.get("pruned", {"nodes": 1, "edges": 1})
         if nodes >= before["nodes"] and edges >= before["edges"]:
             return self
-        ends = Ends(
-            token=self._is(NodeKind.EMBEDDING),
-            error=self._is(NodeKind.ERROR),
-            logit=self._is(NodeKind.LOGIT),
-        )
-        part = self._part(prune(self.effect, self._weight, ends, (nodes, edges)))
+        among = self._reached_among_nodes
+        kept = prune(self.effect, self._weight, among, self._ends, (nodes, edges))
+        table, effect = cut(self.nodes, self.effect, kept)
         counts = {
             "nodes": nodes,
             "edges": edges,
-            "kept_nodes": part.nodes.num_rows,
-            "kept_edges": part.effect.nnz,
+            "kept_nodes": table.num_rows,
+            "kept_edges": effect.nnz,
             "total_nodes": before.get("total_nodes", self.nodes.num_rows),
             "total_edges": before.get("total_edges", self.effect.nnz),
         }
-        return replace(part, metadata=plain_metadata(self.metadata | {"pruned": counts}))
-
-    def _part(self, kept: Kept) -> AttributionGraph:
-        """The nodes and edges kept, with what their rows lost in the left-out columns."""
-        target = np.repeat(np.arange(self.nodes.num_rows), np.diff(self.effect.indptr))[kept.edges]
-        row = np.cumsum(kept.nodes) - 1
-        effect = sparse.csr_array(
-            (self.effect.data[kept.edges], (row[target], row[self.effect.indices[kept.edges]])),
-            shape=(int(kept.nodes.sum()),) * 2,
-        )
-        effect.sort_indices()
-        dropped = sparse.csr_array(
-            (self.effect.data * ~kept.edges, self.effect.indices, self.effect.indptr),
-            shape=self.effect.shape,
-        )
-        table = self.nodes.filter(pa.array(kept.nodes))
-        for name, size in (("left_out", False), ("left_out_absolute", True)):
-            lost = row_sums(dropped, size)[kept.nodes]
-            null = table[name].is_null().to_numpy() & (lost == 0)
-            column = pa.array(number(table, name) + lost, mask=null)
-            table = table.set_column(table.column_names.index(name), name, column)
-        return replace(self, nodes=table, effect=effect)
+        metadata = plain_metadata(self.metadata | {"pruned": counts})
+        return self._of(nodes=table, effect=effect, metadata=metadata)
 
     def relabel(self, labels: Mapping[str, str]) -> AttributionGraph:
         """The same graph with the labels of some nodes changed.
 
         Args:
             labels: node id -> label.
+
+        Returns:
+            A graph that shares everything else with this one.
 
         Raises:
             GraphError: no node has one of the ids.
@@ -199,9 +225,8 @@ class AttributionGraph:
         old = self.nodes["label"].to_pylist()
         column = [labels.get(name, label) for name, label in zip(ids, old, strict=True)]
         place = self.nodes.column_names.index("label")
-        return replace(
-            self, nodes=self.nodes.set_column(place, "label", pa.array(column, pa.string()))
-        )
+        table = self.nodes.set_column(place, "label", pa.array(column, pa.string()))
+        return self._of(**vars(self) | {"nodes": table})
 
     def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
@@ -209,12 +234,16 @@ class AttributionGraph:
         Strength is the product of the shares of the input as traced along the path, times the
         weight of its logit. `describe` puts a path into words.
 
+        Returns:
+            At most `count` paths as row numbers of `nodes`, with their strength in units of the
+            targets' weights.
+
         Raises:
             GraphError: `count` is below 1.
         """
         if count < 1:
             raise GraphError(f"count is {count}, expected at least 1 path")
-        root = self._is(NodeKind.EMBEDDING, NodeKind.ERROR)
+        root = self._ends.token | self._ends.error
         return strongest(shares(self.effect, self._total), self._weight, root, count)
 
     def describe(self, path: NodePath) -> str:
@@ -223,14 +252,17 @@ class AttributionGraph:
         As in: `“Dallas” → Texas, TX (L0, at “Dallas”) → “Austin” 92%   12.3%`; `⊣` inhibits.
         """
         rows = self.nodes.take(list(path.nodes)).to_pylist()
-        parts = [words.node(rows[0], self._tokens)]
-        for row, (source, target) in zip(rows[1:], pairwise(path.nodes), strict=True):
-            sign = "→" if self.effect[target, source] > 0 else "⊣"
-            parts.append(f"{sign} {words.node(row, self._tokens)}")
-        return f"{' '.join(parts)}   {words.percent(path.strength / float(self._weight.sum()))}"
+        effects = [self.effect[target, source] for source, target in pairwise(path.nodes)]
+        share = words.percent(path.strength / float(self._weight.sum()))
+        return f"{words.route(rows, effects, list(self.metadata.get('tokens', [])))}   {share}"
 
     def to_networkx(self) -> nx.DiGraph[str]:
-        """The same graph for networkx, cause to effect, with the same attributes."""
+        """The same graph for networkx.
+
+        Returns:
+            A directed graph from cause to effect, nodes named by their id, with the columns of
+            `nodes` and `edges` as attributes and the metadata as those of the graph.
+        """
         return networks.to_networkx(self.nodes, self.edges, self.metadata)
 
     @classmethod
@@ -238,6 +270,9 @@ class AttributionGraph:
         """A graph from a networkx one with the attributes that `to_networkx` gives.
 
         Where no node has the derived columns, they are computed as in `build`.
+
+        Returns:
+            The graph, its nodes in the order of their sites.
 
         Raises:
             GraphError: a cycle, an attribute that is missing or of the wrong type, or an
@@ -262,6 +297,9 @@ class AttributionGraph:
     def load(cls, path: str | pathlib.Path) -> AttributionGraph:
         """Read what `save` wrote.
 
+        Returns:
+            The graph that was saved, equal in every table; its scores are worked out anew.
+
         Raises:
             GraphError: nothing there, no graph, a torn or foreign file, another format version,
                 or contents that break an invariant.
@@ -269,6 +307,7 @@ class AttributionGraph:
         nodes, edges, metadata = arrow.read(pathlib.Path(path))
         metadata.pop("scores", None)
         try:
+            nodes = versions.upgraded(nodes, metadata)
             plain = plain_metadata(metadata)
             return cls(nodes=nodes, effect=effect_matrix(edges, nodes.num_rows), metadata=plain)
         except GraphError as error:
@@ -290,8 +329,11 @@ class AttributionGraph:
             labels: so many features as boxes with their label, besides those on the strongest
                 path; the others as circles.
             curved: curves, or straight lines.
+
+        Returns:
+            The text; lengths in it are points, y upward.
         """
-        return picture.dot_source(self, Style(edges, labels, curved))
+        return picture.dot_source(self._content, Style(edges, labels, curved))
 
     def render(
         self,
@@ -312,14 +354,7 @@ class AttributionGraph:
                 be written.
         """
         path = pathlib.Path(path)
-        form = path.suffix.removeprefix(".")
-        if form not in ("dot", *render.FORMATS):
-            raise GraphError(f"cannot draw {path}: expected a suffix of .svg, .png, .pdf, .dot")
-        style = Style(edges, labels, curved, bitmap=form == "png")
-        source = picture.dot_source(self, style)
-        content = source.encode() if form == "dot" else render.render(source, form)
-        with files.writing(path) as partial:
-            partial.write_bytes(content)
+        picture.draw(path, self._content, Style(edges, labels, curved))
         return path
 
     def _repr_svg_(self) -> str | None:
@@ -331,7 +366,9 @@ class AttributionGraph:
 
     def _repr_html_(self) -> str | None:
         """Where the picture needs Graphviz and it is missing: the graph in a few lines."""
-        return None if render.available() else captions.summary_html(self)
+        if render.available():
+            return None
+        return captions.summary_html(self._content, [self.describe(it) for it in self.paths(5)])
 
     def __repr__(self) -> str:
         """Size and prompt on one line."""
@@ -339,6 +376,12 @@ class AttributionGraph:
             f"AttributionGraph({self.nodes.num_rows} nodes, {self.effect.nnz} edges, "
             f"{self.metadata.get('prompt')!r:.60})"
         )
+
+    @cached_property
+    def _ends(self) -> Ends:
+        """Where paths begin and end."""
+        kinds = (NodeKind.EMBEDDING, NodeKind.ERROR, NodeKind.LOGIT)
+        return Ends(*(is_kind(self.nodes, kind) for kind in kinds))
 
     @cached_property
     def _weight(self) -> Float[np.ndarray, " nodes"]:
@@ -350,6 +393,32 @@ class AttributionGraph:
         """What shares divide by: the absolute input of each node as traced."""
         return number(self.nodes, "input_absolute")
 
+    @cached_property
+    def _left(self) -> Float[np.ndarray, " nodes"]:
+        """What is left of it in `effect`, after an edge floor or pruning."""
+        return input_absolute(self.effect)
+
+    @cached_property
+    def _reached(self) -> Float[np.ndarray, " nodes"]:
+        """Influence b with shares of the input as traced: what scores read.
+
+        Of these nodes, whatever was taken from the graph: the column `influence` is the traced
+        graph's, and a file or a networkx graph may hold fewer nodes or other weights.
+        """
+        return influence(shares(self.effect, self._total), self._weight)
+
+    @cached_property
+    def _reached_among_nodes(self) -> Float[np.ndarray, " nodes"]:
+        """The same with shares of what is left, as pruning ranks nodes."""
+        if np.array_equal(self._left, self._total):
+            return self._reached
+        return influence(shares(self.effect, self._left), self._weight)
+
+    @property
+    def _content(self) -> Content:
+        """What pictures are made of."""
+        return Content(self.nodes, self.edges, self.scores, self.metadata)
+
     @property
     def _described(self) -> dict[str, Any]:
         """Metadata as files hold them: with the scores, null where they are not numbers."""
@@ -358,12 +427,7 @@ class AttributionGraph:
         }
         return self.metadata | {"scores": values}
 
-    @property
-    def _tokens(self) -> list[str]:
-        return list(self.metadata.get("tokens", []))
 
-    def _is(self, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
-        return is_kind(self.nodes, *kinds)
-
-    def _id(self, row: int) -> str:
-        return str(self.nodes["id"][row])
+def _freeze(effect: sparse.csr_array) -> None:
+    for array in (effect.data, effect.indices, effect.indptr):
+        array.flags.writeable = False

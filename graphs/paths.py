@@ -36,6 +36,15 @@ def strongest(
         weight: (nodes,) w of the targets.
         root: which nodes a path may begin at.
         count: at least 1.
+
+    Returns:
+        At most `count` paths; strengths in the units of `weight`.
+
+    >>> share = sparse.csr_array([[0.0, 0, 0], [1, 0, 0], [0.25, 0.75, 0]])
+    >>> for path in strongest(share, np.array([0, 0, 0.8]), np.array([True, False, False]), 2):
+    ...     print(path.nodes, round(path.strength, 3))
+    (0, 1, 2) 0.6
+    (0, 2) 0.2
     """
     nodes = len(weight)
     outputs = share.tocsc()

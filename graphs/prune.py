@@ -5,10 +5,12 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
-from graphs.influence import influence, input_absolute, shares
+from graphs.influence import influence, input_absolute, row_sums, shares
+from graphs.schema import number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,7 @@ class Ends:
 def prune(
     effect: sparse.csr_array,
     weight: Float[np.ndarray, " nodes"],
+    reached: Float[np.ndarray, " nodes"],
     ends: Ends,
     quantiles: tuple[float, float],
 ) -> Kept:
@@ -45,14 +48,17 @@ def prune(
     Args:
         effect: (nodes, nodes) strictly lower triangular, sorted indices.
         weight: (nodes,) w, of the targets.
+        reached: (nodes,) influence b over all rows of `effect`, each divided by its own sum.
         ends: which nodes are tokens, errors and logits.
         quantiles: (nodes, edges), each in (0, 1]; 1 drops nothing.
+
+    Returns:
+        Masks over the nodes and over the entries of `effect`.
 
     Source: Ameisen et al. 2025, "Circuit Tracing", appendix on graph pruning.
     """
     target = np.repeat(np.arange(len(weight)), np.diff(effect.indptr))
     source = effect.indices
-    reached = influence(shares(effect, input_absolute(effect)), weight)
     nodes = (reached >= threshold(reached, quantiles[0])) | ends.token | ends.logit
     edges = nodes[target] & nodes[source]
 
@@ -64,11 +70,46 @@ def prune(
     return Kept(nodes, edges & nodes[target] & nodes[source])
 
 
+def cut(nodes: pa.Table, effect: sparse.csr_array, kept: Kept) -> tuple[pa.Table, sparse.csr_array]:
+    """The part of a graph that is kept.
+
+    Nodes keep their order and edges theirs, so that the invariants of a graph hold in its parts.
+
+    Returns:
+        The rows of `nodes` kept, with what their rows of `effect` lost added to `left_out` and
+        `left_out_absolute`, and the (kept nodes, kept nodes) effects.
+    """
+    target = np.repeat(np.arange(nodes.num_rows), np.diff(effect.indptr))[kept.edges]
+    row = np.cumsum(kept.nodes) - 1
+    part = sparse.csr_array(
+        (effect.data[kept.edges], (row[target], row[effect.indices[kept.edges]])),
+        shape=(int(kept.nodes.sum()),) * 2,
+    )
+    part.sort_indices()
+    dropped = sparse.csr_array(
+        (effect.data * ~kept.edges, effect.indices, effect.indptr), shape=effect.shape
+    )
+    table = nodes.filter(pa.array(kept.nodes))
+    for name, size in (("left_out", False), ("left_out_absolute", True)):
+        lost = row_sums(dropped, size)[kept.nodes]
+        null = table[name].is_null().to_numpy() & (lost == 0)
+        column = pa.array(number(table, name) + lost, mask=null)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table, part
+
+
 def threshold(value: Float[np.ndarray, " values"], quantile: float) -> float:
-    """The value at which the cumulative share, from the largest down, first reaches `quantile`."""
+    """The value at which the cumulative share, from the largest down, first reaches `quantile`.
+
+    Returns:
+        In the units of `value`; -inf where all are to be kept, inf where none holds anything.
+
+    >>> threshold(np.array([1.0, 6.0, 3.0]), 0.8)
+    3.0
+    """
     if quantile >= 1:
         return -np.inf
-    falling = -np.sort(-value, kind="stable")
+    falling = np.sort(value)[::-1]
     running = np.cumsum(falling)
     if not len(value) or running[-1] == 0:
         return np.inf

@@ -11,8 +11,12 @@ import pyarrow as pa
 from jaxtyping import Bool, Float
 from scipy import sparse
 
-FORMAT_VERSION = 1
-"""Of the files and of the metadata. Raise it when a column changes its meaning."""
+from graphs import node_sites
+
+FORMAT_VERSION = 2
+"""Of the files and of the metadata. Raise it when a column changes its meaning. Version 1 had no
+column `site`: it is still read."""
+READ_VERSIONS = (1, FORMAT_VERSION)
 
 
 class GraphError(ValueError):
@@ -32,6 +36,7 @@ GIVEN: dict[str, pa.DataType] = {
     "id": pa.string(),
     "kind": pa.string(),
     "layer": pa.int32(),
+    "site": pa.string(),
     "position": pa.int32(),
     "feature": pa.int64(),
     "token": pa.int64(),
@@ -55,7 +60,7 @@ DERIVED: dict[str, pa.DataType] = {
 influence held by this node and those above it, and sum_s |A[t, s]|, what shares divide by."""
 
 COLUMNS = GIVEN | DERIVED
-REQUIRED = ("id", "kind", "layer", "position", *DERIVED)
+REQUIRED = ("id", "kind", "layer", "site", "position", *DERIVED)
 """Columns without nulls."""
 
 _ID = re.compile(r"(?!.*__)[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9])?")
@@ -66,12 +71,17 @@ def node_table(columns: Mapping[str, Any], expected: Mapping[str, pa.DataType]) 
     """Columns as a typed table, `expected` ones first and in their order.
 
     Args:
-        columns: name -> sequence or array with one entry a node; None where there is no value.
+        columns: name -> sequence or array with one entry a node; None where there is no value. A
+            site that is missing is the usual one of the node's kind and layer.
         expected: names and types that must be there. Others keep the type they have.
+
+    Returns:
+        One row a node.
 
     Raises:
         GraphError: a column is missing, has another length, or does not fit its type.
     """
+    columns = node_sites.filled(columns)
     if missing := [name for name in expected if name not in columns]:
         raise GraphError(f"nodes lack the columns {missing}: give every one of {list(expected)}")
     names = [*expected, *(name for name in columns if name not in expected)]
@@ -103,12 +113,24 @@ def _array(
 
 
 def number(nodes: pa.Table, name: str) -> Float[np.ndarray, " nodes"]:
-    """One numeric column with nulls as 0."""
+    """One numeric column.
+
+    Returns:
+        (nodes,) float64 in the column's units, 0 where it is null.
+    """
     return nodes[name].fill_null(0).to_numpy().astype(np.float64, copy=False)
 
 
 def is_kind(nodes: pa.Table, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
-    """Which nodes are of one of `kinds`."""
+    """Which nodes are of one of `kinds`.
+
+    Returns:
+        (nodes,) a mask over the rows.
+
+    >>> nodes = pa.table({"kind": ["embedding", "feature", "error", "logit"]})
+    >>> is_kind(nodes, NodeKind.EMBEDDING, NodeKind.ERROR).tolist()
+    [True, False, True, False]
+    """
     names = np.array(nodes["kind"].to_pylist(), dtype=object)
     return np.isin(names, [str(kind) for kind in kinds])
 
@@ -116,18 +138,24 @@ def is_kind(nodes: pa.Table, *kinds: NodeKind) -> Bool[np.ndarray, " nodes"]:
 def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `metadata` as JSON would give it back, with the format version.
 
+    Returns:
+        Dicts with text as keys, lists, text, numbers, booleans and None.
+
     Raises:
         GraphError: a value is not JSON (NaN included), or the version is another one.
+
+    >>> plain_metadata({"tokens": ("a", "b"), "layers": 4})["tokens"]
+    ['a', 'b']
     """
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise GraphError(f"metadata must be JSON: {error}") from error
-    version = plain.setdefault("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
+    version = plain.get("format_version", FORMAT_VERSION)
+    if version not in READ_VERSIONS:
         raise GraphError(f"graph has format version {version!r}, expected {FORMAT_VERSION}: "
                          "read it with the release of tracer that wrote it")  # fmt: skip
-    return plain
+    return plain | {"format_version": FORMAT_VERSION}
 
 
 def check_nodes(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
@@ -137,8 +165,9 @@ def check_nodes(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
         GraphError: a column is missing or of another type, a null or a number that is not
             finite where there may be none, an unknown kind, an id that stands twice or holds
             other than letters and digits with single `_ . + -` between them, a layer outside
-            the model or a position outside the prompt, a negative weight, or a weight on
-            something that is no logit.
+            the model or a position outside the prompt, a site that is none, does not go with
+            kind and layer or comes too late, a negative weight, or a weight on something that is
+            no logit.
     """
     _check_columns(nodes)
     _check_numbers(nodes)
@@ -148,6 +177,7 @@ def check_nodes(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
         raise GraphError(f"unknown node kind {sorted(kinds)[0]!r}: expected one of "
                          f"{[str(kind) for kind in NodeKind]}")  # fmt: skip
     _check_places(nodes, metadata)
+    _check_sites(nodes)
     weight = number(nodes, "probability")
     wrong = (weight < 0) | ((weight != 0) & ~is_kind(nodes, NodeKind.LOGIT))
     if wrong.any():
@@ -210,6 +240,12 @@ def _check_places(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
             )
 
 
+def _check_sites(nodes: pa.Table) -> None:
+    names = ("kind", "layer", "site")
+    if wrong := node_sites.misplaced(*(nodes[name].to_pylist() for name in names)):
+        raise GraphError(wrong)
+
+
 def _is_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
@@ -247,6 +283,26 @@ def check_effect(effect: sparse.csr_array, nodes: pa.Table) -> None:
             edge = int(wrong.argmax())
             raise GraphError(f"edge {source[edge]} -> {target[edge]} "
                              f"(weight {effect.data[edge]}) {rule}")  # fmt: skip
+
+
+def check_inputs(left: Float[np.ndarray, " nodes"], nodes: pa.Table) -> None:
+    """Refuse rows that hold more than they were traced with.
+
+    Args:
+        left: (nodes,) sum of |effect| over each row.
+        nodes: the node table.
+
+    Raises:
+        GraphError: a row's sum is above its `input_absolute`.
+    """
+    total = number(nodes, "input_absolute")
+    excess = left > total * (1 + 1e-9)
+    if excess.any():
+        row = int(excess.argmax())
+        raise GraphError(
+            f"{_where(nodes, row)} has inputs of {left[row]:g}, more than its input_absolute "
+            f"{total[row]:g}: nodes and edges are of two graphs"
+        )
 
 
 def _in_order(effect: sparse.csr_array, root: np.ndarray, logit: np.ndarray) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import sparse
 
-from graphs.influence import influence, shares
+from graphs.influence import shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Scores:
 def scores(
     effect: sparse.csr_array,
     total: Float[np.ndarray, " nodes"],
+    reached: Float[np.ndarray, " nodes"],
     weight: Float[np.ndarray, " nodes"],
     roots: tuple[Bool[np.ndarray, " nodes"], Bool[np.ndarray, " nodes"]],
     pruned: bool,
@@ -37,15 +38,18 @@ def scores(
         effect: (nodes, nodes) direct effects left.
         total: (nodes,) row sums of |effect| in the *unpruned* graph, so that what pruning took
             from a row counts as error.
+        reached: (nodes,) influence b over the shares `effect / total`.
         weight: (nodes,) w of the targets.
         roots: which nodes are tokens, and which are errors.
         pruned: whether rows have lost inputs; then replacement divides by all of w.
+
+    Returns:
+        Shares from 0 to 1, without units.
 
     Source: Ameisen et al. 2025, "Circuit Tracing", section on evaluating graphs.
     """
     token, error = roots
     share = shares(effect, total)
-    reached = influence(share, weight)
     tokens, errors = float(reached[token].sum()), float(reached[error].sum())
     everything = float(weight.sum())
 

@@ -2,6 +2,7 @@
 
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from graphs.schema import NodeKind
@@ -11,10 +12,13 @@ SHOWN = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
 
 
 def visible(text: str) -> str:
-    """`text` on one line without anything a terminal or an SVG would act on.
+    r"""`text` on one line without anything a terminal or an SVG would act on.
 
     Control characters, lone surrogates and what XML forbids become U+FFFD, marks that change
     the direction of text vanish, line breaks become a sign; letters of any script stay.
+
+    >>> visible("a\tb\x07")
+    'a⇥b�'
     """
     return "".join(_character(char) for char in text)
 
@@ -33,13 +37,21 @@ def _character(char: str) -> str:
 
 
 def token(text: str) -> str:
-    """A token as a reader knows it: without the space in front, white space made visible."""
+    r"""A token as a reader knows it: without the space in front, white space made visible.
+
+    >>> token(" Dallas"), token("  "), token("\n"), token("")
+    ('Dallas', '␣␣', '⏎', '∅')
+    """
     bare = text.strip(" ")
     return visible(bare) if bare else visible(text.replace(" ", SHOWN[" "])) or "∅"
 
 
 def clipped(text: str, length: int) -> str:
-    """The first `length` characters, with an ellipsis where there were more."""
+    """The first `length` characters, with an ellipsis where there were more.
+
+    >>> clipped("Texas, TX, Lone", 11)
+    'Texas, TX…'
+    """
     return text if len(text) <= length else text[: length - 1].rstrip(" ,·") + "…"
 
 
@@ -49,7 +61,11 @@ def clipped_front(text: str, length: int) -> str:
 
 
 def percent(share: float) -> str:
-    """`0.9234` as `92%`, below ten with one decimal, below a tenth as `<0.1%`."""
+    """A share from 0 to 1 with as many digits as matter.
+
+    >>> percent(0.9234), percent(0.0234), percent(0.0004), percent(0)
+    ('92%', '2.3%', '<0.1%', '0%')
+    """
     value = 100 * share
     if 0 < value < 0.1:
         return "<0.1%"
@@ -57,7 +73,14 @@ def percent(share: float) -> str:
 
 
 def label_parts(label: str | None) -> tuple[str, str]:
-    """What a feature promotes, and the token it fires on, of `Texas, TX · Dallas`; or ''."""
+    """The two parts of a feature's label.
+
+    Returns:
+        What the feature promotes, and the token it fires on; '' where the label does not say.
+
+    >>> label_parts("Texas, TX · Dallas"), label_parts("say a capital"), label_parts(None)
+    (('Texas, TX', 'Dallas'), ('say a capital', ''), ('', ''))
+    """
     text = visible(label or "").strip()
     promoted, dot, on = f" {text}".rpartition(" · ")
     return (promoted.strip(), on.strip()) if dot else (text, "")
@@ -68,7 +91,7 @@ def short_label(row: dict[str, Any]) -> str:
     return label_parts(row["label"])[0] or f"feature {row['feature']}"
 
 
-def node(row: dict[str, Any], tokens: list[str]) -> str:
+def node(row: dict[str, Any], tokens: Sequence[str]) -> str:
     """A row of the node table in a few words, as in a path."""
     place = row["position"]
     at = f"“{token(tokens[place])}”" if place < len(tokens) else f"position {place}"
@@ -79,6 +102,19 @@ def node(row: dict[str, Any], tokens: list[str]) -> str:
     if row["kind"] == NodeKind.FEATURE:
         return f"{short_label(row)} (L{row['layer']}, at {at})"
     return logit(row)
+
+
+def route(rows: Sequence[dict[str, Any]], effects: Sequence[float], tokens: Sequence[str]) -> str:
+    """A path in words: `→` where a node excites the next, `⊣` where it inhibits.
+
+    Args:
+        rows: of the node table, from root to logit.
+        effects: of each row on the next.
+        tokens: of the prompt.
+    """
+    signs = ["→ " if effect > 0 else "⊣ " for effect in effects]
+    names = [node(row, tokens) for row in rows]
+    return " ".join(sign + name for sign, name in zip(["", *signs], names, strict=True))
 
 
 def word(row: dict[str, Any]) -> str:
@@ -94,7 +130,11 @@ def logit(row: dict[str, Any]) -> str:
 
 
 def wrapped(text: str, width: int, lines: int) -> list[str]:
-    """`text` in at most `lines` lines of at most `width` characters, the last one clipped."""
+    """`text` in at most `lines` lines of at most `width` characters, the last one clipped.
+
+    >>> wrapped("a city that lies in the state of Texas", 18, 2)
+    ['a city that lies', 'in the state of T…']
+    """
     found = textwrap.wrap(text, width, break_long_words=True) or [""]
     if len(found) > lines:
         found = [*found[: lines - 1], clipped(" ".join(found[lines - 1 :]), width)]

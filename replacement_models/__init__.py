@@ -9,13 +9,8 @@ from replacement_models.formats import load_transcoder, save_transcoder
 from replacement_models.host import Host
 from replacement_models.recording import ActiveFeatures, FrozenLayer, Recording
 from replacement_models.replacement import ReplacementModel
-from replacement_models.transcoder import (
-    DenseDecoder,
-    ReadPoint,
-    Transcoder,
-    TranscoderLayer,
-    WritePoint,
-)
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import DenseDecoder, Transcoder, TranscoderLayer
 
 __all__ = [
     "ActiveFeatures",

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models.host import Block, Norm
-from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +56,9 @@ def read_back(vectors: Tensor, norm: Norm | None, read: ReadPoint) -> Tensor:
     return norm.centre(vectors * norm.weight if read is ReadPoint.NORMED else vectors)
 
 
-def mlp_post_norm(block: Block, transcoder: Transcoder) -> Norm | None:
-    """The post-norm that a transcoder's writes still pass, if any."""
-    return block.mlp_post_norm if transcoder.write is WritePoint.MLP_OUTPUT else None
+def mlp_post_norm(block: Block, write: WritePoint) -> Norm | None:
+    """The post-norm that what is written to an MLP's output still passes, if any."""
+    return block.mlp_post_norm if write is WritePoint.MLP_OUTPUT else None
 
 
 def _constant(block: Block) -> Float[Tensor, "heads d_model"] | None:
@@ -77,8 +78,8 @@ def _skip(block: Block, transcoder: Transcoder, layer: int) -> Tensor | None:
     weight = transcoder.skip(layer)
     if weight is None:
         return None
-    onto_residual = written(weight, mlp_post_norm(block, transcoder))
-    return read_back(onto_residual.T, block.mlp_norm, transcoder.read).T.contiguous()
+    onto_residual = written(weight, mlp_post_norm(block, transcoder.write_at(layer)))
+    return read_back(onto_residual.T, block.mlp_norm, transcoder.read_at(layer)).T.contiguous()
 
 
 def fold_all(blocks: list[Block], transcoder: Transcoder) -> tuple[FoldedLayer, ...]:

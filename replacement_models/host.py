@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models.hooks import float64_experts, recorders_removed
+from replacement_models.sites import Site, Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,20 @@ class Host:
     """Soft cap c: logits shown are c·tanh(logit / c)."""
     context: int | None = None
     """Longest prompt in tokens, or None where the model sets no limit."""
+
+    @property
+    def mlp_sites(self) -> list[Site]:
+        """Where each layer's MLP reads the residual stream."""
+        return [
+            Site(layer, Stage.RESID_PRE if block.parallel else Stage.RESID_MID)
+            for layer, block in enumerate(self.blocks)
+        ]
+
+    @property
+    def stream_sites(self) -> list[Site]:
+        """Where the residual stream can be read, from below."""
+        entering = [Site(layer, Stage.RESID_PRE) for layer in range(len(self.blocks) + 1)]
+        return sorted({*entering, *self.mlp_sites})
 
     @property
     def d_model(self) -> int:

@@ -15,8 +15,9 @@ from replacement_models.hooks import (
     forward_pre_hooks,
 )
 from replacement_models.host import Block, Host, Norm
+from replacement_models.sites import ReadPoint, Site, Stage, WritePoint
 from replacement_models.speed.few_rows import fast_maps
-from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
+from replacement_models.transcoder import Transcoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,9 @@ class Recording:
     final_scale: Float[Tensor, "positions 1"]
     residuals: Sequence[Float[Tensor, "positions d_model"]]
     """Residual stream entering each layer, and last the one entering the final norm: L + 1."""
+    between: Sequence[Float[Tensor, "positions d_model"]]
+    """Residual stream that each layer's MLP reads, before its norm: between attention and MLP, in
+    parallel blocks the stream entering the layer."""
     inputs: Sequence[Float[Tensor, "positions d_model"]]
     """What the transcoder reads, a layer each."""
     outputs: Sequence[Float[Tensor, "positions d_model"]]
@@ -98,6 +102,13 @@ class Recording:
     """Of all positions, or of the last alone; so are those after the cap."""
     logits: Float[Tensor, "positions vocabulary"]
     features: ActiveFeatures
+
+    def stream(self, site: Site) -> Float[Tensor, "positions d_model"]:
+        """The residual stream at one of its sites (`Host.stream_sites`)."""
+        if site.stage is Stage.RESID_MID:
+            return self.between[site.layer]
+        assert site.stage is Stage.RESID_PRE
+        return self.residuals[site.layer]
 
 
 @dataclass
@@ -135,10 +146,12 @@ def record(
         keep_patterns: hold every attention pattern, L·H·P² numbers; otherwise what remakes them.
         last_logits: only those of the last position.
     """
-    seen, logits = _watched(host, transcoder.write, tokens, keep_patterns, last_logits)
+    seen, logits = _watched(host, transcoder, tokens, keep_patterns, last_logits)
     final = seen.norm_input[host.final_norm.module]
     inputs = [
-        read_input(block, transcoder.read, seen.before_mlp(block, layer), seen.mlp_input[layer])
+        read_input(
+            block, transcoder.read_at(layer), seen.before_mlp(block, layer), seen.mlp_input[layer]
+        )
         for layer, block in enumerate(host.blocks)
     ]
     final_scale = host.final_norm.scale(final)
@@ -154,6 +167,7 @@ def record(
         layers=[_frozen(block, seen, layer) for layer, block in enumerate(host.blocks)],
         final_scale=final_scale,
         residuals=[*seen.residual, final],
+        between=[seen.before_mlp(block, layer) for layer, block in enumerate(host.blocks)],
         inputs=inputs,
         outputs=seen.mlp_output,
         logits_before_cap=before_cap,
@@ -203,11 +217,15 @@ def norms(block: Block) -> list[Norm]:
 
 
 def _watched(
-    host: Host, write: WritePoint, tokens: Sequence[int], keep_patterns: bool, last_logits: bool
+    host: Host,
+    transcoder: Transcoder,
+    tokens: Sequence[int],
+    keep_patterns: bool,
+    last_logits: bool,
 ) -> tuple[Seen, Tensor]:
     """The one forward pass: what its hooks saw, and its logits."""
     seen = Seen()
-    taps = _taps(host, write, seen)
+    taps = _taps(host, transcoder, seen)
     remade = []
     if keep_patterns:
         taps += [
@@ -225,7 +243,7 @@ def _watched(
         return seen, host.run(tokens, keep_patterns, last_logits)
 
 
-def _taps(host: Host, write: WritePoint, seen: Seen) -> list[tuple[nn.Module, Any]]:
+def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Module, Any]]:
     def keep_token(inputs: Any, output: Tensor) -> None:
         seen.token = output[0]
 
@@ -241,11 +259,12 @@ def _taps(host: Host, write: WritePoint, seen: Seen) -> list[tuple[nn.Module, An
     taps: list[tuple[nn.Module, Any]] = [(host.embedding, keep_token)]
     if host.position_embedding is not None:
         taps.append((host.position_embedding, keep_position))
-    for block in host.blocks:
+    for layer, block in enumerate(host.blocks):
+        written = write_module(block, transcoder.write_at(layer))
         taps += [
             (block.module, lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])),
             (block.mlp, lambda inputs, _: seen.mlp_input.append(first_tensor(inputs)[0])),
-            (write_module(block, write), lambda _, output: seen.mlp_output.append(_first(output))),
+            (written, lambda _, output: seen.mlp_output.append(_first(output))),
             *((norm.module, keep_norm(norm)) for norm in norms(block)),
         ]
     return [*taps, (host.final_norm.module, keep_norm(host.final_norm))]

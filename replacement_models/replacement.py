@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from replacement_models.dictionaries.neurons import NEURONS, neurons
-from replacement_models.dictionaries.sae import SparseAutoencoder
+from replacement_models.dictionaries.partial import check_fit, cover
 from replacement_models.errors import ModelError
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats import content_hash, load_transcoder, transcoder_folder
@@ -43,11 +43,13 @@ class ReplacementModel:
     revision: str = ""
     transcoder_name: str = ""
     transcoder_hash: str = ""
+    elsewhere: str = ""
+    """What stands at layers without a dictionary, "error" or "neurons"; "" where none lacks one."""
     labels: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """Names of features by (layer, feature), where the dictionary's folder has them."""
 
     def __post_init__(self) -> None:
-        _check_fit(self.host, self.transcoder)
+        check_fit(self.host, self.transcoder, whole=True)
 
     @classmethod
     def load(
@@ -57,6 +59,7 @@ class ReplacementModel:
         device: str = "cpu",
         dtype: str = "float32",
         lazy: bool | None = None,
+        elsewhere: str | None = None,
     ) -> "ReplacementModel":
         """Load a model and its transcoders.
 
@@ -68,6 +71,8 @@ class ReplacementModel:
             device: a torch device.
             dtype: "float32", "float64" or "bfloat16".
             lazy: leave decoder rows on disk; None decides by size.
+            elsewhere: what stands at layers that have no dictionary: "error", the MLP's output is
+                no feature's, or "neurons", its own; None refuses such a set.
 
         Raises:
             ModelError: anything is missing, torn, unsupported, or does not fit the rest.
@@ -82,9 +87,12 @@ class ReplacementModel:
         dictionary = None if bare else load_transcoder(transcoders, lazy)
         place = None if bare else transcoder_folder(transcoders)
         host = host_of(_load_model(folder, kind, where))
+        fitted = (dictionary or neurons(host)).to(where, kind)
+        covering = cover(host, fitted, elsewhere)
         return cls(
             host=host,
-            transcoder=(dictionary or neurons(host)).to(where, kind),
+            transcoder=covering,
+            elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
             tokenizer=_load_tokenizer(folder),
             name=_public_name(name),
             revision=revision,
@@ -95,7 +103,12 @@ class ReplacementModel:
 
     @classmethod
     def from_huggingface(
-        cls, model: Any, tokenizer: Any, transcoder: Transcoder, name: str = ""
+        cls,
+        model: Any,
+        tokenizer: Any,
+        transcoder: Transcoder,
+        name: str = "",
+        elsewhere: str | None = None,
     ) -> "ReplacementModel":
         """Wrap a Hugging Face model that is already in memory; it stays as it is.
 
@@ -104,6 +117,7 @@ class ReplacementModel:
             tokenizer: its tokenizer, or None.
             transcoder: moved to the model's device and dtype.
             name: what graphs call the model; its configuration's name if empty.
+            elsewhere: as for `load`.
 
         Raises:
             ModelError: the family is not supported, or the transcoder does not fit.
@@ -111,7 +125,14 @@ class ReplacementModel:
         host = host_of(model.eval())
         weight = host.unembedding
         fitted = transcoder.to(weight.device, weight.dtype)
-        return cls(host, fitted, tokenizer, name or str(model.config.name_or_path), "", "", "")
+        covering = cover(host, fitted, elsewhere)
+        return cls(
+            host,
+            covering,
+            tokenizer,
+            name or str(model.config.name_or_path),
+            elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,7 +209,7 @@ class ReplacementModel:
         tokens = self.tokenize(prompt)
         recording = record(self.host, self.transcoder, tokens, keep_patterns, last_logits)
         with one_thread():  # of one position: threads would wait for each other
-            check_layout(self.host, recording, self.transcoder.write)
+            check_layout(self.host, recording, self.transcoder)
         return recording
 
     def _ids_of_text(self, prompt: str) -> list[int]:
@@ -205,24 +226,6 @@ class ReplacementModel:
         if bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
         return ids
-
-
-def _check_fit(host: Host, transcoder: Transcoder) -> None:
-    if isinstance(transcoder, SparseAutoencoder):
-        raise ModelError(
-            "transcoders: a sparse autoencoder reads the MLP's output and cannot stand in for the "
-            "MLP; give per-layer or cross-layer transcoders"
-        )
-    trained_on = f" (trained on {transcoder.model})" if transcoder.model else ""
-    for what, got, expected in (
-        ("layers", len(transcoder.layers), len(host.blocks)),
-        ("d_model", transcoder.d_model, host.d_model),
-    ):
-        if got != expected:
-            raise ModelError(
-                f"transcoders{trained_on} have {what} {got}, but the {host.family} model has "
-                f"{expected}; they belong to another model"
-            )
 
 
 def _device(name: str) -> torch.device:

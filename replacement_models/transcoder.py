@@ -9,35 +9,15 @@ layout serves every kind, in memory and on disk: `W_enc[l] (F, D)`, `W_dec[l] (F
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement_models.dictionaries.activation import Activation
+from replacement_models.dictionaries.activation import Activation, ReLU
 from replacement_models.errors import ModelError
-
-
-class ReadPoint(StrEnum):
-    """Where a transcoder takes its input."""
-
-    RESIDUAL = "residual"
-    """The residual stream before the MLP's norm."""
-    NORMED_UNWEIGHTED = "normed_unweighted"
-    """After the norm's division, before its weight and bias."""
-    NORMED = "normed"
-    """What the MLP itself reads."""
-
-
-class WritePoint(StrEnum):
-    """Which vector a transcoder reconstructs. They differ only where a norm follows the MLP."""
-
-    MLP_OUTPUT = "mlp_output"
-    """What the MLP returns, before a post-norm."""
-    POST_NORM = "post_norm"
-    """What the block adds to the residual stream."""
+from replacement_models.sites import ReadPoint, WritePoint
 
 
 class Decoder(Protocol):
@@ -98,6 +78,34 @@ class TranscoderLayer:
     """Linear skip, applied as `x @ W_skip`."""
     gate: Gate | None = None
     """Multiplies what the activation lets through; only a model's own neurons have one."""
+    read: ReadPoint | None = None
+    """Where this layer reads, if not where the whole dictionary does."""
+    write: WritePoint | None = None
+    """What this layer's output is reconstructed as, if not as the whole dictionary's."""
+    targets: tuple[int, ...] | None = None
+    """Layers its decoder rows write to, where the dictionary's kind does not say."""
+
+    @classmethod
+    def empty(cls, like: Float[Tensor, " d_model"], targets: int) -> "TranscoderLayer":
+        """No dictionary at a layer: no features, so that its whole MLP output is error.
+
+        Args:
+            like: any vector of the residual stream, for width, type and device.
+            targets: layers that its features would write to.
+        """
+        width = len(like)
+        return cls(
+            W_enc=like.new_zeros(0, width),
+            b_enc=like.new_zeros(0),
+            decoder=DenseDecoder(like.new_zeros(0, targets, width)),
+            b_dec=torch.zeros_like(like),
+            activation=ReLU(),
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no dictionary at this layer."""
+        return len(self.W_enc) == 0
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "TranscoderLayer":
         """The same layer on `device` in `dtype`."""
@@ -129,7 +137,8 @@ class Transcoder(ABC):
         """Take finished weights.
 
         Args:
-            layers: one entry a layer, all of one width.
+            layers: one entry a layer of the model, all of one width, empty ones where a layer has
+                no dictionary.
             read: where the input is taken.
             write: what is reconstructed.
             model: name of the model the dictionary was trained on, for messages.
@@ -156,9 +165,22 @@ class Transcoder(ABC):
         """Features a layer, of the widest layer."""
         return max(layer.W_enc.shape[0] for layer in self.layers)
 
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Layers that have a dictionary, from below; the MLPs of all others are error."""
+        return tuple(at for at, layer in enumerate(self.layers) if not layer.is_empty)
+
+    def read_at(self, layer: int) -> ReadPoint:
+        """Where the dictionary of one layer reads."""
+        return self.layers[layer].read or self.read
+
+    def write_at(self, layer: int) -> WritePoint:
+        """What stands for one layer's MLP."""
+        return self.layers[layer].write or self.write
+
     @abstractmethod
-    def targets(self, layer: int) -> range:
-        """Layers whose MLP output the features of `layer` write to."""
+    def targets(self, layer: int) -> Sequence[int]:
+        """Layers whose MLP output the features of `layer` write to, from below."""
 
     def encode(
         self, layer: int, inputs: Float[Tensor, "*batch d_model"]
@@ -210,7 +232,8 @@ class Transcoder(ABC):
         for layer, x in zip(self.layers, inputs, strict=True):
             skipped = 0 if layer.W_skip is None else x @ layer.W_skip
             outputs.append(layer.b_dec.expand_as(x) + skipped)
-        for source, active in enumerate(activations):
+        for source in self.present:
+            active = activations[source]
             used = active.reshape(-1, active.shape[-1]).any(0).nonzero()[:, 0]
             rows = self.decoder_rows(source, used)
             for slot, target in enumerate(self.targets(source)):

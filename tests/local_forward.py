@@ -55,9 +55,10 @@ class LocalForward:
 
     def _read(self, layer: int, x: Tensor) -> Tensor:
         block, scale = self.model.host.blocks[layer], self.recording.layers[layer].mlp_scale
-        if self.model.transcoder.read is ReadPoint.RESIDUAL or block.mlp_norm is None:
+        read = self.model.transcoder.read_at(layer)
+        if read is ReadPoint.RESIDUAL or block.mlp_norm is None:
             return x
-        if self.model.transcoder.read is ReadPoint.NORMED:
+        if read is ReadPoint.NORMED:
             return block.mlp_norm.frozen(x, scale)
         return block.mlp_norm.centre(x) / scale
 
@@ -76,7 +77,7 @@ class LocalForward:
         if weights.W_skip is not None:
             out[first] += ((read - seen.inputs[layer]) @ weights.W_skip)[first]
         norm = self.model.host.blocks[layer].mlp_post_norm
-        if norm is None or self.model.transcoder.write is WritePoint.POST_NORM:
+        if norm is None or self.model.transcoder.write_at(layer) is WritePoint.POST_NORM:
             return out
         return norm.frozen(out, seen.layers[layer].mlp_post_scale)
 
@@ -88,6 +89,6 @@ class LocalForward:
             if layer not in transcoder.targets(source):
                 continue
             row = transcoder.decoder_rows(source, active.feature[index, None])[0]
-            slot = layer - transcoder.targets(source)[0]
+            slot = list(transcoder.targets(source)).index(layer)
             out[active.position[index]] += scale[index] * active.activation[index] * row[slot]
         return out

@@ -1,5 +1,6 @@
 """Small random models and dictionaries of every kind, for laws that must hold for any weights."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -137,8 +138,9 @@ def transcoder(
     activation: str = "relu",
     write: WritePoint = WritePoint.MLP_OUTPUT,
     seed: int = 1,
+    at: Sequence[int] = range(LAYERS),
 ) -> Transcoder:
-    """A random dictionary in which about a third of the features fire."""
+    """A random dictionary in which about a third of the features fire, at some of the layers."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int, size: float = 0.4) -> torch.Tensor:
@@ -151,26 +153,37 @@ def transcoder(
         "topk": TopK(7),
         "relu_topk": ReLUTopK(7),
     }
+
+    def targets(layer: int) -> int:
+        return 1 if kind == "per_layer" else sum(target >= layer for target in at)
+
     layers = [
         TranscoderLayer(
             W_enc=noise(FEATURES, WIDTH),
             b_enc=noise(FEATURES) - (0.4 if activation == "relu" else 0),
-            decoder=DenseDecoder(
-                noise(FEATURES, LAYERS - layer if kind == "cross_layer" else 1, WIDTH)
-            ),
+            decoder=DenseDecoder(noise(FEATURES, targets(layer), WIDTH)),
             b_dec=noise(WIDTH),
             activation=activations[activation],
             W_skip=noise(WIDTH, WIDTH, size=0.2) if skip else None,
         )
+        if layer in at
+        else TranscoderLayer.empty(noise(WIDTH), targets(layer))
         for layer in range(LAYERS)
     ]
     return of_kind(layers, read=read, write=write)
 
 
 def replacement_model(
-    family: str = "gpt2", dtype: torch.dtype = torch.float64, **options: Any
+    family: str = "gpt2",
+    dtype: torch.dtype = torch.float64,
+    elsewhere: str | None = None,
+    **options: Any,
 ) -> ReplacementModel:
     """A random model with a random dictionary; options as `transcoder`'s."""
     return ReplacementModel.from_huggingface(
-        language_model(family, dtype), None, transcoder(**options), name=f"random-{family}"
+        language_model(family, dtype),
+        None,
+        transcoder(**options),
+        name=f"random-{family}",
+        elsewhere=elsewhere,
     )

@@ -161,10 +161,10 @@ def column(name: str, at: int, value: object) -> Callable[[pa.Table], pa.Table]:
     return change
 
 
-def version_two(folder: Path) -> None:
+def version_three(folder: Path) -> None:
     for name in (arrow.NODES, arrow.EDGES):
         table = pa.ipc.open_file((folder / name).read_bytes()).read_all()
-        held = json.loads(table.schema.metadata[arrow.KEY]) | {"format_version": 2}
+        held = json.loads(table.schema.metadata[arrow.KEY]) | {"format_version": 3}
         table = table.replace_schema_metadata({arrow.KEY: json.dumps(held)})
         with pa.ipc.new_file(str(folder / name), table.schema) as writer:
             writer.write_table(table)
@@ -177,7 +177,7 @@ def version_two(folder: Path) -> None:
         (foreign, "nodes.arrow is torn or no Arrow file"),
         (other_arrow, "is an Arrow file, but not of a graph"),
         (of_another_graph, "are of two graphs"),
-        (version_two, "format version 2, expected 1"),
+        (version_three, "format version 3, expected 2"),
         (lambda folder: (folder / "nodes.arrow").unlink(), "nodes.arrow is missing"),
         (edited("edges.arrow", column("source", 0, 999)), "leads outside the graph"),
         (edited("edges.arrow", column("target", 0, 0)), "runs backward"),

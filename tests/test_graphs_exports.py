@@ -34,6 +34,7 @@ def test_networkx_nodes_are_ids_with_every_attribute_that_is_not_null():
     assert nodes.nodes["feature1"] == {
         "kind": "feature",
         "layer": 0,
+        "site": "mlp_out.0",
         "position": 0,
         "feature": 7,
         "label": "Texas, TX · Dallas",

@@ -100,7 +100,7 @@ def test_a_broken_invariant_is_refused(change: Callable[..., Any], message: str)
     [
         ({"x": {1, 2}}, "metadata must be JSON"),
         ({"x": float("nan")}, "metadata must be JSON"),
-        ({"format_version": 99}, "format version 99, expected 1"),
+        ({"format_version": 99}, "format version 99, expected 2"),
         ({"tokens": "abc"}, "must be a list of strings"),
     ],
 )

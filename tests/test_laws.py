@@ -18,6 +18,7 @@ from tracer import Intervention
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.sweep import sweep
 from tracer.attribution.targets import feature_rows, logit_targets
+from tracer.interventions.intervene import stacked
 
 EXACT = ("gpt2", "gpt_neox", "gpt_neox_sequential", "phi")
 """Families whose norms honour float64; RMSNorm runs in float32 inside transformers."""
@@ -33,6 +34,9 @@ class Case(NamedTuple):
     read: ReadPoint = ReadPoint.NORMED
     activation: str = "relu"
     write: WritePoint = WritePoint.MLP_OUTPUT
+    at: tuple[int, ...] = (0, 1, 2)
+    """Layers that have a dictionary."""
+    elsewhere: str | None = None
 
     @property
     def tolerance(self) -> float:
@@ -63,6 +67,20 @@ CASES = [
             ("per_layer", ReadPoint.NORMED_UNWEIGHTED, WritePoint.MLP_OUTPUT),
             ("cross_layer", ReadPoint.RESIDUAL, WritePoint.POST_NORM),
         )
+    ),
+    Case("gpt2", "per_layer", at=(1,), elsewhere="error"),
+    Case("gpt2", at=(0, 1), elsewhere="error"),
+    Case("llama", at=(1, 2), elsewhere="error"),
+    Case("gpt_neox", at=(1,), elsewhere="error"),
+    Case("gpt2", at=(0, 1), elsewhere="neurons"),
+    Case("gpt_neox", "per_layer", at=(1,), elsewhere="neurons"),
+    Case("llama", at=(1, 2), read=ReadPoint.RESIDUAL, elsewhere="neurons"),
+    Case(
+        "gemma2",
+        at=(0, 1),
+        read=ReadPoint.NORMED_UNWEIGHTED,
+        write=WritePoint.POST_NORM,
+        elsewhere="neurons",
     ),
 ]
 case = pytest.mark.parametrize("options", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -182,7 +200,7 @@ def test_edges_from_tokens_and_errors_are_what_removing_them_changes(options: Ca
             scale[node["position"]] = 0
             after, logits_after = forward()
             scale[node["position"]] = 1
-            moved = torch.stack(before) - torch.stack(after)
+            moved = stacked(before) - stacked(after)
             targets = [nodes[index] for index in rows]
             changed = (logits - logits_after)[-1]
             assert deviation(effect[:, source], targets, moved, changed) < 1e-9
@@ -207,7 +225,7 @@ def _without(layer: int, which: int, first: int = 0) -> Callable[[LocalModel], L
 
     def change(local: LocalModel) -> LocalModel:
         writers, every = local.writers[layer], list(local.writers)
-        rows = [end - writers.rest + which for end in writers.start[first + 1 :]]
+        rows = [end - writers.others + which for end in writers.start[first + 1 :]]
         gone = writers.vectors.index_fill(0, torch.tensor(rows), 0.0)
         every[layer] = replace(writers, vectors=gone)
         return replace(local, writers=every)
@@ -218,7 +236,7 @@ def _without(layer: int, which: int, first: int = 0) -> Callable[[LocalModel], L
 def _without_attention_bias(local: LocalModel) -> LocalModel:
     carried = local.layers[1].carried.clone()
     carried[:, -1] = 0
-    local = _without(1, local.writers[1].rest - 1)(local)
+    local = _without(1, local.writers[1].others - 1)(local)
     return _with_layer(local, 1, carried=carried)
 
 

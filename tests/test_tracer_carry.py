@@ -33,7 +33,7 @@ def test_shortcuts_through_virtual_weights_and_mixed_gradients_change_nothing(
 ):
     model = replacement_model(family, kind="cross_layer", skip=skip)
     taken: list[str] = []
-    for name in ("_ready", "score_mixed"):
+    for name in ("_projected", "score_mixed"):
         original = getattr(sweep, name)
 
         def counted(*args, name=name, original=original):
@@ -48,9 +48,11 @@ def test_shortcuts_through_virtual_weights_and_mixed_gradients_change_nothing(
         monkeypatch.setattr(linear, "TRACES", traces)
         monkeypatch.setattr(linear, "MIXED", share)
         graphs.append(tracer.trace(model, PROMPT))
-        expected = set() if not traces else {"_ready", "score_mixed"}
+        expected = set() if not traces else {"_projected", "score_mixed"}
         if skip and family != "gpt_neox":
-            expected.discard("_ready")  # what the output map reads is no longer what attention left
+            expected.discard(
+                "_projected"
+            )  # what the output map reads is no longer what attention left
         if family == "gpt_neox":
             expected.discard("score_mixed")  # tokens pass the bottom block, which is not lifted
         assert set(taken) == expected

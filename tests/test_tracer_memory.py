@@ -279,7 +279,7 @@ def test_what_is_held_of_the_decoders_is_what_active_features_write(kind: str):
     found, positions = local.features, local.positions
     for layer, writers in enumerate(local.writers):
         writing = sum(layer in model.transcoder.targets(source) for source in found.layer.tolist())
-        assert len(writers.vectors) == writing + positions * writers.rest
+        assert len(writers.vectors) == writing + positions * writers.others
 
 
 def test_long_patterns_are_neither_kept_nor_collected_by_the_model():

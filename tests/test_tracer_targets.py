@@ -5,6 +5,7 @@ import torch
 
 import tracer
 from replacement_models import ModelError
+from replacement_models.sites import Site
 from tests.random_models import PROMPT, VOCABULARY, WIDTH, replacement_model
 from tracer import Difference, Direction, TraceError
 
@@ -118,3 +119,33 @@ def test_prompts_that_do_not_fit_are_refused_in_one_line(model, prompt, said: st
         tracer.trace(model, prompt)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["resid_pre.0", "resid_mid.0", "resid_mid.2", "resid_pre.3"])
+def test_a_direction_is_read_at_any_site_of_the_stream(model, name: str):
+    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5)).double()
+    graph = tracer.trace(model, PROMPT, targets=[Direction(vector, "somewhere", site=name)])
+    value = model.record(PROMPT).stream(Site.parse(name))[-1] @ vector
+    [node] = logits_of(graph)
+    assert node["pre_activation"] == pytest.approx(float(value), abs=1e-9)
+    assert graph.metadata["conservation"]["relative"] < 1e-9
+    assert graph.metadata["settings"]["targets"] == [
+        {"direction": "somewhere", "weight": 1.0, "layer": None, "site": name}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"site": "mlp_out.1"},
+            "cannot be read at mlp_out.1; expected one of resid_pre.0, resid_m",
+        ),
+        ({"site": "resid_pre.4"}, "cannot be read at resid_pre.4"),
+        ({"site": "resid_pre.1", "layer": 1}, "has a layer and a site; give one of them"),
+        ({"site": "somewhere"}, "site 'somewhere' is not known"),
+    ],
+)
+def test_a_direction_elsewhere_is_refused(model, wrong: dict, message: str):
+    with pytest.raises((TraceError, ModelError), match=message):
+        tracer.trace(model, PROMPT, targets=[Direction([1.0] * WIDTH, "d", **wrong)])

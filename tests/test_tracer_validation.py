@@ -12,7 +12,7 @@ import torch
 
 import tracer
 from graphs import AttributionGraph
-from graphs.validation import rows
+from graphs.validation_summary import rows
 from replacement_models import ReplacementModel
 from replacement_models.dictionaries.neurons import neurons
 from tests.random_models import LAYERS, PROMPT, replacement_model

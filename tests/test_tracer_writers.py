@@ -26,11 +26,11 @@ def test_features_are_written_where_their_columns_say(kind: str):
             first, count = one.first[position], one.features(position)
             for column, vector in enumerate(one.of_features(position), start=first):
                 layer, feature = int(features.layer[column]), features.feature[column : column + 1]
-                slot = target - model.transcoder.targets(layer).start
+                slot = target - model.transcoder.targets(layer)[0]
                 row = model.transcoder.decoder_rows(layer, feature)[0, slot]
                 assert torch.equal(vector, row)
                 assert int(features.position[column]) == position
-            assert len(one.at(position)) == count + one.rest
+            assert len(one.at(position)) == count + one.others
 
 
 @pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])

@@ -77,7 +77,10 @@ def _zip(path: Path, files: dict[str, pa.Buffer]) -> None:
 
 
 def read(path: Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
-    """Nodes, edges and metadata as `write` wrote them; the caller checks what they say.
+    """Read what `write` wrote; the caller checks what it says.
+
+    Returns:
+        Nodes, edges and metadata.
 
     Raises:
         GraphError: nothing there, no graph, a torn or foreign file, or halves of two graphs.

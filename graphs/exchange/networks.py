@@ -7,14 +7,22 @@ import networkx as nx
 import numpy as np
 import pyarrow as pa
 
+from graphs import node_sites
 from graphs.schema import COLUMNS, GraphError
 
 
 def to_networkx(nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]) -> "nx.DiGraph[str]":
     """A directed graph, cause to effect, with every column as an attribute.
 
-    Nodes are named by their id and stand in computation order; what is null is no attribute.
-    Edges carry weight, influence and share; the graph carries the metadata.
+    Returns:
+        Nodes named by their id, in computation order; what is null is no attribute. Edges carry
+        weight, influence and share; the graph carries the metadata.
+
+    >>> nodes = pa.table({"id": ["dallas", "texas"], "label": [None, "Texas"]})
+    >>> edges = pa.table({"source": [0], "target": [1], "weight": [2.5]})
+    >>> graph = to_networkx(nodes, edges, {})
+    >>> graph.nodes(data=True), graph.edges["dallas", "texas"]
+    (NodeDataView({'dallas': {}, 'texas': {'label': 'Texas'}}), {'weight': 2.5})
     """
     graph: nx.DiGraph[str] = nx.DiGraph(**copy.deepcopy(metadata))
     for row in nodes.to_pylist():
@@ -29,8 +37,13 @@ def to_networkx(nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]) -> "
 def from_networkx(graph: "nx.DiGraph[str]") -> tuple[dict[str, list[Any]], pa.Table]:
     """Node columns and the edge table of a graph as `to_networkx` makes it, or of a part of one.
 
-    Nodes keep their order unless an edge runs backward in it, as it may after cutting out a
-    subgraph; then they are sorted anew. Weights that float32 holds exactly become float32.
+    Nodes are brought into the order of their sites, out of which cutting a subgraph may have taken
+    them; where an edge runs backward in it, they are sorted by the edges. Weights that float32
+    holds exactly become float32.
+
+    Returns:
+        name -> one entry a node, None where it has no such attribute; and the columns source,
+        target (places in that order) and weight, one row an edge.
 
     Raises:
         GraphError: an undirected graph or one with cycles, or an edge without a weight.
@@ -57,10 +70,18 @@ def _edges(graph: "nx.DiGraph[str]", row: dict[str, int]) -> pa.Table:
     )
 
 
+def _site_key(node: dict[str, Any]) -> tuple[bool, tuple[int, int]]:
+    """What nodes sort by: targets last, everything else by its site."""
+    kind = str(node.get("kind"))
+    site = node.get("site") or node_sites.usual(kind, node.get("layer"))
+    return kind == "logit", node_sites.rank(str(site))
+
+
 def _computation_order(graph: "nx.DiGraph[str]") -> list[str]:
-    row = {node: at for at, node in enumerate(graph)}
+    order = sorted(graph, key=lambda node: _site_key(graph.nodes[node]))
+    row = {node: at for at, node in enumerate(order)}
     if all(row[source] < row[target] for source, target in graph.edges):
-        return list(graph)
+        return order
     try:
         return list(nx.lexicographical_topological_sort(graph, key=row.__getitem__))
     except nx.NetworkXUnfeasible as error:

@@ -39,7 +39,14 @@ def graphml(nodes: pa.Table, edges: pa.Table, metadata: Metadata) -> bytes:
 
 
 def edge_csv(nodes: pa.Table, edges: pa.Table, _: Metadata) -> bytes:
-    """One line an edge: ids, numbers, then text and label of both ends."""
+    r"""One line an edge: ids, numbers, then text and label of both ends.
+
+    >>> nodes = pa.table({"id": ["d", "t"], "text": [" Dallas", None], "label": [None, "Texas"]})
+    >>> edges = pa.table({"source": [0], "target": [1], "weight": [2.5]})
+    >>> print(edge_csv(nodes, edges, {}).decode(), end="")
+    "source","target","weight","source_text","source_label","target_text","target_label"
+    "d","t",2.5," Dallas",,,"Texas"
+    """
     table = _named(nodes, edges)
     for end in ("source", "target"):
         for name in ("text", "label"):

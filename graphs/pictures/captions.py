@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +13,8 @@ from graphs.pictures import dot, placement
 from graphs.pictures.marks import COLOURS, FONT, box, look, shape
 from graphs.pictures.placement import Glyph
 from graphs.pictures.render import INSTALL
-from graphs.pictures.scene import Scene, Style, compose
+from graphs.pictures.scene import Content, Scene, Style, compose
 from graphs.schema import NodeKind
-
-if TYPE_CHECKING:
-    from graphs.graph import AttributionGraph
 
 INK, GREY = "#222222", "#777777"
 BIG: dict[str, Any] = {"fontcolor": INK, "fontsize": 13.0, "fontname": "Helvetica-Bold"}
@@ -27,7 +24,7 @@ HEADER = 12.0
 
 def row_names(scene: Scene) -> list[str]:
     """Names of the rows, from the lowest up."""
-    return ["Tokens", *(f"L{layer}" for layer in range(scene.grid.shape[0] - 2)), "Logits"]
+    return list(scene.bands.values())
 
 
 def captions(scene: Scene) -> list[str]:
@@ -81,7 +78,7 @@ def _title(scene: Scene) -> list[str]:
 
 def question(scene: Scene) -> str:
     """Prompt and answer; of a long prompt, its end."""
-    prompt = words.visible(str(scene.graph.metadata.get("prompt") or " ".join(scene.tokens)))
+    prompt = words.visible(str(scene.content.metadata.get("prompt") or " ".join(scene.tokens)))
     room = max(48, int(scene.places.columns[-1] / 9))
     logits = [row for row in scene.rows if row["kind"] == NodeKind.LOGIT]
     answer = max(logits, key=lambda row: row["probability"] or 0, default=None)
@@ -97,19 +94,19 @@ def _tall(scene: Scene) -> bool:
 
 def _facts(scene: Scene) -> str:
     """What of the graph is shown, and how much of the model it explains."""
-    graph, shown = scene.graph, len(scene.drawn)
-    pruned = graph.metadata.get("pruned")
-    nodes, edges = f"{graph.nodes.num_rows:,} nodes", f"{graph.effect.nnz:,} edges"
-    parts = [f"{nodes}, {edges}, unpruned"]
+    content, shown = scene.content, len(scene.drawn)
+    nodes, edges = content.nodes.num_rows, content.edges.num_rows
+    pruned = content.metadata.get("pruned")
+    parts = [f"{nodes:,} nodes, {edges:,} edges, unpruned"]
     if pruned:
         parts = [
-            f"{graph.nodes.num_rows:,} of {pruned['total_nodes']:,} nodes, "
-            f"{graph.effect.nnz:,} of {pruned['total_edges']:,} edges "
+            f"{nodes:,} of {pruned['total_nodes']:,} nodes, "
+            f"{edges:,} of {pruned['total_edges']:,} edges "
             f"(thresholds {pruned['nodes']:g} and {pruned['edges']:g})"
         ]
-    if shown < graph.effect.nnz:
-        parts.append(f"{shown:,} strongest edges drawn, {graph.effect.nnz - shown:,} hidden")
-    scores = graph.scores
+    if shown < edges:
+        parts.append(f"{shown:,} strongest edges drawn, {edges - shown:,} hidden")
+    scores = content.scores
     parts += [f"replacement {scores.replacement:.2f}", f"completeness {scores.completeness:.2f}"]
     return "   ·   ".join(parts)
 
@@ -165,11 +162,11 @@ LEGEND: tuple[tuple[str, Draw], ...] = (
 )
 
 
-def summary_html(graph: AttributionGraph) -> str:
-    """Prompt, answer, sizes, scores and the strongest paths, for a notebook without Graphviz."""
-    shown = compose(graph, Style())
-    paths = "".join(f"<li>{escape(graph.describe(path))}</li>" for path in graph.paths(5))
+def summary_html(content: Content, paths: Sequence[str]) -> str:
+    """Prompt, answer, sizes, scores and `paths`, for a notebook without Graphviz."""
+    shown = compose(content, Style())
+    lines = "".join(f"<li>{escape(path)}</li>" for path in paths)
     return (
         f"<p><b>{escape(question(shown))}</b><br>{escape(_facts(shown))}</p>"
-        f"<ol>{paths}</ol><p>{escape(INSTALL)}</p>"
+        f"<ol>{lines}</ol><p>{escape(INSTALL)}</p>"
     )

@@ -10,7 +10,11 @@ from graphs.words import visible
 
 
 def text(value: str) -> str:
-    """`value` as it will be read, line breaks included."""
+    r"""`value` as it will be read, line breaks included.
+
+    >>> print(text('"AT&T"\n<bos> \\'))
+    \"AT&amp;T\"\n<bos> \\
+    """
     lines = (
         visible(line).replace("\\", "\\\\").replace("&", "&amp;") for line in value.split("\n")
     )
@@ -23,12 +27,20 @@ def quoted(value: str | float) -> str:
 
 
 def attributes(pairs: dict[str, str | float]) -> str:
-    """`[a="1" b="2"]`."""
+    """A list of attributes.
+
+    >>> attributes({"shape": "box", "width": 1.25})
+    '[shape="box" width="1.2"]'
+    """
     return "[" + " ".join(f"{key}={quoted(value)}" for key, value in pairs.items()) + "]"
 
 
 def node(name: str, centre: tuple[float, float], **pairs: str | float) -> str:
-    """A node pinned at `centre`."""
+    """A node pinned at `centre`.
+
+    >>> node("texas", (12.0, 30.0), label="Texas")
+    '"texas" [label="Texas" pos="12.0,30.0!"];'
+    """
     place = f"{centre[0]:.1f},{centre[1]:.1f}!"
     return f"{quoted(name)} {attributes(pairs | {'pos': place})};"
 

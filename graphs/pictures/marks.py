@@ -27,7 +27,11 @@ def box(text: str) -> Glyph:
 
 
 def shape(glyph: Glyph, kind: str) -> dict[str, Any]:
-    """Attributes of a node's shape."""
+    """Attributes of a node's shape.
+
+    Returns:
+        DOT name -> value; width and height in inches.
+    """
     form = "box" if glyph.text else "diamond" if kind == NodeKind.ERROR else "circle"
     return {
         "class": f"{kind}{' labelled' if glyph.text else ''}",
@@ -41,7 +45,11 @@ def shape(glyph: Glyph, kind: str) -> dict[str, Any]:
 
 
 def look(kind: str, marked: bool, answer: bool) -> dict[str, Any]:
-    """Attributes of a node's colours, on the main path or the answer or neither."""
+    """Attributes of a node's colours, on the main path or the answer or neither.
+
+    Returns:
+        DOT name -> value; widths in points.
+    """
     if kind == NodeKind.ERROR:
         return {"fillcolor": FILL["error"], "color": "#999999", "penwidth": 0.6}
     fill = FILL["path"] if marked else FILL["answer"] if answer else "#ffffff"
@@ -49,5 +57,9 @@ def look(kind: str, marked: bool, answer: bool) -> dict[str, Any]:
 
 
 def tier(rank: int) -> int:
-    """0 strong, 1 middle, 2 weak: of the edge that is the `rank`-th most influential, from 1."""
+    """0 strong, 1 middle, 2 weak: of the edge that is the `rank`-th most influential, from 1.
+
+    >>> tier(25), tier(26), tier(81)
+    (0, 1, 2)
+    """
     return sum(rank > bound for bound in TIERS)

@@ -7,20 +7,21 @@ features are boxes with their label, the others circles whose area is their infl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from graphs import words
+from graphs.exchange.files import writing
 from graphs.pictures import dot, placement
 from graphs.pictures.captions import captions, question, row_names
 from graphs.pictures.marks import COLOURS, look, shape, tier
-from graphs.pictures.scene import Scene, Style, compose
-from graphs.schema import NodeKind
-
-if TYPE_CHECKING:
-    from graphs.graph import AttributionGraph
+from graphs.pictures.render import FORMATS, render
+from graphs.pictures.scene import Content, Scene, Style, compose
+from graphs.schema import GraphError, NodeKind
 
 BANDS = ("#f7f6f1", "#f1efe8")
 EDGE_BANDS = "#e9e7df"
@@ -28,9 +29,25 @@ LARGEST = 30_000
 """Pixels on a side that every drawing library can make."""
 
 
-def dot_source(graph: AttributionGraph, style: Style) -> str:
-    """DOT text of the graph's picture, the source of every format."""
-    scene = compose(graph, style)
+def draw(path: Path, content: Content, style: Style) -> None:
+    """Write the picture in the format that the suffix of `path` names.
+
+    Raises:
+        GraphError: an unknown suffix, Graphviz is missing (not for .dot), or the place cannot be
+            written.
+    """
+    form = path.suffix.removeprefix(".")
+    if form not in ("dot", *FORMATS):
+        raise GraphError(f"cannot draw {path}: expected a suffix of .svg, .png, .pdf, .dot")
+    source = dot_source(content, replace(style, bitmap=form == "png"))
+    picture = source.encode() if form == "dot" else render(source, form)
+    with writing(path) as partial:
+        partial.write_bytes(picture)
+
+
+def dot_source(content: Content, style: Style) -> str:
+    """DOT text of a graph's picture, the source of every format."""
+    scene = compose(content, style)
     statements = [*_background(scene), *_nodes(scene), *_edges(scene), *captions(scene)]
     extent = 200 + max(scene.places.columns[-1], scene.places.rows[-1])
     dpi = {"dpi": min(144.0, 72 * LARGEST / extent)} if style.bitmap else {}
@@ -56,7 +73,7 @@ def _background(scene: Scene) -> list[str]:
 def _edges(scene: Scene) -> list[str]:
     """Weakest first; `_nodes` tells in which order they are painted."""
     rows, style = scene.rows, scene.style
-    edges = scene.graph.edges.take(scene.drawn).to_pylist()
+    edges = scene.content.edges.take(scene.drawn).to_pylist()
     curves = placement.routes(scene.grid, scene.places, style.curved).tolist()
     peak = max((edge["influence"] for edge in edges), default=0.0)
     statements = []

@@ -74,6 +74,9 @@ def place(grid: Grid) -> Layout:
     order of the places they are linked to (two barycentre passes). The last row, of the logits, may
     reach over its column's borders; the first logit stands at the right of the lowest line, where
     the last column is and no other logit hides its edges.
+
+    Returns:
+        Centres of the (nodes,) glyphs, and the borders of columns and rows, in points.
     """
     cells = _cells(grid, grid.column.astype(np.float64))
     x, columns = _across(grid, cells)
@@ -185,6 +188,9 @@ def routes(grid: Grid, layout: Layout, curved: bool) -> Float[np.ndarray, "edges
     Leaves and enters vertically, so that labels are struck through less and the point of entry
     shows; ends on wide glyphs are fanned by where the other end lies. An edge that would run
     straight up behind the glyphs between its ends bends around them. Straight if not `curved`.
+
+    Returns:
+        (edges, 8) x and y of the four points of each curve, in points.
     """
     source, target, _ = grid.links
     size = np.array([(glyph.width, glyph.height) for glyph in grid.glyphs]).reshape(-1, 2)

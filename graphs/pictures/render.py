@@ -26,6 +26,9 @@ def render(source: str, form: str) -> bytes:
         source: DOT text.
         form: one of `FORMATS`.
 
+    Returns:
+        The file's bytes.
+
     Raises:
         GraphError: Graphviz is not installed, or cannot draw the text.
     """

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from graphs import words
-from graphs.influence import shares
+from graphs import node_sites, words
+from graphs.edges import share_matrix
 from graphs.paths import strongest
 from graphs.pictures import placement
 from graphs.pictures.marks import box
 from graphs.pictures.placement import Glyph, Grid, Layout
 from graphs.schema import NodeKind, is_kind, number
-
-if TYPE_CHECKING:
-    from graphs.graph import AttributionGraph
+from graphs.scores import Scores
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """What to draw of a graph."""
+    """What to draw of a graph, and how."""
 
     edges: int | None = 300
     """At most so many edges, by influence; None for all."""
@@ -34,48 +33,66 @@ class Style:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """What a picture is of: a graph as tables, as the exports take it."""
+
+    nodes: pa.Table
+    """One row a node, columns as `graphs.schema.COLUMNS`."""
+    edges: pa.Table
+    """One row an edge, as `graphs.edges.edge_table` gives them."""
+    scores: Scores
+    metadata: dict[str, Any]
+    """Prompt, tokens and layers, and what was pruned."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Scene:
     """A graph with everything decided that its drawing needs."""
 
-    graph: AttributionGraph
+    content: Content
     rows: list[dict[str, Any]]
     drawn: np.ndarray
-    """Row numbers in `graph.edges` of the edges drawn, weakest first."""
+    """Row numbers in `content.edges` of the edges drawn, weakest first."""
     answer: int | None
     """The target of the largest weight."""
     marked: frozenset[int]
     """Nodes on the strongest path through features."""
     tokens: list[str]
+    bands: dict[str, str]
+    """Site -> name of the row that its nodes stand in, from below."""
     grid: Grid
     places: Layout
     style: Style
 
 
-def compose(graph: AttributionGraph, style: Style) -> Scene:
+def compose(content: Content, style: Style) -> Scene:
     """Choose edges and boxes, size every glyph, and place it."""
-    rows = graph.nodes.to_pylist()
-    drawn = _strongest_edges(graph, style.edges)
-    marked = _main_path(graph)
-    boxed = _most_influential(graph, style.labels) | marked
-    tokens = _tokens(graph, rows)
+    rows = content.nodes.to_pylist()
+    drawn = _strongest_edges(content, style.edges)
+    marked = _main_path(content)
+    boxed = _most_influential(content, style.labels) | marked
+    tokens = _tokens(content, rows)
     peak = max((row["influence"] for row in rows if row["kind"] == NodeKind.FEATURE), default=0.0)
-    ends = (graph.edges[name].to_numpy()[drawn] for name in ("source", "target", "influence"))
+    ends = (content.edges[name].to_numpy()[drawn] for name in ("source", "target", "influence"))
     layers = 1 + max((row["layer"] for row in rows if row["kind"] != NodeKind.LOGIT), default=-1)
-    count = max(layers, _count(graph.metadata.get("layers")))
+    count = max(layers, _count(content.metadata.get("layers")))
+    bands = node_sites.bands((row["site"] for row in rows), count)
+    band = {site: at for at, site in enumerate(bands)}
     grid = Grid(
         glyphs=[_glyph(row, at in boxed, peak, tokens) for at, row in enumerate(rows)],
-        row=np.array([_band(row, count) for row in rows], int),
+        row=np.array([band[_stands(row)] for row in rows], int),
         column=np.array([row["position"] for row in rows], int),
-        shape=(count + 2, len(tokens)),
+        shape=(len(bands), len(tokens)),
         links=tuple(ends),
     )
     return Scene(
-        graph,
+        content,
         rows,
         drawn,
         _answer(rows),
         marked,
         tokens,
+        bands,
         grid,
         placement.place(grid),
         style,
@@ -87,31 +104,31 @@ def _answer(rows: list[dict[str, Any]]) -> int | None:
     return max(logits, key=lambda at: (rows[at]["probability"] or 0, -at), default=None)
 
 
-def _strongest_edges(graph: AttributionGraph, count: int | None) -> np.ndarray:
-    order = np.argsort(-graph.edges["influence"].to_numpy(), kind="stable")
+def _strongest_edges(content: Content, count: int | None) -> np.ndarray:
+    order = np.argsort(-content.edges["influence"].to_numpy(), kind="stable")
     return order[:count][::-1]
 
 
-def _most_influential(graph: AttributionGraph, count: int) -> frozenset[int]:
-    feature = is_kind(graph.nodes, NodeKind.FEATURE)
-    order = np.argsort(-number(graph.nodes, "influence"), kind="stable")
+def _most_influential(content: Content, count: int) -> frozenset[int]:
+    feature = is_kind(content.nodes, NodeKind.FEATURE)
+    order = np.argsort(-number(content.nodes, "influence"), kind="stable")
     return frozenset(order[feature[order]][:count].tolist())
 
 
-def _main_path(graph: AttributionGraph) -> frozenset[int]:
+def _main_path(content: Content) -> frozenset[int]:
     """Nodes of the strongest path from a token that goes through a feature, if there is one."""
-    token, logit = (is_kind(graph.nodes, k) for k in (NodeKind.EMBEDDING, NodeKind.LOGIT))
-    share = shares(graph.effect, number(graph.nodes, "input_absolute"))
+    token, logit = (is_kind(content.nodes, k) for k in (NodeKind.EMBEDDING, NodeKind.LOGIT))
+    share = share_matrix(content.edges, len(token))
     target = np.repeat(np.arange(len(token)), np.diff(share.indptr))
     share.data[token[share.indices] & logit[target]] = 0
-    best = strongest(share, number(graph.nodes, "probability"), token, 1)
+    best = strongest(share, number(content.nodes, "probability"), token, 1)
     return frozenset(best[0].nodes if best else ())
 
 
-def _tokens(graph: AttributionGraph, rows: list[dict[str, Any]]) -> list[str]:
+def _tokens(content: Content, rows: list[dict[str, Any]]) -> list[str]:
     """Text over every column: the prompt's tokens, or what the nodes know of them."""
     count = 1 + max((row["position"] for row in rows), default=0)
-    tokens = [words.token(text) for text in graph.metadata.get("tokens", [])[:count]]
+    tokens = [words.token(text) for text in content.metadata.get("tokens", [])[:count]]
     return tokens or [str(position) for position in range(count)]
 
 
@@ -120,10 +137,9 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 <= value <= 1000 else 0
 
 
-def _band(row: dict[str, Any], layers: int) -> int:
-    if row["kind"] == NodeKind.EMBEDDING:
-        return 0
-    return layers + 1 if row["kind"] == NodeKind.LOGIT else row["layer"] + 1
+def _stands(row: dict[str, Any]) -> str:
+    """The site whose row a node stands in: targets stand together, wherever they read."""
+    return node_sites.LOGITS if row["kind"] == NodeKind.LOGIT else str(row["site"])
 
 
 def _glyph(row: dict[str, Any], boxed: bool, peak: float, tokens: list[str]) -> Glyph:

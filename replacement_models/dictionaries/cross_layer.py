@@ -1,5 +1,6 @@
 """Cross-layer transcoders (CLT): a layer's features write to its own and all later MLP outputs."""
 
+from collections.abc import Sequence
 from typing import final
 
 from replacement_models.transcoder import Transcoder
@@ -11,6 +12,6 @@ class CrossLayerTranscoder(Transcoder):
 
     kind = "cross_layer"
 
-    def targets(self, layer: int) -> range:
-        """The layer and every later one."""
-        return range(layer, len(self.layers))
+    def targets(self, layer: int) -> Sequence[int]:
+        """The layer and every later one that has a dictionary."""
+        return [at for at in self.present if at >= layer]

@@ -12,7 +12,7 @@ gate instead would leave the product with W_up x unexplained. What opened the ga
 graph. Mixtures of experts stand in experts.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,18 +62,26 @@ class NeuronGate:
         return NeuronGate(self.weight.to(device, dtype), bias, self.function)
 
 
-def neurons(host: Host) -> PerLayerTranscoder:
+def neurons(host: Host, at: Sequence[int] | None = None) -> PerLayerTranscoder:
     """The host's MLP neurons as a per-layer dictionary that shares the model's weights.
+
+    Args:
+        host: the model.
+        at: layers whose neurons to take, the others stay empty; None is all.
 
     Raises:
         ModelError: an MLP is of a kind that is not known, or does more than its weights say.
     """
     like = host.unembedding
-    layers = [_layer(block.mlp, like) for block in host.blocks]
+    wanted = range(len(host.blocks)) if at is None else at
+    layers = [
+        _layer(block.mlp, like) if index in wanted else TranscoderLayer.empty(like[0], 1)
+        for index, block in enumerate(host.blocks)
+    ]
     found = PerLayerTranscoder(layers)
     with float64_experts(host.model):
-        for index, block in enumerate(host.blocks):
-            _check_exact(found, index, block.mlp, like)
+        for index in wanted:
+            _check_exact(found, index, host.blocks[index].mlp, like)
     return found
 
 

@@ -1,5 +1,6 @@
 """Per-layer transcoders (PLT): each layer's features write to that layer's MLP output only."""
 
+from collections.abc import Sequence
 from typing import final
 
 from replacement_models.transcoder import Transcoder
@@ -11,6 +12,6 @@ class PerLayerTranscoder(Transcoder):
 
     kind = "per_layer"
 
-    def targets(self, layer: int) -> range:
+    def targets(self, layer: int) -> Sequence[int]:
         """The layer itself."""
         return range(layer, layer + 1)

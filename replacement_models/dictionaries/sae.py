@@ -1,5 +1,6 @@
 """Sparse autoencoders (SAE): dictionaries whose target is their input."""
 
+from collections.abc import Sequence
 from typing import final
 
 from replacement_models.transcoder import Transcoder
@@ -15,6 +16,6 @@ class SparseAutoencoder(Transcoder):
 
     kind = "sae"
 
-    def targets(self, layer: int) -> range:
+    def targets(self, layer: int) -> Sequence[int]:
         """The layer itself."""
         return range(layer, layer + 1)

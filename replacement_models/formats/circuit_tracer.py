@@ -34,12 +34,8 @@ from replacement_models.errors import ModelError
 from replacement_models.formats import gemma_scope, gemma_scope_2
 from replacement_models.formats.storage.tensors import TensorFile, all_rows
 from replacement_models.hub import HubId, download
-from replacement_models.transcoder import (
-    ReadPoint,
-    Transcoder,
-    TranscoderLayer,
-    WritePoint,
-)
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG = "config.yaml"
 PER_LAYER, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"

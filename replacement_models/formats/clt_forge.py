@@ -25,7 +25,8 @@ from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.points import read_json, refuse
 from replacement_models.formats.storage.rows import ShardedRows, StackedDecoder, StoredRows, widened
 from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS = "clt_cfg.json", "clt_weights.safetensors"
 SCALE_IN, SCALE_OUT = "estimated_norm_scaling_factor_in", "estimated_norm_scaling_factor_out"

@@ -34,7 +34,8 @@ from replacement_models.formats.storage.points import (
 )
 from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS, STATISTICS = "cfg.json", "model.safetensors", "norm_stats.json"
 THRESHOLD = "theta_manager.log_threshold"

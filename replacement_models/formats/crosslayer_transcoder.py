@@ -30,7 +30,8 @@ from replacement_models.errors import ModelError
 from replacement_models.formats.storage.limits import Limits, by_target, plain
 from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.storage.tensors import TensorFile, loaded
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS = "config.yaml", "checkpoint.safetensors"
 DECODERS = ("Decoder", "CrosslayerDecoder")

@@ -25,7 +25,8 @@ from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.points import in_layer_order
 from replacement_models.formats.storage.rows import widened
 from replacement_models.formats.storage.tensors import all_rows, loaded
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 WEIGHTS = "params.npz"
 TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}

@@ -31,7 +31,8 @@ from replacement_models.formats.storage.points import (
     refuse,
 )
 from replacement_models.formats.storage.tensors import TensorFile, all_rows
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS, FIRST = "config.json", "params.safetensors", "params_layer_0.safetensors"
 SKIP = "affine_skip_connection"

@@ -27,12 +27,8 @@ from replacement_models.dictionaries.sae import SparseAutoencoder
 from replacement_models.errors import ModelError
 from replacement_models.formats.storage.points import read_json
 from replacement_models.formats.storage.tensors import TensorFile, all_rows
-from replacement_models.transcoder import (
-    ReadPoint,
-    Transcoder,
-    TranscoderLayer,
-    WritePoint,
-)
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG = "transcoder.json"
 KINDS: dict[str, type[Transcoder]] = {

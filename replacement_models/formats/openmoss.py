@@ -40,7 +40,8 @@ from replacement_models.formats.storage.points import (
 )
 from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 THRESHOLD = "activation_function.log_jumprelu_threshold"

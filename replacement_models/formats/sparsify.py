@@ -41,7 +41,8 @@ from replacement_models.formats.storage.rows import (
     widened,
 )
 from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
-from replacement_models.transcoder import ReadPoint, Transcoder, TranscoderLayer, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 SINGLE = (

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from replacement_models.errors import ModelError
+from replacement_models.folding import mlp_post_norm
 from replacement_models.host import Block, Host, Norm
 from replacement_models.recording import FrozenLayer, Recording
-from replacement_models.transcoder import WritePoint
+from replacement_models.transcoder import Transcoder
 
 PARTS = 8
 """One of so many parts of the residual stream is checked,"""
@@ -22,7 +23,7 @@ ENOUGH = 1024
 
 
 @torch.no_grad()
-def check_layout(host: Host, recording: Recording, write: WritePoint) -> None:
+def check_layout(host: Host, recording: Recording, transcoder: Transcoder) -> None:
     """Rebuild the last position layer by layer from the host's parts.
 
     Raises:
@@ -38,8 +39,8 @@ def check_layout(host: Host, recording: Recording, write: WritePoint) -> None:
         if torch.count_nonzero(pattern.triu(1)):
             raise ModelError(f"{host.family} model: layer {layer} attends to later positions")
         x, output = recording.residuals[layer], recording.outputs[layer][-1]
-        if write is WritePoint.MLP_OUTPUT:
-            output = _normed(block.mlp_post_norm, output, frozen.mlp_post_scale)
+        passed = mlp_post_norm(block, transcoder.write_at(layer))
+        output = _normed(passed, output, frozen.mlp_post_scale)
         attended = _attended(block, frozen, pattern[:, -1], x)
         some = slice(len(attended))
         rebuilt = x[-1, some] + attended + output[some]

@@ -15,6 +15,7 @@ from scipy import sparse
 from graphs import AttributionGraph, NodeKind
 from graphs.influence import input_absolute, row_sums
 from replacement_models import ReplacementModel
+from replacement_models.sites import Site, Stage
 from tracer.attribution.available import give_back
 from tracer.attribution.local_model import LocalModel
 from tracer.attribution.targets import LogitTargets
@@ -111,6 +112,7 @@ def metadata(
         "model_revision": model.revision,
         "transcoders": model.transcoder_name,
         "transcoders_hash": model.transcoder_hash,
+        **({"elsewhere": model.elsewhere} if model.elsewhere else {}),
         "settings": settings,
         "versions": {
             "tracer": _version("tracer"),
@@ -242,7 +244,7 @@ def _nodes(
 
 def _part(count: int, kind: NodeKind, **columns: Any) -> dict[str, list[Any]]:
     """Node columns of one kind; a single value stands for all, what is missing is null."""
-    names = ("id", "kind", "layer", "position", "feature", "token", "text", "label")
+    names = ("id", "kind", "layer", "site", "position", "feature", "token", "text", "label")
     part = {"kind": kind.value, **columns}
     return {
         name: value if isinstance(value := part.get(name), list) else [value] * count
@@ -257,6 +259,7 @@ def _tokens(local: LocalModel, texts: list[str]) -> dict[str, list[Any]]:
         NodeKind.EMBEDDING,
         id=[f"E_{token}_{position}" for position, token in enumerate(local.tokens)],
         layer=-1,
+        site=str(Site.embed()),
         position=list(range(local.positions)),
         token=list(local.tokens),
         text=texts,
@@ -277,6 +280,7 @@ def _features(
         NodeKind.FEATURE,
         id=[f"{layer}_{f}_{p}" for f, p in zip(feature, position, strict=True)],
         layer=layer,
+        site=str(Site(layer, Stage.MLP_OUT)),
         position=position,
         feature=feature,
         text=[texts[p] for p in position],
@@ -292,6 +296,7 @@ def _errors(local: LocalModel, layer: int, texts: list[str]) -> dict[str, list[A
         NodeKind.ERROR,
         id=[f"{layer}_-1_{p}" for p in position],
         layer=layer,
+        site=str(Site(layer, Stage.MLP_OUT)),
         position=position,
         text=[texts[p] for p in position],
         label=[f"error · {texts[p].strip()}" for p in position],
@@ -311,6 +316,7 @@ def _logits(
         NodeKind.LOGIT,
         id=[f"{layers + 1}_{number}_{last}" for number in numbers],
         layer=layers,
+        site=list(map(str, logits.site)),
         position=last,
         token=list(logits.token),
         text=list(logits.label),

@@ -6,12 +6,11 @@ of the model is linear in the sources. This module gathers, once per prompt, the
 sources write (`writers.py`) and the frozen patterns; `sweep.py` pulls target rows back through
 them.
 
-Places where something reads or writes are numbered as *sites*, bottom up: 2l is the residual stream
-entering layer l, 2l + 1 the one between its attention and its MLP, 2L the one entering the final
-norm.
+Rows read the residual stream at *sites* (replacement_models/sites.py), which the engine knows by
+their numbers: in the order of the forward pass, so that larger is later.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -25,10 +24,11 @@ from replacement_models import (
     FrozenLayer,
     Recording,
     ReplacementModel,
+    Transcoder,
 )
 from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
-from replacement_models.transcoder import ReadPoint
+from replacement_models.sites import ReadPoint, stream_number, top_layer
 from tracer.attribution.carry import carry, embedded, is_lifted, lift, start_of
 from tracer.attribution.writers import Writers, gather
 
@@ -89,6 +89,9 @@ class LocalModel:
     mixed: Writers | None
     """What the sources below the last attention layer swept write to its values, where that pays:
     gradients are then scored as that layer has mixed them and not pulled through its value map."""
+    early: Mapping[int, Float[Tensor, "start carried d_model"]]
+    """The residual stream at the positions before `start`, by source as in `carry.py`, at every
+    site (by number): what rows that read there consist of."""
 
     @property
     def positions(self) -> int:
@@ -111,9 +114,9 @@ class LocalModel:
     def reach(self, site: int, position: int) -> Int[np.ndarray, " reaching"]:
         """Columns whose sources can have an effect on what reads at a site and position."""
         layer, at = self._places
-        attended = layer + 1 <= (site - 1) // 2
+        attended = layer + 1 <= top_layer(site)
         here = np.where(attended, at <= position, at == position)
-        return np.flatnonzero(here & (2 * layer + 2 <= site))
+        return np.flatnonzero(here & (stream_number(layer + 1) <= site))
 
     @cached_property
     def table(self) -> tuple[Int[np.ndarray, " features"], ...]:
@@ -135,7 +138,11 @@ class LocalModel:
 
 
 def linearise(
-    model: ReplacementModel, recording: Recording, skip_positions: int, rows: int | None = None
+    model: ReplacementModel,
+    recording: Recording,
+    skip_positions: int,
+    rows: int | None = None,
+    plain: bool = False,
 ) -> LocalModel:
     """Freeze a recording into a local replacement model.
 
@@ -145,27 +152,36 @@ def linearise(
         skip_positions: features and errors at the first so many positions are no nodes; the MLP
             outputs there count as constants.
         rows: how many will be swept, which decides what is worth preparing; None is all features.
+        plain: prepare nothing: gradients go to every position and down to the bottom.
     """
     features = _columns(recording.features, skip_positions)
     rows = len(features) if rows is None else rows
-    start, lifted = start_of(recording, skip_positions), is_lifted(model, recording)
-    others = [2 + start] * len(recording.layers)
+    start, lifted = (
+        (0, False) if plain else (start_of(recording, skip_positions), is_lifted(model, recording))
+    )
+    counts = [2 + start] * len(recording.layers)
     if lifted:
-        others[0] = 2 + len(recording.tokens)
-    writers, sums = gather(model.transcoder, features, len(recording.tokens), others)
-    pays = virtual_pays(model, len(recording.tokens), rows)
+        counts[0] = 2 + len(recording.tokens)
+    writers, sums = gather(model.transcoder, features, len(recording.tokens), counts)
+    pays = not plain and virtual_pays(model, len(recording.tokens), rows)
     virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
-    held = embedded(recording, start)
+    stream, early = embedded(recording, start), {}
     layers = []
     for layer, writes in enumerate(writers):
-        rest = _rest(model, recording, layer, skip_positions, sums[layer])
-        maps = _layer(model, recording, layer, held, lifted and layer == 0, virtual[layer])
-        seen = maps.carried if maps.parallel else _past_skip(maps, maps.carried, maps.carried)
-        held = _above(maps, held, lifted and layer == 0)
-        held[:, -1] += rest[:start, 1]
-        _push(model, recording, layer, writes)
-        _write_rest(writes, rest, seen)
+        others = _errors_and_constants(model, recording, layer, skip_positions, sums[layer])
+        bottom = lifted and layer == 0
+        maps = _linear_layer(model, recording, layer, stream, bottom, virtual[layer])
+        between = _after_attention(maps, stream, bottom)
+        early[stream_number(layer)], early[stream_number(layer, between=True)] = stream, between
+        stream = _past_skip(maps, between, stream if maps.parallel else between).clone()
+        stream[:, -1] += others[:start, 1]
+        carried = maps.carried
+        _features_to_stream(model, recording, layer, writes)
+        _place_others(
+            writes, others, carried if maps.parallel else _past_skip(maps, carried, carried)
+        )
         layers.append(maps)
+    early[stream_number(len(layers))] = stream
     return LocalModel(
         tokens=recording.tokens,
         layers=layers,
@@ -177,6 +193,7 @@ def linearise(
         start=start,
         lifted=lifted,
         mixed=_mixed(writers[0], layers[1], rows) if lifted and len(layers) > 1 else None,
+        early=early,
     )
 
 
@@ -202,7 +219,7 @@ def _columns(active: ActiveFeatures, skip_positions: int) -> ActiveFeatures:
     return active[kept[active.position[kept].argsort(stable=True)]]
 
 
-def _rest(
+def _errors_and_constants(
     model: ReplacementModel,
     recording: Recording,
     layer: int,
@@ -217,23 +234,24 @@ def _rest(
     output, b_dec = recording.outputs[layer], weights.b_dec
     if weights.W_skip is not None:
         output = output - recording.inputs[layer] @ weights.W_skip
-    every = torch.arange(len(output), device=output.device)
     error = output - b_dec - reconstruction.to(output.dtype)
     error[:skip_positions] = 0
     constant = b_dec.repeat(len(output), 1)
     constant[:skip_positions] = output[:skip_positions]
     bias = None if norm is None else norm.bias
-    normed = model.transcoder.read is ReadPoint.NORMED
+    normed = model.transcoder.read_at(layer) is ReadPoint.NORMED
     if weights.W_skip is not None and bias is not None and normed:
         constant += bias @ weights.W_skip
-    error = _onto_residual(model, recording, layer, error, every)
-    constant = _onto_residual(model, recording, layer, constant, every, bias=True)
+    error = _onto_stream(model, recording, layer, error)
+    constant = _onto_stream(model, recording, layer, constant, bias=True)
     return torch.stack([error, constant], dim=1)
 
 
-def _push(model: ReplacementModel, recording: Recording, layer: int, writers: Writers) -> None:
+def _features_to_stream(
+    model: ReplacementModel, recording: Recording, layer: int, writers: Writers
+) -> None:
     """Take what features write to an MLP output on to the residual stream, in place."""
-    norm = mlp_post_norm(model.host.blocks[layer], model.transcoder)
+    norm = mlp_post_norm(model.host.blocks[layer], model.transcoder.write_at(layer))
     scale = recording.layers[layer].mlp_post_scale
     if norm is None or scale is None:
         return
@@ -242,40 +260,39 @@ def _push(model: ReplacementModel, recording: Recording, layer: int, writers: Wr
         torch.mul(norm.centre(vectors), weight, out=vectors)
 
 
-def _write_rest(
+def _place_others(
     writers: Writers,
-    rest: Float[Tensor, "positions 2 d_model"],
-    seen: Float[Tensor, "positions carried d_model"],
+    others: Float[Tensor, "positions 2 d_model"],
+    carried: Float[Tensor, "positions carried d_model"],
 ) -> None:
     """Write errors, constants and tokens; what attention carries ends in a constant too."""
-    rest[:, 1] += seen[:, -1]
-    ends = torch.tensor(writers.start[1:], device=rest.device)
-    others = torch.arange(-writers.rest, 0, device=rest.device)
-    writers.vectors[ends[:, None] + others] = torch.cat([rest, seen[:, :-1]], dim=1)
+    others[:, 1] += carried[:, -1]
+    ends = torch.tensor(writers.start[1:], device=others.device)
+    places = torch.arange(-writers.others, 0, device=others.device)
+    writers.vectors[ends[:, None] + places] = torch.cat([others, carried[:, :-1]], dim=1)
 
 
-def _onto_residual(
+def _onto_stream(
     model: ReplacementModel,
     recording: Recording,
     layer: int,
-    vectors: Float[Tensor, "rows d_model"],
-    at: Int[Tensor, " rows"],
+    vectors: Float[Tensor, "positions d_model"],
     bias: bool = False,
-) -> Float[Tensor, "rows d_model"]:
+) -> Float[Tensor, "positions d_model"]:
     """Writes to an MLP output as the residual stream receives them: through a frozen post-norm."""
-    norm = mlp_post_norm(model.host.blocks[layer], model.transcoder)
+    norm = mlp_post_norm(model.host.blocks[layer], model.transcoder.write_at(layer))
     scale = recording.layers[layer].mlp_post_scale
     if norm is None or scale is None:
         return vectors
-    pushed = written(vectors, norm) / scale[at]
-    return pushed + norm.bias if bias and norm.bias is not None else pushed
+    passed = written(vectors, norm) / scale
+    return passed + norm.bias if bias and norm.bias is not None else passed
 
 
-def _layer(
+def _linear_layer(
     model: ReplacementModel,
     recording: Recording,
     layer: int,
-    held: Tensor,
+    stream: Tensor,
     lifted: bool,
     virtual: Tensor | None,
 ) -> LinearLayer:
@@ -283,9 +300,9 @@ def _layer(
     block = model.host.blocks[layer]
     make = partial(_transposed_pattern, frozen, len(block.value))
     pattern = make() if isinstance(frozen.pattern, Tensor) else make
-    if lifted or len(held):
+    if lifted or len(stream):
         whole = pattern if isinstance(pattern, Tensor) else pattern()
-        carried = lift(folded, whole, recording) if lifted else carry(folded, whole, held)
+        carried = lift(folded, whole, recording) if lifted else carry(folded, whole, stream)
     else:
         carried = recording.token_vectors.new_zeros(len(recording.tokens), 1, model.host.d_model)
     carried[:, -1] += _attention_constant(folded, frozen, block)
@@ -295,29 +312,31 @@ def _layer(
         value=folded.value,
         carried=carried,
         skip=folded.skip,
-        skip_scale=_skip_scale(model, frozen, block),
+        skip_scale=_skip_scale(model.transcoder, layer, frozen, block),
         parallel=block.parallel,
         virtual=virtual if block.parallel or folded.skip is None else None,
     )
 
 
 def _skip_scale(
-    model: ReplacementModel, frozen: FrozenLayer, block: Block
+    transcoder: Transcoder, layer: int, frozen: FrozenLayer, block: Block
 ) -> Float[Tensor, "positions 1"]:
     scale = torch.ones_like(frozen.mlp_scale)
-    if model.transcoder.read is not ReadPoint.RESIDUAL:
+    if transcoder.read_at(layer) is not ReadPoint.RESIDUAL:
         scale = scale / frozen.mlp_scale
-    if mlp_post_norm(block, model.transcoder) is not None and frozen.mlp_post_scale is not None:
+    norm = mlp_post_norm(block, transcoder.write_at(layer))
+    if norm is not None and frozen.mlp_post_scale is not None:
         scale = scale / frozen.mlp_post_scale
     return scale
 
 
-def _above(maps: LinearLayer, held: Tensor, lifted: bool) -> Float[Tensor, "start carried d_model"]:
-    """What is held at the first positions, one layer further up, less what its MLP adds."""
-    start, sources, _ = held.shape
+def _after_attention(
+    maps: LinearLayer, stream: Float[Tensor, "start carried d_model"], lifted: bool
+) -> Float[Tensor, "start carried d_model"]:
+    """The stream at the first positions, by source, with what a layer's attention adds."""
+    start, sources, _ = stream.shape
     added = maps.carried[:start]
-    attended = torch.cat([added[:, : sources - 1], added[:, -1:]], 1) if lifted else held + added
-    return _past_skip(maps, attended, held if maps.parallel else attended)
+    return torch.cat([added[:, : sources - 1], added[:, -1:]], 1) if lifted else stream + added
 
 
 def _past_skip(

@@ -57,7 +57,7 @@ class Sizes:
     """Active features, those at skipped positions not counted."""
     used: Int[np.ndarray, " layers"]
     """Distinct ones among them."""
-    targets: tuple[range, ...]
+    targets: tuple[tuple[int, ...], ...]
     """Layers that the features of each layer write to."""
     heads: tuple[tuple[int, int, int, int], ...]
     """Of each layer: heads, their width together, key-value heads, their width together."""
@@ -114,7 +114,7 @@ class Sizes:
         return cls(
             features=counts.reshape(layers, positions),
             used=np.array(used),
-            targets=tuple(model.transcoder.targets(layer) for layer in range(layers)),
+            targets=tuple(tuple(model.transcoder.targets(layer)) for layer in range(layers)),
             heads=tuple(
                 (*block.output.shape[:1], block.output[..., 0].numel(), *_key_values(block.value))
                 for block in blocks
@@ -123,7 +123,10 @@ class Sizes:
             vocabulary=model.host.vocabulary,
             skip_positions=skip_positions,
             itemsize=model.dtype.itemsize,
-            post_norm=any(mlp_post_norm(block, model.transcoder) for block in blocks),
+            post_norm=any(
+                mlp_post_norm(block, model.transcoder.write_at(layer))
+                for layer, block in enumerate(blocks)
+            ),
             skips=any(layer.W_skip is not None for layer in model.transcoder.layers),
             lifted=is_lifted(model, recording),
             lazy=not all(isinstance(one.decoder, DenseDecoder) for one in model.transcoder.layers),
@@ -232,7 +235,7 @@ def _vectors(sizes: Sizes) -> Float[np.ndarray, " layers"]:
     """Bytes of what features write to each layer."""
     written = np.zeros(sizes.layers)
     for source, targets in enumerate(sizes.targets):
-        written[targets.start : targets.stop] += sizes.features[source].sum()
+        written[list(targets)] += sizes.features[source].sum()
     return written * sizes.d_model * sizes.itemsize
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from replacement_models.speed.threads import one_thread
 from tracer.attribution.local_model import LocalModel
 from tracer.attribution.product import EARNS_A_KERNEL, product
-from tracer.attribution.targets import runs
+from tracer.attribution.targets import TargetRows, on_device, runs
 from tracer.attribution.writers import Writers
 
 FEW, SOME = 12, range(49, 129)
@@ -30,7 +30,7 @@ class EffectSums:
 
 
 @dataclass(frozen=True, eq=False)
-class Fresh:
+class JoiningRows:
     """Rows that passed no attention layer yet: their gradient stands at one position."""
 
     vector: Float[Tensor, "rows d_model"]
@@ -46,15 +46,15 @@ class Fresh:
 
 
 def score_writers(
-    local: LocalModel, layer: int, gradient: Tensor, fresh: Fresh, scores: EffectSums
+    local: LocalModel, layer: int, gradient: Tensor, joining: JoiningRows, scores: EffectSums
 ) -> None:
     """Add what one layer writes, for rows above it: one product a position."""
     rows, writers = len(gradient), local.writers[layer]
     if rows:
         found = _products(writers, gradient, local.start)
         _add_scores(local, layer, found, scores, (local.start, slice(rows)))
-    for position, here in fresh.by_position():
-        one = [_scored(writers.at(position), fresh.vector[here])]
+    for position, here in joining.by_position():
+        one = [_scored(writers.at(position), joining.vector[here])]
         at = slice(rows + here.start, rows + here.stop)
         _add_scores(local, layer, one, scores, (position, at))
 
@@ -99,22 +99,66 @@ def _add_scores(
     (begin, rows), writers = where, local.writers[layer]
     sources = scores.sources[:, rows]
     for position, one in enumerate(found, start=begin):
-        first, features = writers.first[position], len(one) - writers.rest
+        first, features = writers.first[position], len(one) - writers.others
         sources[first : first + features].add_(one[:features])
-    rest = torch.stack([one[-writers.rest :] for one in found])
+    others = torch.stack([one[-writers.others :] for one in found])
     first = local.error_column(layer, begin)
-    sources[first : first + len(rest)].add_(rest[:, 0])
-    _add_carried(local, rest[:, 1:].sum(0), scores, rows)
+    sources[first : first + len(others)].add_(others[:, 0])
+    _add_carried(local, others[:, 1:].sum(0), scores, rows)
 
 
 def score_carried(
-    local: LocalModel, layer: int, fresh: Fresh, scores: EffectSums, end: int
+    local: LocalModel, layer: int, joining: JoiningRows, scores: EffectSums, end: int
 ) -> None:
     """Add what attention carries, for the rows up to `end` that read right above it."""
-    carried, begin = local.layers[layer].carried, end - len(fresh)
-    for position, here in fresh.by_position():
-        found = product(carried[position], fresh.vector[here]).roll(1, 0)
+    carried, begin = local.layers[layer].carried, end - len(joining)
+    for position, here in joining.by_position():
+        found = product(carried[position], joining.vector[here]).roll(1, 0)
         _add_carried(local, found, scores, slice(begin + here.start, begin + here.stop))
+
+
+def score_spread(
+    local: LocalModel,
+    layer: int,
+    gradient: Float[Tensor, "rows positions d_model"],
+    scores: EffectSums,
+    rows: slice,
+) -> None:
+    """Add what attention carries, for rows at several positions that read right above it."""
+    span = slice(local.start, local.start + gradient.shape[1])
+    found = torch.einsum("rpd,pcd->cr", gradient, local.layers[layer].carried[span])
+    _add_carried(local, found.roll(1, 0), scores, rows)
+
+
+def score_early(
+    local: LocalModel,
+    rows: TargetRows,
+    sources: Float[Tensor, "rows columns"],
+    constant: Float[Tensor, " rows"],
+) -> None:
+    """Add what rows read at positions before the first that gradients are followed to.
+
+    Tokens and constants alone stand there, and the local model knows where they got to.
+    """
+    if not local.start or (rows.weights is None and rows.position.min() >= local.start):
+        return
+    first = local.token_column(0)
+    for site in np.unique(rows.site).tolist():
+        here = np.flatnonzero(rows.site == site)
+        at = on_device(here, sources.device)
+        weights = _early_weights(rows[here], local.start).to(rows.vector.dtype)
+        stream = torch.einsum("rp,pcd->rcd", weights, local.early[site])
+        found = torch.einsum("rcd,rd->rc", stream, rows.vector[at]).to(sources.dtype)
+        sources[at, first : first + local.start] += found[:, :-1]
+        constant[at] += found[:, -1]
+
+
+def _early_weights(rows: TargetRows, start: int) -> Float[Tensor, "rows start"]:
+    """How much of their vector rows read at each of the first positions."""
+    if rows.weights is not None:
+        return rows.weights[:, :start]
+    alone = rows.position[:, None] == np.arange(start)
+    return on_device(alone, rows.vector.device)
 
 
 def _add_carried(

@@ -2,7 +2,8 @@
 
 No autograd and no forward pass a row. Rows of nearby positions go in one chunk, cut off after the
 last of them (causality); inside a chunk a row joins at the site it reads from, so no work is done
-above its layer. Memory is bounded by the chunk, whatever the number of rows.
+above its layer. Memory is bounded by the chunk, whatever the number of rows. `plain_sweep.py` has
+the same in its plainest form, and tests compare the two.
 """
 
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from replacement_models.sites import stream_number, top_layer
 from tracer.attribution.chunks import each
 from tracer.attribution.local_model import LinearLayer, LocalModel
 from tracer.attribution.product import add_product, product, summed_in
 from tracer.attribution.scoring import (
     EffectSums,
-    Fresh,
+    JoiningRows,
     score_carried,
+    score_early,
     score_mixed,
+    score_spread,
     score_tokens,
     score_writers,
 )
@@ -49,18 +53,22 @@ def sweep(local: LocalModel, rows: TargetRows) -> Effects:
     sources = rows.vector.new_zeros(len(rows), local.columns, dtype=dtype)
     constant = rows.bias.to(dtype, copy=True)
     fired = local.features.activation.to(dtype)[:, None]
+    sweep_some = _sweep_chunk if rows.weights is None else _sweep_spread
+    late = np.flatnonzero(rows.position >= local.start)
+    swept = rows if len(late) == len(rows) else rows[late]
 
     def sweep_chunk(chunk: np.ndarray) -> None:
-        at = on_device(chunk, sources.device)
+        at = on_device(late[chunk], sources.device)
         scores = EffectSums(
             sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk))
         )
-        _sweep_chunk(local, rows[chunk], scores)
+        sweep_some(local, swept[chunk], scores)
         scores.sources[: len(fired)].mul_(fired)
         sources.index_copy_(0, at, scores.sources.T.contiguous())
         constant.index_add_(0, at, scores.constant)
 
-    each(sweep_chunk, rows, any(layer.remakes_pattern for layer in local.layers))
+    each(sweep_chunk, swept, any(layer.remakes_pattern for layer in local.layers))
+    score_early(local, rows, sources, constant)
     return Effects(sources, constant)
 
 
@@ -71,54 +79,85 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Non
     """
     end = int(rows.position.max()) + 1
     sites = rows.site.tolist()
-    whole = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
-    joined, ready, mixed = 0, None, None
-    for layer in range((max(sites) - 1) // 2, -1, -1):
-        above = _joining(rows, sites, joined, 2 * layer + 2)
-        between = _joining(rows, sites, joined + len(above), 2 * layer + 1)
-        score_writers(local, layer, whole[:joined], above, scores)
+    gradients = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
+    joined, projected, mixed = 0, None, None
+    for layer in range(top_layer(max(sites)), -1, -1):
+        above = _joining(rows, sites, joined, stream_number(layer + 1))
+        between = _joining(rows, sites, joined + len(above), stream_number(layer, between=True))
+        score_writers(local, layer, gradients[:joined], above, scores)
         score_mixed(local, mixed, scores)
         after = joined + len(above) + len(between)
         score_carried(local, layer, between, scores, after)
         if not (layer == 0 and local.lifted):
-            ready, mixed = _pass_layer(local, layer, (whole, joined), (above, between), ready)
+            fresh = above, between
+            projected, mixed = _pass_layer(local, layer, gradients, joined, fresh, projected)
         joined = after
-    last = _joining(rows, sites, joined, 0)
-    whole[joined:] = 0
+    last = _joining(rows, sites, joined, stream_number(0))
+    gradients[joined:] = 0
     for position, here in last.by_position():
-        whole[joined:][here, position - local.start] = last.vector[here]
-    score_tokens(local, whole, scores, joined if local.lifted else 0)
+        gradients[joined:][here, position - local.start] = last.vector[here]
+    score_tokens(local, gradients, scores, joined if local.lifted else 0)
+
+
+def _sweep_spread(local: LocalModel, rows: TargetRows, scores: EffectSums) -> None:
+    """Sweep rows that stand at several positions: each joins with its whole gradient."""
+    assert rows.weights is not None
+    end = int(rows.position.max()) + 1
+    weights, sites = rows.weights[:, local.start : end], rows.site.tolist()
+    gradients, joined = weights[:, :, None] * rows.vector[:, None], 0
+    for layer in range(top_layer(max(sites)), -1, -1):
+        maps, done = local.layers[layer], layer == 0 and local.lifted
+        joined += sites.count(stream_number(layer + 1))
+        score_writers(local, layer, gradients[:joined], _nobody(rows), scores)
+        below, _ = _skip(maps, gradients[:joined], _nobody(rows), local.start)
+        between = slice(joined, joined + sites.count(stream_number(layer, between=True)))
+        score_spread(local, layer, gradients[between], scores, between)
+        joined = between.stop
+        if done or not joined:
+            continue
+        read = gradients[:joined] if maps.parallel else torch.cat([below, gradients[between]])
+        pattern = maps.transposed_pattern(local.start, end)
+        values = _attention(maps, pattern, read, None)
+        gradients[:joined] = torch.cat([below, gradients[between]])
+        gradients[:joined] += product(values, maps.value).view_as(read)
+    score_tokens(local, gradients, scores, joined if local.lifted else 0)
+
+
+def _nobody(rows: TargetRows) -> JoiningRows:
+    return JoiningRows(rows.vector[:0], rows.position[:0])
 
 
 def _pass_layer(
     local: LocalModel,
     layer: int,
-    gradients: tuple[Tensor, int],
-    joining: tuple[Fresh, Fresh],
-    ready: Tensor | None,
+    gradients: Tensor,
+    joined: int,
+    joining: tuple[JoiningRows, JoiningRows],
+    projected: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Pull gradients back through one layer's skip and attention, in place.
 
     Args:
         local: the local model.
         layer: its layer.
-        gradients: room for all rows, and how many have joined; those joining follow.
+        gradients: of all rows, (rows, positions, D), room for those that have not joined yet.
+        joined: how many have; those joining follow.
         joining: rows that read above the layer's MLP and between it and attention.
-        ready: what the layer's output map makes of the last rows that have joined, where known.
+        projected: what the layer's output map makes of the last rows that have joined, where known.
 
     Returns:
-        `ready` for the layer below, of the rows joining now, where that pays; and the gradient as
-        attention has mixed it, (rows, positions, values), where it is not pulled back any further.
+        `projected` for the layer below, of the rows joining now, where that pays; and the gradient
+        as attention has mixed it, (rows, positions, values), where it is pulled back no further.
     """
-    (whole, joined), (above, between) = gradients, joining
-    maps, gradient = local.layers[layer], whole[:joined]
-    pattern = maps.transposed_pattern(local.start, local.start + whole.shape[1])
+    above, between = joining
+    maps, gradient = local.layers[layer], gradients[:joined]
+    pattern = maps.transposed_pattern(local.start, local.start + gradients.shape[1])
     below, own = _skip(maps, gradient, above, local.start)
     own = _both(own, between)
     read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
     mixed = None
     if joined:
-        values = _attention(maps, pattern, read, ready)
+        values = _attention(maps, pattern, read, projected)
         if layer == 1 and local.mixed is not None:
             mixed = values.unflatten(0, (joined, -1))
         else:
@@ -127,37 +166,39 @@ def _pass_layer(
             gradient.copy_(below)
     if not len(own):
         return None, mixed
-    room = whole[joined : joined + len(own)]
-    return _join(local, layer, pattern, room, (reading, own)), mixed
+    room = gradients[joined : joined + len(own)]
+    return _first_attention(local, layer, pattern, room, (reading, own)), mixed
 
 
-def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> Fresh:
+def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> JoiningRows:
     """The rows that read at `site`, which follow the `joined` ones in order."""
     end = joined + sites[joined:].count(site)
-    return Fresh(rows.vector[joined:end], rows.position[joined:end])
+    return JoiningRows(rows.vector[joined:end], rows.position[joined:end])
 
 
-def _both(first: Fresh, second: Fresh) -> Fresh:
-    return Fresh(
+def _both(first: JoiningRows, second: JoiningRows) -> JoiningRows:
+    return JoiningRows(
         torch.cat([first.vector, second.vector]), np.concatenate([first.position, second.position])
     )
 
 
-def _skip(maps: LinearLayer, gradient: Tensor, fresh: Fresh, start: int) -> tuple[Tensor, Fresh]:
+def _skip(
+    maps: LinearLayer, gradient: Tensor, joining: JoiningRows, start: int
+) -> tuple[Tensor, JoiningRows]:
     """Add the pull-back through the linear skip."""
     if maps.skip is None:
-        return gradient, fresh
+        return gradient, joining
     scale = maps.skip_scale[start : start + gradient.shape[1]]
-    vector = product(fresh.vector, maps.skip)
-    for position, here in fresh.by_position():
+    vector = product(joining.vector, maps.skip)
+    for position, here in joining.by_position():
         vector[here].mul_(maps.skip_scale[position])
-    vector.add_(fresh.vector)
+    vector.add_(joining.vector)
     pulled = product(gradient.flatten(0, 1), maps.skip).view_as(gradient)
-    return torch.addcmul(gradient, pulled, scale), Fresh(vector, fresh.position)
+    return torch.addcmul(gradient, pulled, scale), JoiningRows(vector, joining.position)
 
 
 def _attention(
-    maps: LinearLayer, pattern: Tensor, read: Tensor, ready: Tensor | None
+    maps: LinearLayer, pattern: Tensor, read: Tensor, projected: Tensor | None
 ) -> Float[Tensor, "rows_positions kv_heads_d_head"]:
     """What one attention layer pulls back of `read`, as far as its values.
 
@@ -165,12 +206,12 @@ def _attention(
         maps: the layer.
         pattern: its pattern.
         read: (rows, positions, D).
-        ready: of the last rows: what the output map makes of them.
+        projected: of the last rows: what the output map makes of them.
     """
     rows, positions, _ = read.shape
     kv_heads, _, group, _ = pattern.shape
-    early = rows - (0 if ready is None else len(ready))
-    found = [] if ready is None else [ready.flatten(0, 1)]
+    early = rows - (0 if projected is None else len(projected))
+    found = [] if projected is None else [projected.flatten(0, 1)]
     if early:
         found.insert(0, product(read[:early].flatten(0, 1), maps.output))
     by_head = [
@@ -182,14 +223,14 @@ def _attention(
     return mixed.permute(2, 1, 0, 3).reshape(rows * positions, -1)
 
 
-def _join(
+def _first_attention(
     local: LocalModel,
     layer: int,
     pattern: Tensor,
     out: Float[Tensor, "rows positions d_model"],
-    joining: tuple[Fresh, Fresh],
+    joining: tuple[JoiningRows, JoiningRows],
 ) -> Float[Tensor, "rows positions heads_d_head"] | None:
-    """Write what a layer pulls back of rows that pass their first attention, and `_ready` of it.
+    """Write what a layer pulls back of rows that pass their first attention; give its `_projected`.
 
     Args:
         local: the local model.
@@ -199,33 +240,33 @@ def _join(
         joining: the rows as attention reads them, and as they stand below it.
     """
     (reading, own), maps = joining, local.layers[layer]
-    back = product(reading.vector, maps.output)
-    _spread(out, pattern, back, maps.value, own, local.start)
+    by_head = product(reading.vector, maps.output)
+    _spread_over_keys(out, pattern, by_head, maps.value, own, local.start)
     if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
         return None
-    return _ready(local.layers[layer - 1], pattern, back, own, local.start)
+    return _projected(local.layers[layer - 1], pattern, by_head, own, local.start)
 
 
-def _ready(
-    below: LinearLayer, pattern: Tensor, back: Tensor, own: Fresh, start: int
+def _projected(
+    below: LinearLayer, pattern: Tensor, by_head: Tensor, own: JoiningRows, start: int
 ) -> Float[Tensor, "rows positions heads_d_head"]:
     """What the output map of the layer below makes of rows that an attention layer just spread.
 
     Virtual weights take them there head by head, not position by position.
     """
     assert below.virtual is not None
-    there = Fresh(product(own.vector, below.output), own.position)
-    ready = back.new_empty(len(own), pattern.shape[1], len(below.virtual))
-    _spread(ready, pattern, back, below.virtual, there, start)
-    return ready
+    there = JoiningRows(product(own.vector, below.output), own.position)
+    projected = by_head.new_empty(len(own), pattern.shape[1], len(below.virtual))
+    _spread_over_keys(projected, pattern, by_head, below.virtual, there, start)
+    return projected
 
 
-def _spread(
+def _spread_over_keys(
     out: Float[Tensor, "rows positions width"],
     pattern: Tensor,
-    back: Float[Tensor, "rows heads_d_head"],
+    by_head: Float[Tensor, "rows heads_d_head"],
     value: Float[Tensor, "width kv_heads_d_head"],
-    own: Fresh,
+    own: JoiningRows,
     start: int,
 ) -> None:
     """Write what an attention layer pulls back of rows at one position yet, and their own.
@@ -233,9 +274,9 @@ def _spread(
     They go through every head's maps at that position, the pattern comes last.
     """
     kv_heads, _, group, _ = pattern.shape
-    rows, width = len(back), len(value)
-    back = back.view(rows, kv_heads, group, -1).transpose(0, 1).flatten(1, 2)
-    heads = torch.bmm(back, value.view(width, kv_heads, -1).permute(1, 2, 0))
+    rows, width = len(by_head), len(value)
+    by_head = by_head.view(rows, kv_heads, group, -1).transpose(0, 1).flatten(1, 2)
+    heads = torch.bmm(by_head, value.view(width, kv_heads, -1).permute(1, 2, 0))
     heads = heads.view(kv_heads, rows, group, width).transpose(0, 1)
     heads = heads[:, :, 0] if group == 1 else heads.flatten(1, 2)  # the former copies nothing
     for position, here in own.by_position():

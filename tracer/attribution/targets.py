@@ -10,7 +10,7 @@ from torch import Tensor
 
 from replacement_models import Recording, ReplacementModel
 from replacement_models.folding import read_back
-from replacement_models.transcoder import ReadPoint
+from replacement_models.sites import ReadPoint, Site, Stage, stream_number
 from tracer.attribution.local_model import LocalModel
 from tracer.errors import TraceError
 
@@ -32,8 +32,10 @@ class Direction:
     label: str
     weight: float = 1.0
     layer: int | None = None
-    """Read the residual stream entering this layer (L: the one entering the final norm); None
-    reads after the final norm, where unembedding rows read."""
+    """Read the residual stream entering this layer (L: the one entering the final norm)."""
+    site: Site | str | None = None
+    """Read the residual stream at this site instead, as in "resid_mid.3": between attention and MLP
+    of layer 3. With neither, after the final norm, where unembedding rows read."""
 
 
 Target = str | int | Difference | Direction
@@ -48,14 +50,39 @@ class TargetRows:
     """
 
     site: Int[np.ndarray, " rows"]
-    """Where the row reads (tracer/linear.py numbers the sites)."""
+    """Where in the stream the row reads, by `Site.number`."""
     position: Int[np.ndarray, " rows"]
+    """Where it stands; of a row at several positions, the last of them."""
     vector: Float[Tensor, "rows d_model"]
     """Pulled back through the frozen norm it reads from."""
     bias: Float[Tensor, " rows"]
     """What it adds itself: b_enc or b_U, and the read norm's bias."""
     value: Float[Tensor, " rows"]
     """What the forward pass recorded: pre-activation, or the demeaned, uncapped logit."""
+    weights: Float[Tensor, "rows positions"] | None = None
+    """Of rows that stand at several positions: how much of the vector they read at each."""
+
+    @classmethod
+    def spread(
+        cls,
+        site: Int[np.ndarray, " rows"],
+        weights: Float[Tensor, "rows positions"],
+        vector: Float[Tensor, "rows d_model"],
+        bias: Float[Tensor, " rows"],
+        value: Float[Tensor, " rows"],
+    ) -> "TargetRows":
+        """Rows that read one vector at several positions, each with its weight.
+
+        A contrast between two keys of an attention head is one such row.
+
+        Raises:
+            TraceError: a row has no weight anywhere.
+        """
+        used = weights.ne(0).cpu().numpy()
+        if not used.any(1).all():
+            raise TraceError(f"row {int(used.any(1).argmin())} has no weight at any position")
+        last = used.shape[1] - 1 - used[:, ::-1].argmax(1)
+        return cls(site, last, vector, bias, value, weights)
 
     def __len__(self) -> int:
         return len(self.site)
@@ -68,6 +95,7 @@ class TargetRows:
             self.vector[at],
             self.bias[at],
             self.value[at],
+            None if self.weights is None else self.weights[at],
         )
 
 
@@ -88,6 +116,8 @@ class LogitTargets:
     label: Sequence[str]
     weight: Sequence[float]
     """Probability of a token, the user's weight otherwise."""
+    site: Sequence[Site]
+    """Where each reads."""
 
 
 def feature_rows(
@@ -100,11 +130,10 @@ def feature_rows(
     chosen = local.features[on_device(columns, model.device)]
     vector = chosen.activation.new_empty(len(columns), model.host.d_model)
     bias = torch.empty_like(vector[:, 0])
-    read = model.transcoder.read
     layers, positions, _ = (part[columns] for part in local.table)
     for here in runs(layers):
         layer = int(layers[here.start])
-        norm = model.host.blocks[layer].mlp_norm
+        norm, read = model.host.blocks[layer].mlp_norm, model.transcoder.read_at(layer)
         encoder = model.transcoder.encoder_rows(layer, chosen.feature[here])
         own = model.transcoder.layers[layer].b_enc[chosen.feature[here]]
         if read is ReadPoint.NORMED and norm is not None and norm.bias is not None:
@@ -113,8 +142,8 @@ def feature_rows(
         if read is not ReadPoint.RESIDUAL:
             pulled = pulled / recording.layers[layer].mlp_scale[chosen.position[here]]
         vector[here], bias[here] = pulled, own
-    between = np.array([0 if block.parallel else 1 for block in model.host.blocks])
-    return TargetRows(2 * layers + between[layers], positions, vector, bias, chosen.pre_activation)
+    reading = np.array([site.number for site in model.host.mlp_sites])
+    return TargetRows(reading[layers], positions, vector, bias, chosen.pre_activation)
 
 
 def runs(numbers: Int[np.ndarray, " numbers"]) -> Iterator[slice]:
@@ -165,6 +194,7 @@ def logit_targets(
         token=[token for token, *_ in found],
         label=[label for _, label, *_ in found],
         weight=[weight for _, _, weight, _ in found],
+        site=[_site(model, target) for target in targets],
     )
 
 
@@ -257,7 +287,8 @@ def _after_norm(
     pulled = norm.centre(vector * norm.weight) / recording.final_scale[last]
     if norm.bias is not None:
         bias = bias + vector @ norm.bias
-    return TargetRows(np.array(2 * len(model.host.blocks)), np.array(last), pulled, bias, value)
+    entering = np.array(stream_number(len(model.host.blocks)))
+    return TargetRows(entering, np.array(last), pulled, bias, value)
 
 
 def _direction(model: ReplacementModel, recording: Recording, target: Direction) -> _Found:
@@ -267,14 +298,34 @@ def _direction(model: ReplacementModel, recording: Recording, target: Direction)
             f"direction {target.label!r} has shape {tuple(vector.shape)}, expected "
             f"({model.host.d_model},), finite"
         )
-    last, layers = len(recording.tokens) - 1, len(model.host.blocks)
+    last, site = len(recording.tokens) - 1, _site(model, target)
     named = (None, target.label, _weight(target.weight))
     zero = vector.new_zeros(())
-    if target.layer is None:
+    if site.stage is Stage.LOGITS:
         norm = model.host.final_norm
         read = norm.frozen(recording.residuals[-1][last], recording.final_scale[last])
         return *named, _after_norm(model, recording, vector, zero, read @ vector)
-    if not 0 <= target.layer <= layers:
-        raise TraceError(f"direction {target.label!r}: layer {target.layer} is not in 0..{layers}")
-    value = recording.residuals[target.layer][last] @ vector
-    return *named, TargetRows(np.array(2 * target.layer), np.array(last), vector, zero, value)
+    value = recording.stream(site)[last] @ vector
+    return *named, TargetRows(np.array(site.number), np.array(last), vector, zero, value)
+
+
+def _site(model: ReplacementModel, target: Target) -> Site:
+    """Where a target reads."""
+    layers = len(model.host.blocks)
+    if not isinstance(target, Direction) or (target.layer is None and target.site is None):
+        return Site.logits(layers)
+    name = f"direction {target.label!r}"
+    if target.site is None:
+        assert target.layer is not None
+        if not 0 <= target.layer <= layers:
+            raise TraceError(f"{name}: layer {target.layer} is not in 0..{layers}")
+        return Site(target.layer, Stage.RESID_PRE)
+    if target.layer is not None:
+        raise TraceError(f"{name} has a layer and a site; give one of them")
+    site = Site.parse(target.site) if isinstance(target.site, str) else target.site
+    if site not in model.host.stream_sites:
+        raise TraceError(
+            f"{name}: the residual stream of this model cannot be read at {site}; expected one of "
+            f"{', '.join(map(str, model.host.stream_sites))}"
+        )
+    return site

@@ -221,7 +221,8 @@ def _target_name(target: Target) -> str | int | dict[str, Any]:
     if isinstance(target, Difference):
         return {"difference": [target.a, target.b], "weight": target.weight}
     if isinstance(target, Direction):
-        return {"direction": target.label, "weight": target.weight, "layer": target.layer}
+        named = {"direction": target.label, "weight": target.weight, "layer": target.layer}
+        return named if target.site is None else named | {"site": str(target.site)}
     return target
 
 

@@ -24,7 +24,7 @@ class Writers:
     """What one layer writes to the residual stream, position by position, as rows above read it.
 
     Position p owns rows `start[p]:start[p + 1]` of `vectors`: first the features that write to
-    columns `first[p]`, `first[p] + 1`, ..., by what one unit of each writes, then `rest` others:
+    columns `first[p]`, `first[p] + 1`, ..., by what one unit of each writes, then `others` more:
     the error (zero where p is skipped), the constant, and the first tokens as far as attention
     carries them there.
     """
@@ -32,11 +32,11 @@ class Writers:
     vectors: Float[Tensor, "rows d_model"]
     start: Sequence[int]
     first: Sequence[int]
-    rest: int
+    others: int
 
     def features(self, position: int) -> int:
         """How many features write at one position."""
-        return self.start[position + 1] - self.start[position] - self.rest
+        return self.start[position + 1] - self.start[position] - self.others
 
     def at(self, position: int) -> Float[Tensor, "writers d_model"]:
         """What is written at one position."""
@@ -65,17 +65,17 @@ def gather(
     width, fired = transcoder.layers[0].b_dec.shape[-1], features.activation
     sums = fired.new_zeros(len(others), positions, width, dtype=summed_in(fired.dtype))
     found, into = [], []
-    for layer, rest in enumerate(others):
+    for layer, more in enumerate(others):
         writing = _writing(transcoder, features, layer)
         columns = writing.nonzero()[:, 0]
         counts = torch.bincount(features.position[columns], minlength=positions)
         ends = counts.cumsum(0)
         first = torch.cat([columns, columns.new_zeros(1)])[ends - counts]
-        vectors = fired.new_empty(len(columns) + rest * positions, width)
-        starts = [0, *(ends + rest * (every + 1)).tolist()]
-        found.append(Writers(vectors, starts, first.tolist(), rest))
-        into.append((vectors, sums[layer], writing.cumsum(0) - 1 + rest * features.position))
-    for layer in range(len(transcoder.layers)):
+        vectors = fired.new_empty(len(columns) + more * positions, width)
+        starts = [0, *(ends + more * (every + 1)).tolist()]
+        found.append(Writers(vectors, starts, first.tolist(), more))
+        into.append((vectors, sums[layer], writing.cumsum(0) - 1 + more * features.position))
+    for layer in transcoder.present:
         _write(transcoder, layer, features, into)
     return found, sums
 

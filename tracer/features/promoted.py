@@ -99,6 +99,6 @@ def _written_by(
     rows = model.transcoder.decoder_rows(layer, features)
     total = torch.zeros_like(rows[:, 0])
     for slot, target in enumerate(model.transcoder.targets(layer)):
-        post = mlp_post_norm(model.host.blocks[target], model.transcoder)
+        post = mlp_post_norm(model.host.blocks[target], model.transcoder.write_at(target))
         total += written(rows[:, slot], post)
     return total

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from replacement_models import Recording, ReplacementModel
 from replacement_models.hooks import first_tensor, float64_experts, forward_hooks
 from replacement_models.recording import read_input, write_module
-from replacement_models.transcoder import ReadPoint
+from replacement_models.sites import ReadPoint
 from tracer.interventions.freezing import Freezing, held_output, read_scale, replaced, rows_of
 from tracer.interventions.values import Placed, Steering, positions_in
 
@@ -156,7 +156,10 @@ def _write_hooks(model: ReplacementModel, how: Run, going: Pass) -> list[tuple[n
             hooks.append((block.mlp_norm.module, _keep_residual(going, layer)))
         hooks += [
             (block.mlp, _encode(model, layer, how, going)),
-            (write_module(block, model.transcoder.write), _write(model, layer, how, going)),
+            (
+                write_module(block, model.transcoder.write_at(layer)),
+                _write(model, layer, how, going),
+            ),
         ]
 
     def keep_logits(inputs: Any, output: Tensor) -> None:
@@ -174,12 +177,13 @@ def _keep_residual(going: Pass, layer: int) -> Callable[..., None]:
 
 def _encode(model: ReplacementModel, layer: int, how: Run, going: Pass) -> Callable[..., None]:
     block, transcoder = model.host.blocks[layer], model.transcoder
+    read = transcoder.read_at(layer)
 
     def encode(inputs: Any, output: Any) -> None:
         normed = first_tensor(inputs)
         residual = going.residual.get(layer, normed)
-        x = read_input(block, transcoder.read, residual, normed)
-        if transcoder.read is ReadPoint.NORMED_UNWEIGHTED:
+        x = read_input(block, read, residual, normed)
+        if read is ReadPoint.NORMED_UNWEIGHTED:
             x = read_scale(x, residual, block, how.frozen, layer)
         going.inputs[layer] = x
         if not (how.keep or how.edit.reads(layer)):

@@ -115,6 +115,8 @@ def check_feature(model: ReplacementModel, wanted: Intervention) -> None:
     if not 0 <= wanted.layer < layers:
         raise TraceError(f"intervention: layer {wanted.layer} is not in 0..{layers - 1}")
     width = len(model.transcoder.layers[wanted.layer].b_enc)
+    if width == 0:
+        raise TraceError(f"intervention: layer {wanted.layer} has no dictionary, so no features")
     if not 0 <= wanted.feature < width:
         raise TraceError(
             f"intervention: feature {wanted.feature} is not in 0..{width - 1}, the features of "

@@ -69,7 +69,7 @@ def _run(model: ReplacementModel, batch: Sequence[Wanted], positions: int) -> Ru
             hook = _attention(block, mine[Kind.ATTENTION], mine[Kind.HEAD])
             hooks.append((block.attention, hook))
         if mine[Kind.MLP]:
-            module = write_module(block, model.transcoder.write)
+            module = write_module(block, model.transcoder.write_at(layer))
             hooks.append((module, _output(_placing(mine[Kind.MLP]))))
     features = [_interventions(wanted, positions) for wanted in batch]
     return Run(edit=FeatureEdits(features), keep=False, added=added, hooks=hooks)

@@ -54,7 +54,7 @@ def _gradients(
     }
     hooks: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.host.blocks):
-        write = write_module(block, model.transcoder.write)
+        write = write_module(block, model.transcoder.write_at(layer))
         hooks += [
             (block.attention, _adding_first(zero[Kind.ATTENTION, layer])),
             (write, _adding(zero[Kind.MLP, layer])),

@@ -89,11 +89,11 @@ def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
     """Run the model once and keep the value of every site."""
     seen = Values()
     hooks: list[tuple[nn.Module, Any]] = []
-    for block in model.host.blocks:
+    for layer, block in enumerate(model.host.blocks):
         hooks += [
             (block.module, _keep_residual(seen)),
             (block.attention, _keep_attention(block, seen)),
-            (write_module(block, model.transcoder.write), _keep_mlp(seen)),
+            (write_module(block, model.transcoder.write_at(layer)), _keep_mlp(seen)),
         ]
     ids = torch.tensor([list(tokens)], device=model.device)
     with eager_attention(model.host.model):

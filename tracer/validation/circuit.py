@@ -113,7 +113,8 @@ class Ablation:
     def output(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
         """What features write, plus errors: recorded ones inside the circuit, mean ones outside."""
         transcoder, skipped = self.subject.model.transcoder, self.subject.skipped
-        decoded = self.decoded[layer] + transcoder.layers[layer].b_dec + self.means.written[layer]
+        decoded = self.decoded.get(layer, 0) + transcoder.layers[layer].b_dec
+        decoded = decoded + self.means.written[layer]
         skip = transcoder.skip(layer)
         if skip is not None:
             decoded = decoded + x @ skip

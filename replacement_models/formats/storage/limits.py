@@ -10,7 +10,8 @@ from torch import Tensor
 from replacement_models.dictionaries.activation import JumpReLU
 from replacement_models.errors import ModelError
 from replacement_models.formats.storage.tensors import all_rows
-from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder
 
 
 @dataclass(frozen=True)

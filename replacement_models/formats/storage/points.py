@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from replacement_models.errors import ModelError
-from replacement_models.transcoder import ReadPoint, Transcoder, WritePoint
+from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.transcoder import Transcoder
 
 READ = {
     "hook_resid_mid": ReadPoint.RESIDUAL,

@@ -129,7 +129,7 @@ class Laboratory:
         for layer, decoder in enumerate(self.decoders):
             targets = self.transcoder.targets(layer)
             rows = torch.einsum("npf,ftd->nptd", change[:, :, layer], decoder)
-            total[:, :, targets.start : targets.stop] += rows
+            total[:, :, list(targets)] += rows
         return total
 
     @contextmanager

@@ -1,11 +1,18 @@
-"""The validation stored with a graph, as lines to read."""
+"""The summary of a validation, as stored in a graph's metadata, as lines to read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str]]:
-    """(what, value, what it means) of everything a summary holds, in reading order."""
+    """Everything a summary holds, in reading order.
+
+    Args:
+        summary: what `tracer.validate` stores under `metadata["validation"]`.
+
+    Returns:
+        (what, value, what it means) a line; the value is None where it was not measured.
+    """
     ranks = summary["spearman"]
     yield "Spearman, influence", ranks["influence"], f"{summary['features']} features"
     yield "  top half alone", ranks["top_half"], "the half with most influence"

@@ -1,0 +1,74 @@
+"""The sweep in its plainest form: DESIGN's four steps, a layer at a time, nothing shared or cut.
+
+Every row has its whole gradient (positions, D) from the start; no tricks with positions that need
+no gradient, no chunks, no products prepared. `sweep.py` must give the same effects, which
+tests/test_tracer_plain_sweep.py checks. Read this first.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from replacement_models import Recording, ReplacementModel
+from replacement_models.sites import stream_number
+from tracer.attribution.local_model import LocalModel
+from tracer.attribution.sweep import Effects
+from tracer.attribution.targets import TargetRows
+
+
+@torch.no_grad()
+def plain_sweep(
+    model: ReplacementModel, recording: Recording, local: LocalModel, rows: TargetRows
+) -> Effects:
+    """Effect of every source on every row; `local` must follow gradients to every position.
+
+    Source: Ameisen et al. 2025, "Circuit Tracing", section "Attribution graphs".
+    """
+    positions, features = local.positions, local.features
+    sources = rows.vector.new_zeros(len(rows), local.columns)
+    constant, gradient = rows.bias.clone(), torch.zeros_like(_placed(rows, positions))
+    at = torch.from_numpy(rows.site)
+    for layer in range(len(local.layers) - 1, -1, -1):
+        maps, writers = local.layers[layer], local.writers[layer]
+        gradient += (at == stream_number(layer + 1))[:, None, None] * _placed(rows, positions)
+        for p in range(positions):  # 1. what the layer writes, features first
+            scores, count = gradient[:, p] @ writers.at(p).T, writers.features(p)
+            own = slice(writers.first[p], writers.first[p] + count)
+            sources[:, own] += scores[:, :count] * features.activation[own]
+            sources[:, local.error_column(layer, p)] += scores[:, count]
+            constant += scores[:, count + 1]
+        read = gradient
+        if maps.skip is not None:  # 2. the linear skip
+            gradient = gradient + (gradient @ maps.skip.T) * maps.skip_scale
+        join = (at == stream_number(layer, between=True))[:, None, None] * _placed(rows, positions)
+        gradient = gradient + join  # 3. rows that read between attention and MLP
+        read = read if maps.parallel else gradient
+        constant += torch.einsum("rpd,pd->r", join, maps.carried[:, -1])
+        gradient = gradient + _attention(model, recording, layer, read)  # 4. through values
+    gradient += (at == stream_number(0))[:, None, None] * _placed(rows, positions)
+    tokens = local.token_column(0)
+    sources[:, tokens:] += torch.einsum("rpd,pd->rp", gradient, local.token_vectors)
+    if local.position_vectors is not None:
+        constant += torch.einsum("rpd,pd->r", gradient, local.position_vectors)
+    return Effects(sources, constant)
+
+
+def _attention(model: ReplacementModel, recording: Recording, layer: int, read: Tensor) -> Tensor:
+    """`((G W_O) · patternᵀ) W_V`, head by head, norms folded in."""
+    folded, frozen = model.folded[layer], recording.layers[layer]
+    pattern = frozen.attention_pattern() / frozen.attention_scale[:, 0]
+    if frozen.attention_post_scale is not None:
+        pattern = pattern / frozen.attention_post_scale
+    heads, kv_heads = len(pattern), len(model.host.blocks[layer].value)
+    values = folded.value.unflatten(1, (kv_heads, -1)).repeat_interleave(heads // kv_heads, 1)
+    back = (read @ folded.output.T).unflatten(-1, (heads, -1))
+    return torch.einsum("rqhi,hqk,dhi->rkd", back, pattern, values)
+
+
+def _placed(rows: TargetRows, positions: int) -> Float[Tensor, "rows positions d_model"]:
+    """The gradient that rows join with."""
+    weights = rows.weights
+    if weights is None:
+        every = torch.arange(positions, device=rows.vector.device)
+        weights = (torch.from_numpy(rows.position)[:, None] == every).to(rows.vector.dtype)
+    return weights[:, :, None] * rows.vector[:, None]
