@@ -14,7 +14,7 @@ import click
 import pytest
 
 from docs.fill_readme import ROOT, code_map, files, main
-from graphs.validation import rows
+from graphs.validation_summary import rows
 
 LISTED = [path.as_posix() for path in files()]
 WRITTEN = [name for name in LISTED if name.endswith((".md", ".ipynb"))]
