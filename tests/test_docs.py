@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from docs.fill_readme import ROOT, code_map, files, main
 from graphs.validation_summary import rows
@@ -95,6 +96,12 @@ def test_the_site_fetches_nothing_from_elsewhere(site: Path):
         assert [one for one in assets.found if one.startswith(("http", "//"))] == [], page
 
 
+def test_no_markdown_is_left_unread_in_the_site(site: Path):
+    for page in site.rglob("*.html"):
+        shown = re.sub(r"<code.*?</code>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert re.findall(r"```|--8<--|\|---|^:::|\*\*\w|\]\([^)]*\.md", shown) == [], page
+
+
 def test_the_site_holds_no_code_of_ours(site: Path):
     assert not list(site.rglob("*.py"))
 
@@ -160,6 +167,18 @@ def test_every_option_named_in_a_sentence_exists():
         prose = FENCE.sub("", text_of(name))
         named = re.findall(r"`(--[a-z][a-z-]+)[^`]*`", prose)
         assert set(named) - flags == set(), name
+
+
+@pytest.mark.parametrize("page", ["trace", "draw", "prove"])
+def test_the_commands_of_a_guide_run_in_order(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    ran = [words[1:] for name, words in commands() if name == f"docs/guides/{page}.md"]
+    for words in ran:
+        if words[0] != "validate":  # the page's Python does the same; it takes ten seconds
+            CliRunner().invoke(main, words, catch_exceptions=False, standalone_mode=False)
+    assert ran
 
 
 GUIDES = [name for name in PAGES if blocks(name, "python")]
