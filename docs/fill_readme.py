@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from benchmarks.attribution import SIDES, mean_and_worst, means, ratio
 from benchmarks.random_shapes import LAYERS
-from cli import main
 from replacement_models.hosts.support import families_line, support_table
+from tracer.commands import main
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "The capital of the state containing Dallas is"

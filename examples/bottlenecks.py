@@ -12,7 +12,7 @@ import sys
 import networkx as nx
 
 import tracer
-from replacement_models import ReplacementModel
+from tracer import ReplacementModel
 
 PROMPT = "The capital of the state containing Dallas is"
 

@@ -7,8 +7,7 @@ have features of their own, and Houston, whose answer is the same, goes another 
 """
 
 import tracer
-from graphs import AttributionGraph
-from replacement_models import ReplacementModel
+from tracer import AttributionGraph, ReplacementModel
 
 CITIES = ("Dallas", "Lubbock", "Laredo", "Houston", "Oakland", "Seattle", "Chicago")
 LAYER, FEATURE = 0, 242

@@ -80,7 +80,10 @@ class ReplacementModel:
         if name is None:
             name, transcoders = EMBEDDED / "model", transcoders or EMBEDDED / "clt"
         elif transcoders is None:
-            raise ModelError(f"{name}: transcoders is missing; name the folder or hub id of a set")
+            raise ModelError(
+                f"{name}: transcoders is missing; name the folder or hub id of a set, or take the "
+                'model\'s own with transcoders="neurons"'
+            )
         where, kind = _device(device), _dtype(dtype)
         folder, revision = folder_of(str(name), MODEL_FILES)
         bare = transcoders == NEURONS

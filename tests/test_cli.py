@@ -14,11 +14,16 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-import cli
-from cli import Group, main
 from graphs import AttributionGraph, GraphError
+from graphs.exchange.tables import WRITERS
+from graphs.pictures.render import FORMATS
 from tests.graph_samples import random_graph
 from tracer.attribution import native
+from tracer.commands import COMMANDS, main
+from tracer.commands.group import Group
+from tracer.commands.options import feature_value
+from tracer.commands.tables import print_table, row_name
+from tracer.commands.trace import slug
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "data" / "golden" / "llama_gqa_clt"
@@ -75,6 +80,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def command_of(name: str) -> click.Command:
+    """One of the commands, imported."""
+    found = main.get_command(click.Context(main), name)
+    assert found is not None
+    return found
+
+
 def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
@@ -84,7 +96,7 @@ def defaults(command: str) -> dict[str, Any]:
         "patch": ["x", "x", "--target", "x"],
     }
     needed = arguments.get(command, ["x", "-o", "x"])
-    return main.commands[command].make_context(command, needed).params
+    return command_of(command).make_context(command, needed).params
 
 
 def python_defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -125,7 +137,8 @@ def test_trace_has_the_defaults_of_the_python_functions():
     assert shown.pop("target") == ()
     assert shown.pop("minus") is None
     assert expected.pop("targets") is None
-    del expected["progress"], expected["keep_partial"], expected["on_estimate"]
+    for name in ("progress", "keep_partial", "on_estimate", "on_recording"):
+        del expected[name]
     loaded = python_defaults(ReplacementModel.load)
     expected |= {name: loaded[name] for name in ("name", "transcoders", "device", "dtype", "lazy")}
     assert {name: shown[name] for name in expected} == expected
@@ -146,7 +159,32 @@ def test_pruning_commands_have_the_defaults_of_prune(command: str):
     assert {name: shown[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("command", main.commands)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_holds_where_an_option_is_left_out(command: str):
+    found = command_of(command)
+    context = click.Context(found, show_default=True)
+    plain = {"tokens", "value", "scale", "add"}
+    """Beside PROMPT, or changes of which there are none."""
+    for option in found.params:
+        if isinstance(option, click.Option) and option.name not in plain:
+            record = option.get_help_record(context)
+            assert record is not None
+            assert re.search(r"\[(default: .+|required)\]$", record[1]), option.name
+
+
+@pytest.mark.parametrize(
+    ("command", "suffixes"),
+    [("render", [".dot", *(f".{form}" for form in FORMATS)]), ("export", list(WRITERS))],
+)
+def test_help_names_every_kind_of_file(command: str, suffixes: list[str]):
+    text = succeed(command, "--help")
+    for suffix in suffixes:
+        assert suffix in text
+        line = refused("trace", *IDS, "-o", f"a{suffix}")
+        assert line.endswith(f"tracer {command} makes {suffix} files of it")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example_and_every_default(command: str):
     text = succeed(command, "--help")
     assert f"Example:\n    tracer {command} " in text
@@ -168,10 +206,66 @@ def test_trace_writes_the_whole_graph_and_says_where():
     logit = next(node for node in graph.nodes.to_pylist() if node["kind"] == "logit")
     likeliest = f'"{logit["text"]}"\t{logit["probability"]:.4g}\n'
     assert f"next token\tprobability\n{likeliest}" in text
-    assert text.split("carries\n")[1].splitlines()[:10] == list(
-        map(graph.describe, graph.paths(10))
-    )
+    assert lines_of_paths(text, 10) == list(map(graph.describe, graph.paths(10)))
     assert text.endswith("Saved small.graph. To draw it: tracer render small.graph -o small.svg\n")
+
+
+def lines_of_paths(text: str, count: int) -> list[str]:
+    """The paths printed, less the line that explains an arrow among them."""
+    first, *rest = text.split("carries\n")[1].splitlines()
+    explained = first == "(⊣ inhibits: the effect is negative)"
+    paths = rest[:count] if explained else [first, *rest][:count]
+    assert explained == any("⊣" in path for path in paths)
+    return paths
+
+
+def test_the_arrow_of_inhibition_is_explained_where_it_is_printed(saved: str):
+    graph = AttributionGraph.load(saved)
+    inhibits = ["⊣" in graph.describe(path) for path in graph.paths(50)]
+    first = inhibits.index(True)
+    explained = "carries\n(⊣ inhibits: the effect is negative)\n"
+    assert first > 0
+    assert explained not in succeed("show", saved, "--paths", str(first))
+    assert explained in succeed("show", saved, "--paths", str(first + 1))
+
+
+def test_a_trace_runs_the_model_once(monkeypatch: pytest.MonkeyPatch):
+    from transformers import LlamaForCausalLM
+
+    passes = []
+    whole = LlamaForCausalLM.forward
+
+    def forward(self: Any, *inputs: Any, **settings: Any) -> Any:
+        passes.append(settings["input_ids"].shape)
+        return whole(self, *inputs, **settings)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    succeed("trace", *IDS, "-o", "a.graph", "--position", "3")
+    assert passes == [(1, 4)]
+
+
+def test_the_worst_row_is_named_in_words():
+    graph = random_graph(0)
+    feature = next(row for row in graph.nodes.to_pylist() if row["kind"] == "feature")
+    logit = next(row for row in graph.nodes.to_pylist() if row["kind"] == "logit")
+    place = f"feature L{feature['layer']}/{feature['feature']}"
+    token = graph.metadata["tokens"][feature["position"]].strip()
+    label = feature["label"].rpartition(" · ")[0]
+    assert row_name(graph, feature["id"]) == f"{place} ({label}) at “{token}”"
+    assert row_name(graph, logit["id"]) == f"logit “{logit['text'].strip()}”"
+    assert row_name(graph, "7_999_1").startswith("feature L7/999 at “")
+    assert row_name(graph, "7_999_99") == "feature L7/999 at 99"
+    text = succeed("trace", *IDS, "-o", "a.graph")
+    worst = AttributionGraph.load("a.graph").metadata["conservation"]["node"]
+    assert row_name(AttributionGraph.load("a.graph"), worst) in text
+    assert row_name(AttributionGraph.load("a.graph"), worst) in succeed("show", "a.graph")
+    assert f" {worst}\n" not in text
+
+
+def test_a_model_alone_is_told_what_its_transcoders_may_be():
+    line = refused("trace", "hi", *SMALL[:2])
+    assert line.startswith(f"--model {SMALL[1]} needs --transcoders: the folder or hub id of a set")
+    assert "or neurons for the model's own" in line
 
 
 def test_options_reach_the_engine():
@@ -223,7 +317,7 @@ def test_the_progress_of_a_trace_says_what_memory_it_takes(monkeypatch: pytest.M
     def progress(what: str) -> Iterator[Callable[..., None]]:
         yield lambda done, total, what=None: told.append(what or "")
 
-    monkeypatch.setattr(cli, "progress", progress)
+    monkeypatch.setattr("tracer.commands.trace.progress", progress)
     succeed("trace", *IDS, "-o", "a.graph")
     assert re.fullmatch(r"Explaining features \(memory: about [\d.]+ GB\)", told[0])
 
@@ -262,7 +356,7 @@ def test_the_output_is_named_after_the_prompt():
     ],
 )
 def test_a_slug_is_a_plain_short_file_name(prompt: str, name: str):
-    assert cli.slug(prompt) == name
+    assert slug(prompt) == name
 
 
 @pytest.mark.parametrize(
@@ -387,8 +481,8 @@ def test_show_prints_scores_features_and_paths(saved: str):
     text = succeed("show", saved, "--features", "3", "--paths", "4")
     for score in (graph.scores.replacement, graph.scores.completeness):
         assert f"\t{score:.4f}\n" in text
-    head, paths = text.split("strongest paths")
-    assert paths.splitlines()[1:5] == [graph.describe(path) for path in graph.paths(4)]
+    head = text.split("strongest paths")[0]
+    assert lines_of_paths(text, 4) == [graph.describe(path) for path in graph.paths(4)]
     features = [node for node in graph.nodes.to_pylist() if node["kind"] == "feature"]
     best = max(features, key=lambda node: node["influence"])
     assert f"{best['layer']}/{best['position']}/{best['feature']}\t" in head
@@ -397,7 +491,8 @@ def test_show_prints_scores_features_and_paths(saved: str):
 
 def test_show_needs_no_torch(saved: str):
     code = (
-        f"import sys, cli; cli.main(['show', {saved!r}], standalone_mode=False); "
+        f"import sys; from tracer.commands import main; "
+        f"main(['show', {saved!r}], standalone_mode=False); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
@@ -431,7 +526,8 @@ def test_a_picture_is_drawn_pruned(saved: str):
 
 
 def test_a_picture_draws_the_strongest_edges_and_says_so(saved: str):
-    assert python_defaults(AttributionGraph.render)["edges"] == cli.EDGES_DRAWN
+    usual = python_defaults(AttributionGraph.render)["edges"]
+    assert f"[default: ({usual}, or all" in " ".join(succeed("render", "--help").split())
     graph = AttributionGraph.load(saved)
     few = run("render", saved, "-o", "few.dot", "--max-edges", "7")
     assert "Drew the 7 most influential edges" in few.stderr
@@ -507,7 +603,7 @@ def test_intervening_prints_the_answers_and_responses_of_the_python_function(mod
     ],
 )
 def test_a_change_names_layer_position_feature_and_number(text: str, place: tuple[Any, ...]):
-    assert cli.feature_value(text) == place
+    assert feature_value(text) == place
 
 
 @pytest.mark.parametrize(
@@ -536,7 +632,7 @@ def test_a_terminal_gets_an_aligned_table_that_shows_markup(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
-    cli.print_table(("token", "p"), [("[bold]", 0.123456), (":smile:", 1.0)])
+    print_table(("token", "p"), [("[bold]", 0.123456), (":smile:", 1.0)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
         ["token", "p"],

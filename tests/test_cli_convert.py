@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import cli
 from replacement_models import load_transcoder
 from replacement_models.formats import WRITABLE
 from tests.dictionaries import assert_same
+from tracer.commands import main
+from tracer.commands.convert import convert
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 SOURCE = GOLDEN / "llama_gqa_plt" / "transcoders"
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, ["convert", *map(str, arguments)])
+    return CliRunner().invoke(main, ["convert", *map(str, arguments)])
 
 
 def test_convert_writes_our_format_and_says_where(tmp_path: Path):
@@ -34,7 +35,8 @@ def test_convert_writes_the_format_that_is_named_and_back(tmp_path: Path):
 
 
 def test_the_command_offers_every_format_there_is_a_writer_for():
-    assert set(cli.WRITTEN_FORMATS) == set(WRITABLE)
+    [offered] = [option.type for option in convert.params if option.name == "format"]
+    assert set(offered.choices) == set(WRITABLE)
 
 
 @pytest.mark.parametrize(

@@ -85,15 +85,20 @@ def test_saving_never_replaces_what_is_no_graph(tmp_path: Path, graph: Attributi
     (tmp_path / "thesis" / "chapter.txt").write_text("words")
     (tmp_path / "file").write_text("words")
     (tmp_path / "folder.zip").mkdir()
+    (tmp_path / "file.zip").write_text("words")
+    write_zip(tmp_path / "other.zip", {"a.txt": b"words"})
     for name, why in [
         ("thesis", "the folder holds no graph"),
         ("file", "a file stands there"),
         ("folder.zip", "a folder stands there"),
+        ("file.zip", "the file holds no graph"),
+        ("other.zip", "the file holds no graph"),
     ]:
         with pytest.raises(GraphError, match=why):
             graph.save(tmp_path / name)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "words"
-    assert names(tmp_path) == ["file", "folder.zip", "thesis"]
+    assert (tmp_path / "file.zip").read_text() == "words"
+    assert names(tmp_path) == ["file", "file.zip", "folder.zip", "other.zip", "thesis"]
 
 
 @pytest.mark.parametrize("name", NAMES)

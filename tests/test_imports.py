@@ -41,12 +41,17 @@ def sources() -> list[Path]:
 
 def imports(file: Path) -> Iterator[str]:
     """Top-level package of every import in `file`, those inside functions too."""
+    yield from (name.partition(".")[0] for name in named(file))
+
+
+def named(file: Path) -> Iterator[str]:
+    """Every module or name that `file` imports, those inside functions too."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: import absolutely"
-            yield (node.module or "").partition(".")[0]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
@@ -63,10 +68,39 @@ def test_graphs_names_no_torch():
         assert not {*imports(file)} & {"torch", "transformers", "safetensors"}, file
 
 
-@pytest.mark.parametrize("module", ["graphs", "cli"])
+def test_only_the_doors_import_the_commands():
+    found = {
+        str(file.relative_to(ROOT))
+        for file in sources()
+        if any(f"{name}.".startswith("tracer.commands.") for name in named(file))
+    }
+    inside = {str(file.relative_to(ROOT)) for file in (ROOT / "tracer/commands").glob("*.py")}
+    assert found - inside == {"cli.py", "tracer/__main__.py"}
+
+
+COMMANDS = sorted(
+    f"tracer.commands.{file.stem}"
+    for file in (ROOT / "tracer" / "commands").glob("*.py")
+    if file.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize(
+    "module", ["graphs", "replacement_models", "cli", "tracer", "tracer.commands", *COMMANDS]
+)
 def test_a_module_that_needs_no_torch_does_not_load_it(module: str):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_no_help_waits_for_a_large_package():
+    code = (
+        "import sys; from tracer.commands import COMMANDS, main\n"
+        "for words in ([], *([name] for name in COMMANDS)):\n"
+        "    main([*words, '--help'], standalone_mode=False)\n"
+        "sys.exit(bool({'torch', 'transformers', 'numpy', 'pyarrow', 'rich'} & {*sys.modules}))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT)))
@@ -113,8 +147,10 @@ def imported(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def bindings(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Name -> (module, its name there) of what a module imports at its top."""
-    for node in ast.parse(text).body:
+    """Name -> (module, its name there) of what a module imports at its top, for types or not."""
+    body = ast.parse(text).body
+    for_types = [node for outer in body if isinstance(outer, ast.If) for node in outer.body]
+    for node in [*body, *for_types]:
         if isinstance(node, ast.ImportFrom):
             yield from ((a.asname or a.name, (node.module or "", a.name)) for a in node.names)
 

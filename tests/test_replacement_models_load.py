@@ -61,6 +61,7 @@ def test_every_weight_has_the_dtype_asked_for(dtype: str):
 
 def test_transcoders_must_be_named():
     assert "transcoders is missing" in refusal(LLAMA / "model")
+    assert 'take the model\'s own with transcoders="neurons"' in refusal(LLAMA / "model")
 
 
 def test_transcoders_of_another_width_or_depth_are_refused(tmp_path: Path):

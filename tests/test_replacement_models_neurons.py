@@ -8,7 +8,6 @@ import transformers
 from click.testing import CliRunner
 from torch import nn
 
-import cli
 import tracer
 from graphs import AttributionGraph
 from replacement_models import ModelError, ReplacementModel, save_transcoder
@@ -18,6 +17,7 @@ from tests.local_forward import LocalForward
 from tests.random_models import PROMPT, language_model
 from tests.test_replacement_models_hosts import BY_THEMSELVES, SUPPORTED, generic
 from tracer import Intervention
+from tracer.commands import main
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 PLAIN = ("gpt2", "gpt_neox")
@@ -213,8 +213,6 @@ def test_neurons_are_no_file(tmp_path: Path):
 def test_the_command_line_takes_neurons_too(tmp_path: Path):
     model, graph = str(GOLDEN / "gpt2_plt" / "model"), tmp_path / "x.graph"
     options = ["--model", model, "--transcoders", "neurons", "--max-features", "5"]
-    result = CliRunner().invoke(
-        cli.main, ["trace", "--tokens", "1,5,9", *options, "-o", str(graph)]
-    )
+    result = CliRunner().invoke(main, ["trace", "--tokens", "1,5,9", *options, "-o", str(graph)])
     assert result.exit_code == 0, result.output
     assert AttributionGraph.load(graph).metadata["transcoders"] == "neurons"

@@ -1,29 +1,101 @@
-"""The engine: trace a prompt to an attribution graph, and intervene to prove it."""
+"""Trace a prompt to an attribution graph, and intervene to prove it.
 
-from tracer.attribution.targets import Difference, Direction
-from tracer.attribution.trace import trace
-from tracer.errors import TraceError
-from tracer.interventions.generate import generate
-from tracer.interventions.intervene import Change, intervene
-from tracer.interventions.steering import contrast, feature_maxima
-from tracer.interventions.values import Intervention, Steering, Supernode
-from tracer.validation.means import corpus_means
-from tracer.validation.validate import Validation, validate
+Names load what they stand for when they are first used, so `import tracer` takes no time: torch
+alone takes seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tracer.namesakes import check_namesakes, refuse_rooms
+
+if TYPE_CHECKING:
+    from graphs import AttributionGraph, GraphError, NodeKind, NodePath, Scores
+    from replacement_models import ModelError, ReplacementModel, load_transcoder, save_transcoder
+    from replacement_models.formats import convert
+    from tracer import patching
+    from tracer.attribution.targets import Difference, Direction
+    from tracer.attribution.trace import trace
+    from tracer.errors import TraceError
+    from tracer.interventions.generate import generate
+    from tracer.interventions.intervene import Change, intervene
+    from tracer.interventions.steering import contrast, feature_maxima
+    from tracer.interventions.values import Intervention, Steering, Supernode
+    from tracer.validation.means import corpus_means
+    from tracer.validation.validate import Validation, validate
 
 __all__ = [
+    "AttributionGraph",
     "Change",
     "Difference",
     "Direction",
+    "GraphError",
     "Intervention",
+    "ModelError",
+    "NodeKind",
+    "NodePath",
+    "ReplacementModel",
+    "Scores",
     "Steering",
     "Supernode",
     "TraceError",
     "Validation",
     "contrast",
+    "convert",
     "corpus_means",
     "feature_maxima",
     "generate",
     "intervene",
+    "load_transcoder",
+    "patching",
+    "save_transcoder",
     "trace",
     "validate",
 ]
+
+_PLACES = {
+    "AttributionGraph": "graphs",
+    "Change": "tracer.interventions.intervene",
+    "Difference": "tracer.attribution.targets",
+    "Direction": "tracer.attribution.targets",
+    "GraphError": "graphs",
+    "Intervention": "tracer.interventions.values",
+    "ModelError": "replacement_models",
+    "NodeKind": "graphs",
+    "NodePath": "graphs",
+    "ReplacementModel": "replacement_models",
+    "Scores": "graphs",
+    "Steering": "tracer.interventions.values",
+    "Supernode": "tracer.interventions.values",
+    "TraceError": "tracer.errors",
+    "Validation": "tracer.validation.validate",
+    "contrast": "tracer.interventions.steering",
+    "convert": "replacement_models.formats",
+    "corpus_means": "tracer.validation.means",
+    "feature_maxima": "tracer.interventions.steering",
+    "generate": "tracer.interventions.generate",
+    "intervene": "tracer.interventions.intervene",
+    "load_transcoder": "replacement_models",
+    "patching": "tracer",
+    "save_transcoder": "replacement_models",
+    "trace": "tracer.attribution.trace",
+    "validate": "tracer.validation.validate",
+}
+"""Name -> the module that has it; a room of ours -> `tracer`."""
+
+refuse_rooms()
+
+if not TYPE_CHECKING:  # a type checker would let every name pass
+
+    def __getattr__(name: str) -> Any:
+        place = _PLACES.get(name)
+        if place is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        check_namesakes()
+        if place == __name__:
+            return import_module(f"{__name__}.{name}")
+        globals()[name] = value = getattr(import_module(place), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

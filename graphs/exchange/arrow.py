@@ -33,28 +33,57 @@ def write(path: Path, nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]
     Raises:
         GraphError: the place is taken by something else or cannot be written.
     """
+    check_replaceable(path)
     files = {NODES: _bytes(nodes, metadata), EDGES: _bytes(edges, metadata)}
     if path.suffix == ".zip":
-        _refuse(path, path.is_dir(), "a folder stands there")
         with writing(path) as partial:
             _zip(partial, files)
     elif path.is_dir():
-        found = {entry.name for entry in path.iterdir()}
-        _refuse(path, bool(found) and not found >= {NODES, EDGES}, "the folder holds no graph")
         with writing(path / EDGES) as second, writing(path / NODES) as first:
             first.write_bytes(files[NODES])
             second.write_bytes(files[EDGES])
     else:
-        _refuse(path, path.exists(), "a file stands there")
         with writing(path) as partial:
             partial.mkdir()
             for name, content in files.items():
                 (partial / name).write_bytes(content)
 
 
-def _refuse(path: Path, taken: bool, why: str) -> None:
-    if taken:
-        raise GraphError(f"cannot write {path}: {why}: choose another path or remove it first")
+def check_replaceable(path: Path) -> None:
+    """Refuse a place where something stands that is neither a graph nor an empty folder.
+
+    Raises:
+        GraphError: what stands there.
+    """
+    if why := _in_the_way(path):
+        raise GraphError(
+            f"cannot write {path}: it exists and is no graph ({why}): choose another path or "
+            "remove it first"
+        )
+
+
+def _in_the_way(path: Path) -> str | None:
+    if path.is_dir():
+        if path.suffix == ".zip":
+            return "a folder stands there"
+        found = {entry.name for entry in path.iterdir()}
+        return "the folder holds no graph" if found and not found >= {NODES, EDGES} else None
+    if not path.exists():
+        return None
+    if path.suffix != ".zip":
+        return "a file stands there"
+    return None if _is_graph(path) else "the file holds no graph"
+
+
+def _is_graph(path: Path) -> bool:
+    """Whether a file is a zip of what `write` puts into one, whatever it holds."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) == {NODES, EDGES}
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _bytes(table: pa.Table, metadata: dict[str, Any]) -> pa.Buffer:

@@ -6,6 +6,7 @@ A foreign format is converted here, at the edge, into the one layout of `transco
 import json
 import tempfile
 from hashlib import file_digest, sha256
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -13,33 +14,14 @@ from safetensors import SafetensorError
 
 from replacement_models.dictionaries.activation import Elementwise
 from replacement_models.errors import ModelError
-from replacement_models.formats import (
-    circuit_tracer,
-    clt_forge,
-    crosslayer_coding,
-    crosslayer_transcoder,
-    gemma_scope,
-    gemma_scope_2,
-    native,
-    openmoss,
-    saelens,
-    sparsify,
-)
+from replacement_models.format_names import MODULES
+from replacement_models.formats import circuit_tracer, native
 from replacement_models.formats.labels import FILE as LABELS
 from replacement_models.hub import folder_of
 from replacement_models.transcoder import Transcoder
 
 FORMATS: dict[str, ModuleType] = {
-    "tracer": native,
-    "crosslayer-transcoder": crosslayer_transcoder,
-    "circuit-tracer": circuit_tracer,
-    "clt-forge": clt_forge,
-    "crosslayer-coding": crosslayer_coding,
-    "gemma-scope": gemma_scope,
-    "gemma-scope-2": gemma_scope_2,
-    "openmoss": openmoss,
-    "saelens": saelens,
-    "sparsify": sparsify,
+    name: import_module(f"{__name__}.{module}") for name, module in MODULES.items()
 }
 """In the order in which a folder is offered to them."""
 WRITABLE = {name: module for name, module in FORMATS.items() if hasattr(module, "save")}

@@ -89,6 +89,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     recompute_patterns: bool | None = None,
     split_products: bool = False,
     memory_limit: float | None = None,
+    on_recording: Callable[[Recording], None] | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
     progress: Progress | None = None,
     keep_partial: bool = False,
@@ -114,6 +115,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             kernel compiled at first use (tracer/native); effects differ by 1e-5 of the largest.
         memory_limit: gigabytes (10^9 bytes) that tracing may take once the prompt is recorded;
             None is what the model's device has free, infinity never refuses.
+        on_recording: called with the forward pass that is traced, which ends at `position` and has
+            the logits there.
         on_estimate: called with the memory that tracing will take, before it starts.
         progress: called after every block of rows.
         keep_partial: when interrupted (Ctrl-C), return the graph of the rows finished so far; its
@@ -137,6 +140,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     last = _position(position, len(tokens))
     keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
     recording = model.record(tokens[: last + 1], keep_patterns=keep, last_logits=True)
+    if on_recording is not None:
+        on_recording(recording)
     logits = logit_targets(model, recording, targets, max_logits, logit_mass)
     sizes = Sizes.of(
         model,

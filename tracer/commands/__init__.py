@@ -1,0 +1,34 @@
+"""The command line: parse, call one function, print. No mathematics here.
+
+A file a command, imported when the command is asked for. None imports torch before it runs.
+"""
+
+import sys
+
+import click
+
+from tracer.commands.group import Group
+from tracer.commands.options import examples
+
+COMMANDS = (
+    *("trace", "show", "prune", "render", "export", "validate"),
+    *("intervene", "generate", "patch", "convert"),
+)
+"""Each is a function in the module of its name."""
+
+
+@click.group(
+    cls=Group,
+    modules={name: f"{__name__}.{name}" for name in COMMANDS},
+    context_settings={"show_default": True, "max_content_width": 100},
+    epilog=examples(
+        'tracer trace "The capital of the state containing Dallas is" -o dallas.graph',
+        "tracer render dallas.graph -o dallas.svg",
+    ),
+)
+@click.version_option(package_name="tracer")
+def main() -> None:
+    """Trace circuits in language models."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # the terminal's encoding may lack a token's letters
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,56 @@
+"""Where commands read graphs from and write them to."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tracer
+from tracer.commands.group import Failure
+
+if TYPE_CHECKING:
+    from tracer import AttributionGraph
+
+
+def pruned(folder: Path, nodes: float, edges: float) -> "tuple[AttributionGraph, str]":
+    """Load and prune a graph; return it and what was dropped, in words."""
+    graph = tracer.AttributionGraph.load(folder)
+    small = graph.prune(nodes=nodes, edges=edges)
+    rows, links = graph.nodes.num_rows, graph.effect.nnz
+    kept = (
+        f"Kept {small.nodes.num_rows} of {rows} nodes and {small.effect.nnz} of {links} edges "
+        f"(--nodes {nodes:g} --edges {edges:g}; 1 and 1 keep all)"
+    )
+    return small, kept
+
+
+def refuse_unwritable_graph(path: Path) -> None:
+    """Refuse, before long work, a place where a graph cannot or should not be written.
+
+    Raises:
+        Failure: a file of another kind is asked for, or nothing can be written there.
+        GraphError: something that is no graph stands there.
+    """
+    from graphs.exchange.arrow import check_replaceable
+
+    if command := written_by(path.suffix):
+        what = f"a graph is a folder or .zip; tracer {command} makes {path.suffix} files of it"
+        raise Failure(f"cannot write {path}: {what}")
+    check_replaceable(path)
+    parent = path if path.is_dir() else path.absolute().parent
+    if not parent.is_dir():
+        raise Failure(f"cannot write {path}: there is no folder {parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {parent}: {error.strerror}") from error
+
+
+def written_by(suffix: str) -> str | None:
+    """The command that writes files of this suffix from a graph, if one does."""
+    from graphs.exchange.tables import WRITERS
+    from graphs.pictures.render import FORMATS
+
+    if suffix in {".dot", *(f".{form}" for form in FORMATS)}:
+        return "render"
+    return "export" if suffix in WRITERS else None

@@ -1,0 +1,93 @@
+"""The command group: loads the command asked for, and says in one line what a user can mend."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import click
+
+from tracer.namesakes import namesake
+
+OURS = {"graphs", "replacement_models", "tracer"}
+
+
+class Failure(click.ClickException):
+    """Bad input: one line for the terminal and exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
+
+class Interrupted(Failure):
+    """Ctrl-C, with the exit code that shells expect."""
+
+    exit_code = 130
+
+
+def explain(error: Exception) -> str | None:
+    """Say in one line what the user can mend; None for a bug, which keeps its traceback."""
+    if isinstance(error, click.UsageError):
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        return error.format_message() + hint
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    ours = type(error).__module__.partition(".")[0] in OURS
+    return str(error) if ours else None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what the user can mend into a `Failure`; let everything else through."""
+    try:
+        yield
+    except (Failure, click.exceptions.NoArgsIsHelpError, BrokenPipeError):
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted") from error
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        raise Failure(message) from error
+
+
+class Group(click.Group):
+    """Shows bad input as one line with exit code 2; any other exception is a bug."""
+
+    def __init__(
+        self, *args: Any, modules: Mapping[str, str] | None = None, **settings: Any
+    ) -> None:
+        """Take, beside what click takes, commands by name and the module that has each."""
+        super().__init__(*args, **settings)
+        self.modules = dict(modules or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, loaded or not, as the help lists them."""
+        return sorted({*super().list_commands(ctx), *self.modules})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one command.
+
+        Raises:
+            Failure: a module of the user's own hides one of our packages.
+        """
+        if cmd_name not in self.modules:
+            return super().get_command(ctx, cmd_name)
+        if why := namesake():
+            raise Failure(why)
+        command: click.Command = getattr(import_module(self.modules[cmd_name]), cmd_name)
+        return command
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options of the group itself."""
+        with one_line_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse and run the command."""
+        with one_line_errors():
+            return super().invoke(ctx)

@@ -1,0 +1,101 @@
+"""`tracer intervene`: the answer under changed features."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tracer
+from tracer.commands.models import load_model
+from tracer.commands.options import (
+    change_options,
+    changes_of,
+    examples,
+    layer_range,
+    model_options,
+    only_one,
+    prompt_options,
+)
+from tracer.commands.progress import progress
+from tracer.commands.tables import print_answers, print_table, quoted
+
+if TYPE_CHECKING:
+    from tracer import Change
+
+
+@click.command(
+    epilog=examples(
+        'tracer intervene "The opposite of hot is" --set 0/4/414=0 --mode free',
+        'tracer intervene "The opposite of hot is" --scale 1/2:5/42=-1 --add 0/3/7=2.5',
+    )
+)
+@prompt_options
+@model_options
+@change_options
+@click.option(
+    "--mode",
+    type=click.Choice(["direct", "constrained", "free"]),
+    default="direct",
+    help="Freeze all else, clamp the MLPs of --layers, or recompute everything downstream.",
+)
+@click.option(
+    "--layers",
+    type=layer_range,
+    metavar="A:B",
+    help="Clamped layers, B not included.",
+    show_default="none; --mode constrained needs them",
+)
+@click.option(
+    "--freeze-attention/--recompute-attention",
+    default=None,
+    help="Hold attention patterns.",
+    show_default="held, but for --mode free",
+)
+@click.option(
+    "--freeze-norms/--recompute-norms",
+    default=None,
+    help="Hold norm denominators.",
+    show_default="held in --mode direct",
+)
+def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options: Any) -> None:
+    """Change features and print what becomes of the answer.
+
+    P may count from the end (-1) or be a slice (2:5). Options may be repeated.
+    """
+    text = only_one(prompt, tokens)
+    interventions = changes_of(options)
+    if not interventions:
+        raise click.UsageError("expected --set, --scale or --add", click.get_current_context())
+    model = load_model(options)
+    with progress("Running the model"):
+        result = tracer.intervene(model, text, interventions, mode, **options)
+    print_answers(model, [("before", result.base.logits[-1]), ("after", result.logits[-1])])
+    print_responses(result, [model.token_string(token) for token in model.tokenize(text)])
+
+
+def print_responses(result: "Change", tokens: Sequence[str], count: int = 10) -> None:
+    """Print the features that respond most; the changed ones themselves do not show."""
+    before, after = result.base.activations, result.activations
+    response = (after - before).abs()
+    noise = 1e-6 * before.abs().max()
+    places = sorted(
+        zip(
+            response[response > noise].tolist(), (response > noise).nonzero().tolist(), strict=True
+        ),
+        key=lambda pair: -pair[0],
+    )
+    rows = [
+        (
+            f"{layer}/{at}/{feature}",
+            quoted(tokens[at]),
+            before[layer, at, feature].item(),
+            after[layer, at, feature].item(),
+        )
+        for _, (layer, at, feature) in places[:count]
+    ]
+    click.echo(
+        f"{len(places)} other features respond, most of all:"
+        if rows
+        else "no other feature responds"
+    )
+    print_table(("feature", "at", "before", "after"), rows)

@@ -1,0 +1,33 @@
+"""From the options that name a model to the model."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tracer
+from tracer.commands.progress import progress
+
+if TYPE_CHECKING:
+    from tracer import ReplacementModel
+
+
+def load_model(options: dict[str, Any]) -> "ReplacementModel":
+    """Take `model_options` and --lazy out of `options` and load what they name.
+
+    Raises:
+        UsageError: a model without transcoders.
+        ModelError: what is named cannot be loaded.
+    """
+    if options["name"] is not None and options["transcoders"] is None:
+        raise click.UsageError(
+            f"--model {options['name']} needs --transcoders: the folder or hub id of a set, or "
+            "neurons for the model's own",
+            click.get_current_context(),
+        )
+    names = ("name", "transcoders", "device", "dtype", "lazy")
+    with progress("Loading the model"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # what is wrong, our own errors say in one line
+        logging.disable_progress_bar()
+        return tracer.ReplacementModel.load(**{name: options.pop(name, None) for name in names})

@@ -1,0 +1,137 @@
+"""What several commands take: types, parsers, arguments and options."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tracer
+
+if TYPE_CHECKING:
+    from tracer import Intervention
+
+Command = Callable[..., Any]
+
+FEATURE_VALUE = re.compile(r"(\d{1,9})/(-?\d{1,9}|(-?\d{1,9})?:(-?\d{1,9})?)/(\d{1,9})=(.+)")
+
+
+def token_ids(value: str) -> list[int]:
+    """Read `1,7,12` as [1, 7, 12]."""
+    if not re.fullmatch(r" *\d{1,9} *(, *\d{1,9} *)*", value):
+        raise click.BadParameter(f"{value!r} is not a list of token ids such as 1,7,12")
+    return [int(number) for number in value.split(",")]
+
+
+def feature_value(value: str) -> tuple[int, int | slice, int, float]:
+    """Read `2/-1/311=0` or `2/3:6/311=0` as (layer, position or slice, feature, number)."""
+    parts = FEATURE_VALUE.fullmatch(value)
+    number = float_or_nan(parts[6]) if parts else math.nan
+    if parts is None or not math.isfinite(number):
+        raise click.BadParameter(f"{value!r} is not L/P/F=X, as in 2/-1/311=0 or 2/3:6/311=0")
+    if ":" in parts[2]:
+        first, end = (int(part) if part else None for part in (parts[3], parts[4]))
+        return int(parts[1]), slice(first, end), int(parts[5]), number
+    return int(parts[1]), int(parts[2]), int(parts[5]), number
+
+
+def layer_range(value: str) -> range:
+    """Read `1:3` as range(1, 3)."""
+    parts = re.fullmatch(r"(\d{1,9}):(\d{1,9})", value)
+    if parts is None:
+        raise click.BadParameter(f"{value!r} is not A:B, as in 1:3")
+    return range(int(parts[1]), int(parts[2]))
+
+
+def float_or_nan(text: str) -> float:
+    """Read a number; not a number where there is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def together(*options: Command) -> Command:
+    """Join options that several commands share; the first stands first in the help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
+SHARE = click.FloatRange(0, 1, min_open=True)
+EXISTING = click.Path(path_type=Path)
+
+folder = click.argument("folder", type=EXISTING)
+prompt_options = together(
+    click.argument("prompt", required=False),
+    click.option("--tokens", type=token_ids, metavar="IDS", help="Token ids instead: 1,7,12."),
+)
+model_options = together(
+    click.option("--model", "name", metavar="M", help="Folder or hub id.", show_default="embedded"),
+    click.option(
+        "--transcoders",
+        metavar="T",
+        help="Folder, hub id, or neurons: the model's own.",
+        show_default="embedded",
+    ),
+    click.option(
+        "--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32"
+    ),
+    click.option("--device", default="cpu", help="cpu, cuda, cuda:1, ..."),
+)
+prune_options = together(
+    click.option("--nodes", type=SHARE, default=0.8, help="Share of the node influence to keep."),
+    click.option("--edges", type=SHARE, default=0.98, help="Share of the edge influence to keep."),
+)
+
+
+def output(help: str, **settings: Any) -> Command:
+    """Make the -o option of a command."""
+    path = click.Path(path_type=Path)
+    return click.option("-o", "--output", type=path, help=help, **settings)
+
+
+def examples(*lines: str) -> str:
+    """Commands to show at the end of a help text."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def change(flag: str, field: str, help: str) -> Command:
+    """Make an option that fills a field of `tracer.Intervention`."""
+    return click.option(
+        flag, field, type=feature_value, metavar="L/P/F=X", multiple=True, help=help
+    )
+
+
+change_options = together(
+    change("--set", "value", "Set feature F of layer L at position P to X."),
+    change("--scale", "scale", "Multiply it by X."),
+    change("--add", "add", "Add X to it."),
+)
+
+
+def changes_of(options: dict[str, Any]) -> "list[Intervention]":
+    """Take --set, --scale and --add out of `options`."""
+    places = {field: options.pop(field) for field in ("value", "scale", "add")}
+    return [
+        tracer.Intervention(layer=layer, position=position, feature=feature, **{field: number})
+        for field, named in places.items()
+        for layer, position, feature, number in named
+    ]
+
+
+def only_one(prompt: str | None, tokens: list[int] | None) -> str | list[int]:
+    """Take the text or the token ids, whichever was given."""
+    if prompt is not None and tokens is None:
+        return prompt
+    if tokens is not None and prompt is None:
+        return tokens
+    got = "neither" if prompt is None else "both"
+    raise click.UsageError(f"expected PROMPT or --tokens, got {got}", click.get_current_context())

@@ -1,0 +1,62 @@
+"""`tracer show`: what a graph says, in words."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import tracer
+from tracer.commands.options import COUNT, examples, folder
+from tracer.commands.tables import (
+    nodes_of,
+    print_paths,
+    print_summary,
+    print_table,
+    print_validation,
+    quoted,
+)
+
+if TYPE_CHECKING:
+    from tracer import AttributionGraph
+
+
+@click.command(epilog=examples("tracer show dallas.graph", "tracer show dallas.graph --paths 30"))
+@folder
+@click.option("--features", type=COUNT, default=10, help="How many of the strongest features.")
+@click.option("--paths", type=COUNT, default=10, help="How many of the strongest paths.")
+def show(folder: Path, features: int, paths: int) -> None:
+    """Print a graph's scores, strongest features and paths."""
+    graph = tracer.AttributionGraph.load(folder)
+    print_origin(graph)
+    print_summary(graph)
+    print_features(graph, features)
+    print_paths(graph, paths)
+    if "validation" in graph.metadata:
+        print_validation(graph.metadata["validation"])
+
+
+def print_origin(graph: "AttributionGraph") -> None:
+    """Print what was traced and how."""
+    about = graph.metadata
+    names = ("prompt", "model", "model_revision", "transcoders", "transcoders_hash")
+    rows = [(name.replace("_", " "), about[name]) for name in names if about.get(name)]
+    settings = about.get("settings", {}).items()
+    shown = " ".join(f"{name}={value}" for name, value in settings if value is not None)
+    if "partial" in about:
+        rows.append(("partial", "interrupted before every feature was explained"))
+    print_table((), [*rows, ("settings", shown)])
+
+
+def print_features(graph: "AttributionGraph", count: int) -> None:
+    """Print the features with the largest influence."""
+    tokens = {node["position"]: node["text"] for node in nodes_of(graph, "embedding")}
+    features = sorted(nodes_of(graph, "feature"), key=lambda node: -node["influence"])
+    rows = [
+        (
+            f"{node['layer']}/{node['position']}/{node['feature']}",
+            quoted(tokens.get(node["position"]) or ""),
+            *(node[column] for column in ("activation", "influence", "label")),
+        )
+        for node in features[:count]
+    ]
+    print_table(("feature", "at", "activation", "influence", "label"), rows)

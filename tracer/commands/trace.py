@@ -1,0 +1,163 @@
+"""`tracer trace`: the graph of a prompt."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tracer
+from tracer.commands.graph_files import refuse_unwritable_graph
+from tracer.commands.group import Interrupted
+from tracer.commands.models import load_model
+from tracer.commands.options import (
+    COUNT,
+    POSITIVE,
+    SHARE,
+    examples,
+    model_options,
+    only_one,
+    output,
+    prompt_options,
+    together,
+)
+from tracer.commands.progress import progress
+from tracer.commands.tables import print_answers, print_paths, print_summary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tracer import Difference
+
+trace_options = together(
+    click.option(
+        "--max-features",
+        type=COUNT,
+        help="Explain at most so many features, the most influential.",
+        show_default="all",
+    ),
+    click.option(
+        "--rank-every",
+        type=POSITIVE,
+        help="With --max-features: rank again after so many.",
+        show_default="a schedule",
+    ),
+    click.option(
+        "--max-logits", type=POSITIVE, default=10, help="Explain at most so many next tokens."
+    ),
+    click.option(
+        "--logit-mass",
+        type=SHARE,
+        default=0.95,
+        help="Explain the likeliest next tokens up to this probability.",
+    ),
+    click.option(
+        "--target",
+        metavar="TOKEN",
+        multiple=True,
+        help="Explain this token instead (mind the space: ' Austin'); may be repeated.",
+        show_default="the likeliest tokens",
+    ),
+    click.option(
+        "--minus",
+        metavar="TOKEN",
+        help="Explain each --target minus this token.",
+        show_default="nothing",
+    ),
+    click.option(
+        "--position", type=int, default=-1, help="Explain what comes after this position."
+    ),
+    click.option(
+        "--skip-positions",
+        type=COUNT,
+        default=1,
+        help="No features and errors at the first so many positions.",
+    ),
+    click.option(
+        "--edge-floor",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        help="Drop effects below this share of their target's input, to save memory.",
+    ),
+    click.option(
+        "--recompute-patterns/--keep-patterns",
+        default=None,
+        help="Make attention patterns anew, layer by layer, to save memory.",
+        show_default="by size",
+    ),
+    click.option(
+        "--lazy/--in-memory",
+        default=None,
+        help="Leave decoders on disk and read the rows of active features.",
+        show_default="by size",
+    ),
+    click.option(
+        "--split-products",
+        is_flag=True,
+        help="Multiply in split bfloat16 by a kernel compiled at first use; needs AMX.",
+        show_default="off",
+    ),
+    click.option(
+        "--memory-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="GB",
+        help="Refuse to trace where more is needed once the prompt is recorded; inf never does.",
+        show_default="what is free",
+    ),
+)
+
+
+@click.command(
+    epilog=examples(
+        'tracer trace "The capital of the state containing Dallas is" -o dallas.graph',
+        'tracer trace "The opposite of hot is" --target " cold" --minus " hot"',
+    )
+)
+@prompt_options
+@model_options
+@trace_options
+@output("Folder or .zip to write.", show_default="named after the prompt")
+def trace(
+    prompt: str | None, tokens: list[int] | None, output: Path | None, **options: Any
+) -> None:
+    """Explain the next token after PROMPT; write the whole graph."""
+    text = only_one(prompt, tokens)
+    output = output or Path(f"{slug(text)}.graph")
+    refuse_unwritable_graph(output)
+    options["targets"] = targets(options.pop("target"), options.pop("minus"))
+    model = load_model(options)
+    answers: list[tuple[str, Tensor]] = []
+    options["on_recording"] = lambda seen: answers.append(("next token", seen.logits[-1]))
+    what = "Explaining features"
+    with progress(what) as advance:
+        options["on_estimate"] = lambda need: advance(0, None, f"{what} (memory: about {need})")
+        graph = tracer.trace(model, text, progress=advance, keep_partial=True, **options)
+    partial = "partial" in graph.metadata
+    if partial:  # beside, because a whole graph of an earlier run may stand there
+        output = output.with_name(f"{output.stem}.partial{output.suffix}")
+    graph.save(output)
+    print_summary(graph)
+    print_answers(model, answers)
+    print_paths(graph, 10)
+    place, picture = (shlex.quote(str(path)) for path in (output, output.with_suffix(".svg")))
+    click.echo(f"Saved {output}. To draw it: tracer render {place} -o {picture}")
+    if partial:
+        raise Interrupted(f"interrupted; {output} holds what was finished")
+
+
+def slug(text: str | list[int]) -> str:
+    """Make a file name of a prompt, at most 60 characters and 200 bytes."""
+    words = text if isinstance(text, str) else "tokens " + " ".join(map(str, text))
+    name = re.sub(r"[\W_]+", "-", words.lower())[:60].encode(errors="ignore")[:200]
+    return name.decode(errors="ignore").strip("-") or "prompt"
+
+
+def targets(plus: Sequence[str], minus: str | None) -> "list[str] | list[Difference] | None":
+    """Read --target and --minus as `tracer.trace` takes them."""
+    if minus is None:
+        return list(plus) or None
+    if not plus:
+        raise click.UsageError("--minus needs a --target", click.get_current_context())
+    return [tracer.Difference(token, minus) for token in plus]
