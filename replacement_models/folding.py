@@ -2,7 +2,7 @@
 
 With norm denominators and attention patterns frozen, everything between two MLP outputs is linear.
 Norm weights and centring go into the value, output, read and skip maps here; denominators go into
-the pattern, once per prompt (tracer/linear.py).
+the pattern, once per prompt (tracer/attribution/local_model.py).
 """
 
 from dataclasses import dataclass

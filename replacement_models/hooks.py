@@ -80,8 +80,8 @@ def eager_attention(model: Any) -> Iterator[None]:
     if set(before.values()) == {"eager"}:
         yield
         return
-    model.set_attn_implementation("eager")
     try:
+        model.set_attn_implementation("eager")
         yield
     finally:
         model.set_attn_implementation(before)
@@ -110,8 +110,8 @@ def float64_experts(model: Any) -> Iterator[None]:
         yield
         return
     before = model.config._experts_implementation
-    model.set_experts_implementation("eager")
     try:
+        model.set_experts_implementation("eager")
         yield
     finally:
         model.set_experts_implementation(before)

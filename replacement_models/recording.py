@@ -15,6 +15,7 @@ from replacement_models.hooks import (
     forward_pre_hooks,
 )
 from replacement_models.host import Block, Host, Norm
+from replacement_models.process import one_call
 from replacement_models.sites import ReadPoint, Site, Stage, WritePoint
 from replacement_models.speed.few_rows import fast_maps
 from replacement_models.transcoder import Transcoder
@@ -71,6 +72,7 @@ class RecomputedPattern:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @one_call()
     @torch.no_grad()
     def __call__(self) -> Float[Tensor, "heads queries keys"]:
         """(heads, queries, keys)."""

@@ -1,7 +1,6 @@
 """The replacement model: a language model and the transcoders that stand in for its MLPs."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from replacement_models.hosts import check_family, host_of
 from replacement_models.hosts.as_described import check_layout
 from replacement_models.hosts.weights import store_outputs_first
 from replacement_models.hub import folder_of
+from replacement_models.process import one_call, without_progress_bars
 from replacement_models.recording import Recording, record
 from replacement_models.speed.threads import one_thread
 from replacement_models.transcoder import Transcoder
@@ -89,14 +89,16 @@ class ReplacementModel:
         bare = transcoders == NEURONS
         dictionary = None if bare else load_transcoder(transcoders, lazy)
         place = None if bare else transcoder_folder(transcoders)
-        host = host_of(_load_model(folder, kind, where))
-        fitted = (dictionary or neurons(host)).to(where, kind)
-        covering = cover(host, fitted, elsewhere)
+        with one_call():  # transformers changes torch's default type, among much else, meanwhile
+            host = host_of(_load_model(folder, kind, where))
+            fitted = (dictionary or neurons(host)).to(where, kind)
+            covering = cover(host, fitted, elsewhere)
+            tokenizer = _load_tokenizer(folder)
         return cls(
             host=host,
             transcoder=covering,
             elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
-            tokenizer=_load_tokenizer(folder),
+            tokenizer=tokenizer,
             name=_public_name(name),
             revision=revision,
             transcoder_name=_public_name(transcoders),
@@ -105,6 +107,7 @@ class ReplacementModel:
         )
 
     @classmethod
+    @one_call()
     def from_huggingface(
         cls,
         model: Any,
@@ -191,6 +194,7 @@ class ReplacementModel:
             text = str(self.tokenizer.convert_ids_to_tokens(token) or f"[{token}]")
         return text
 
+    @one_call()
     def record(
         self,
         prompt: str | Sequence[int],
@@ -257,7 +261,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         check_family(config.model_type)
         # Some quantised models can be placed only as they are loaded.
         quantised = getattr(config, "quantization_config", None) is not None
-        with _no_progress_bar():
+        with without_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -276,20 +280,6 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{folder}: the model cannot be loaded ({reason})") from error
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Silence the bar transformers draws while it copies weights."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _load_tokenizer(folder: Path) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from transformers.utils import logging
 
 from graphs import AttributionGraph, GraphError
 from graphs.exchange.tables import WRITERS
@@ -299,6 +300,12 @@ def test_a_trace_that_does_not_fit_is_refused_in_one_line():
     assert "but 1e-06 GB are allowed (--memory-limit)" in line
     assert present() == []
     succeed("trace", *IDS, "-o", "a.graph", "--memory-limit", "inf")
+
+
+def test_a_command_leaves_the_logging_of_transformers_as_it_was():
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    succeed("trace", *IDS, "-o", "a.graph")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 def test_split_products_that_cannot_be_had_are_refused_in_one_line(

@@ -92,7 +92,7 @@ def test_layers_missing_at_the_top_are_empty(kind: str):
 @pytest.mark.parametrize(
     ("dictionary", "elsewhere", "message"),
     [
-        (lambda: transcoder(at=(0, 2)), None, "no dictionary at layers 1 of 3; say what stands"),
+        (lambda: transcoder(at=(0, 2)), None, "at layers 1 of 3; say what does: elsewhere='error'"),
         (
             lambda: transcoder(at=(0, 2)),
             "zeros",
@@ -101,7 +101,7 @@ def test_layers_missing_at_the_top_are_empty(kind: str):
         (
             lambda: type(one := transcoder("per_layer"))(one.layers[:2]),
             None,
-            "have layers 2, but the gpt2 model has 3; they belong to another model, or cover",
+            "have layers 2, but the gpt2 model has 3; they belong to another model, or stand",
         ),
         (
             lambda: type(one := transcoder("per_layer"))([*one.layers, one.layers[0]]),

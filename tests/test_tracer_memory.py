@@ -1,6 +1,7 @@
 """The estimate before the sweep, what is refused for lack of memory, and what rows are held."""
 
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import tracer
 from replacement_models import ReplacementModel, Transcoder, TranscoderLayer
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
 from tracer import TraceError
-from tracer.attribution import memory
+from tracer.attribution import blocks, memory
 from tracer.attribution import trace as attribute
 from tracer.attribution.available import free_in_memory, free_on
 from tracer.attribution.frontier import Frontier
-from tracer.attribution.local_model import linearise
-from tracer.attribution.memory import Estimate, Sizes, estimate
+from tracer.attribution.local_model import linearise, pattern_bytes
+from tracer.attribution.memory import Estimate, estimate
+from tracer.attribution.sizes import Sizes
+from tracer.errors import Setting
 
 
 def sizes(**changes: Any) -> Sizes:
@@ -49,6 +52,44 @@ def sizes(**changes: Any) -> Sizes:
         edge_floor=0.0,
     )
     return replace(usual, **changes)
+
+
+CROSS = tuple(range(layer, 16) for layer in range(16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "host", "stage"),
+    [
+        ({}, 5506791847, 0, "sweep"),
+        ({"explained": 1}, 3882084686, 0, "assemble"),
+        ({"explained": 327_040}, 960146580028, 0, "assemble"),
+        ({"explained": 20_000}, 29469512391, 0, "sweep"),
+        ({"explained": 20_000, "edge_floor": 1e-3}, 4349831552, 0, "sweep"),
+        ({"itemsize": 2}, 3637331544, 0, "sweep"),
+        ({"itemsize": 8, "explained": 4000}, 15939182867, 0, "sweep"),
+        ({"patterns_kept": False}, 5415549351, 0, "sweep"),
+        ({"lazy": True, "targets": CROSS}, 25600129447, 0, "sweep"),
+        ({"skips": True, "targets": CROSS}, 25734347175, 0, "sweep"),
+        ({"on_cpu": False, "explained": 20_000}, 4814698432, 25577511540, "sweep"),
+        (
+            {"on_cpu": False, "patterns_kept": False, "explained": 5000},
+            *(4177164224, 6649282765, "sweep"),
+        ),
+        (
+            {"features": np.full((16, 8), 40), "lifted": True, "explained": 5120, "folded": 5e7},
+            *(540646092, 0, "assemble"),
+        ),
+        (
+            {"features": np.full((16, 100), 40), "threads": 8, "skip_positions": 4}
+            | {"explained": 64_000},
+            *(37829475346, 0, "assemble"),
+        ),
+    ],
+)
+def test_the_estimate_is_what_it_was_when_it_was_measured(
+    changes: dict[str, Any], device: int, host: int, stage: str
+):
+    assert estimate(sizes(**changes)) == Estimate(device, host, stage)
 
 
 def test_the_estimate_counts_what_must_be_held():
@@ -100,7 +141,7 @@ def test_without_a_cap_the_entries_are_counted_exactly(kind: str):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attribute, "check", watched)
         graph = tracer.trace(model, PROMPT)
-    rows, edges = memory._entries(seen[0])
+    rows, edges = blocks.entries(seen[0])
     assert rows == edges == graph.effect.nnz
     assert seen[0].active == graph.metadata["active_features"]
 
@@ -116,7 +157,7 @@ def test_a_trace_that_does_not_fit_is_refused_before_it_starts(monkeypatch: pyte
     message = str(refusal.value)
     assert "\n" not in message
     assert message.startswith("memory: the trace needs about ")
-    assert "1e-05 GB are allowed (--memory-limit)" in message
+    assert "1e-05 GB are allowed (memory_limit)" in message
 
 
 def test_without_a_limit_what_is_free_counts(monkeypatch: pytest.MonkeyPatch):
@@ -129,10 +170,14 @@ def test_without_a_limit_what_is_free_counts(monkeypatch: pytest.MonkeyPatch):
     assert tracer.trace(replacement_model("llama"), PROMPT).effect.nnz
 
 
-def refused(model: ReplacementModel, given: Sizes, limit: float) -> str:
+def refusal_of(model: ReplacementModel, given: Sizes, limit: float) -> TraceError:
     with pytest.raises(TraceError) as refusal:
         memory.check(model, given, limit)
-    return str(refusal.value)
+    return refusal.value
+
+
+def refused(model: ReplacementModel, given: Sizes, limit: float) -> str:
+    return str(refusal_of(model, given, limit))
 
 
 def test_a_refusal_names_options_that_fit():
@@ -140,9 +185,9 @@ def test_a_refusal_names_options_that_fit():
     given = sizes(explained=20_000)
     need = estimate(given).device / 1e9
     message = refused(model, given, need - 1)
-    for option in ("--max-features", "--edge-floor", "--dtype bfloat16"):
-        assert option in message
-    most = int(message.split("--max-features ")[1].split()[0])
+    for setting in ("max_features=", "edge_floor=", "dtype='bfloat16' when loading"):
+        assert setting in message
+    most = int(message.split("max_features=")[1].split()[0])
     assert estimate(replace(given, explained=most)).device <= (need - 1) * 1e9
     assert estimate(replace(given, explained=int(most * 1.2))).device > (need - 1) * 1e9
     memory.check(model, replace(given, explained=most), need - 1)
@@ -153,18 +198,47 @@ def test_patterns_and_decoders_are_named_where_dropping_them_is_enough():
     decoders = 4 * sum(math.prod(layer.decoder.shape) for layer in model.transcoder.layers)
     given = sizes(threads=1)
     message = refused(model, given, estimate(given).device / 1e9 - decoders / 1e9)
-    assert "--recompute-patterns (" in message
-    assert "--lazy (" in message
+    assert "recompute_patterns=True (" in message
+    assert "lazy=True when loading (" in message
 
 
 def test_options_that_fit_only_together_are_named_together():
     given = sizes(explained=200_000)
     least = replace(given, edge_floor=1e-3, patterns_kept=False, explained=2000)
-    limit = (estimate(least).device - memory._patterns(given).sum()) / 1e9
+    limit = (estimate(least).device - pattern_bytes(given).sum()) / 1e9
     message = refused(replacement_model("llama"), given, limit)
-    assert "; --edge-floor 0.001 --recompute-patterns --lazy --max-features " in message
+    together = "edge_floor=0.001, recompute_patterns=True, lazy=True when loading, max_features="
+    assert f"; {together}" in message
     assert message.endswith("GB) would fit")
     assert "shorten the prompt" in refused(replacement_model("llama"), sizes(), 0.01)
+
+
+def test_python_is_told_parameters_and_the_command_line_options():
+    given = sizes(explained=200_000)
+    least = replace(given, edge_floor=1e-3, patterns_kept=False, explained=2000)
+    limit = (estimate(least).device - pattern_bytes(given).sum()) / 1e9
+    error = refusal_of(replacement_model("llama"), given, limit)
+    (proposal,) = error.proposals
+    most = proposal.settings[-1].value
+    assert proposal.settings == (
+        Setting("edge_floor", 1e-3),
+        Setting("recompute_patterns", True),
+        Setting("lazy", True),
+        Setting("max_features", most),
+    )
+    assert proposal.bytes <= limit * 1e9 + pattern_bytes(given).sum()
+    assert "--" not in str(error)
+    assert str(error).endswith(f"max_features={most} ({proposal.estimate}) would fit")
+    line = error.for_command_line()
+    assert f"{limit:.2g} GB are allowed (--memory-limit); " in line
+    options = f"--edge-floor 0.001 --recompute-patterns --lazy --max-features {most}"
+    assert line.endswith(f"; {options} ({proposal.estimate}) would fit")
+
+
+def test_an_error_without_parameters_says_the_same_to_all():
+    error = pickle.loads(pickle.dumps(TraceError("mode is 'x', expected direct")))
+    assert str(error) == error.for_command_line() == "mode is 'x', expected direct"
+    assert error.proposals == ()
 
 
 @pytest.mark.parametrize("limit", [0, -1, math.nan])
@@ -174,10 +248,10 @@ def test_a_limit_that_is_no_amount_is_refused(limit: float):
 
 
 def test_rows_are_dense_in_smaller_blocks_where_sources_are_many():
-    assert memory.block_rows(10_000, 4) == 512
-    assert memory.block_rows(160_000, 4) == 192
-    assert memory.block_rows(160_000, 8) == 64
-    assert memory.block_rows(10**7, 4) == 64
+    assert blocks.block_rows(10_000, 4) == 512
+    assert blocks.block_rows(160_000, 4) == 192
+    assert blocks.block_rows(160_000, 8) == 64
+    assert blocks.block_rows(10**7, 4) == 64
 
 
 @pytest.mark.parametrize("floor", [0.01, 0.1])
@@ -185,14 +259,14 @@ def test_no_row_keeps_more_entries_than_one_over_the_floor(
     monkeypatch: pytest.MonkeyPatch, floor: float
 ):
     kept: list[int] = []
-    make_sparse = attribute._finished
+    make_sparse = blocks._finished
 
     def watched(*given: Any) -> Any:
         found = make_sparse(*given)
         kept.extend(found[2].tolist())
         return found
 
-    monkeypatch.setattr(attribute, "_finished", watched)
+    monkeypatch.setattr(blocks, "_finished", watched)
     tracer.trace(replacement_model("llama", kind="cross_layer"), PROMPT, edge_floor=floor)
     assert 1 < max(kept) <= 1 / floor
 

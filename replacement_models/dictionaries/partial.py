@@ -11,7 +11,7 @@ from typing import final
 from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.neurons import neurons
 from replacement_models.dictionaries.sae import SparseAutoencoder
-from replacement_models.errors import ModelError
+from replacement_models.errors import ModelError, Setting
 from replacement_models.host import Host
 from replacement_models.transcoder import Transcoder, TranscoderLayer
 
@@ -56,7 +56,7 @@ def cover(host: Host, transcoder: Transcoder, elsewhere: str | None) -> Transcod
     if not missing:
         return transcoder
     if elsewhere is None:
-        raise ModelError(_lacking(host, transcoder, missing))
+        raise ModelError(*_lacking(host, transcoder, missing))
     whole = _padded(transcoder, count)
     return whole if elsewhere == ERROR else _with_neurons(whole, host, missing)
 
@@ -93,14 +93,16 @@ def _misfit(host: Host, transcoder: Transcoder, what: str, got: int, expected: i
     )
 
 
-def _lacking(host: Host, transcoder: Transcoder, missing: Sequence[int]) -> str:
+def _lacking(host: Host, transcoder: Transcoder, missing: Sequence[int]) -> list[object]:
+    """What is missing, and the setting that says what stands there."""
     count = len(transcoder.layers)
-    choice = "say what stands elsewhere: 'error' or the model's own 'neurons'"
-    if transcoder.present == tuple(range(count)):
-        whole = _misfit(host, transcoder, "layers", count, len(host.blocks))
-        return f"{whole}, or cover a part of it: then {choice}"
     named = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-    return f"transcoders have no dictionary at layers {named} of {len(host.blocks)}; {choice}"
+    said = f"transcoders have no dictionary at layers {named} of {len(host.blocks)}; say what does:"
+    if transcoder.present == tuple(range(count)):
+        said = _misfit(host, transcoder, "layers", count, len(host.blocks))
+        said += ", or stand for a part of it: then say what stands elsewhere,"
+    ways = Setting("elsewhere", ERROR), Setting("elsewhere", NEURONS)
+    return [f"{said} ", ways[0], " (nothing: all is error) or ", ways[1], " (the model's own)"]
 
 
 def _padded(transcoder: Transcoder, count: int) -> Transcoder:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
 from typing import TypeVar
 
 import torch
@@ -17,8 +18,8 @@ def threads(count: int) -> Iterator[None]:
     if count == before:
         yield
         return
-    torch.set_num_threads(count)
     try:
+        torch.set_num_threads(count)
         yield
     finally:
         torch.set_num_threads(before)
@@ -30,6 +31,10 @@ def one_thread(wanted: bool = True) -> AbstractContextManager[None]:
 
 
 def side_by_side(call: Callable[[Part], None], parts: Sequence[Part]) -> None:
-    """Call with every part, as many at a time as torch has threads, each on a single one."""
+    """Call with every part, as many at a time as torch has threads, each on a single one.
+
+    Context variables are what they are here: which call this is part of, which kernel is entered.
+    """
+    quiet, contexts = torch.no_grad()(call), [copy_context() for _ in parts]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
-        list(pool.map(torch.no_grad()(call), parts))
+        list(pool.map(lambda context, part: context.run(quiet, part), contexts, parts))

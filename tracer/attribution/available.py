@@ -1,19 +1,9 @@
 """How much memory there is: free on the machine, within the container's limit, on the GPU."""
 
-import ctypes
-import sys
 from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-"""Parameters' numbers in malloc.h."""
-KEPT = {M_TRIM_THRESHOLD: 1 << 30, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 0}
-HANDED_BACK = {M_TRIM_THRESHOLD: 32 << 20, M_MMAP_THRESHOLD: 8 << 20, M_MMAP_MAX: 1 << 16}
-"""Bytes free at the end of the heap, and bytes of one block, from which on the C library hands back
-what is freed; and how many blocks may be such. Left alone it comes to keep all below 32 MB and
-little at the end of the heap."""
-_keeping = False
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -39,37 +29,6 @@ def free_in_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
     found = [_number(proc / "meminfo", "MemAvailable:"), *_in_groups(proc, cgroups)]
     known = [value for value in found if value is not None]
     return max(0, min(known)) if known else None
-
-
-def keep_freed(keep: bool) -> None:
-    """Settle what becomes of freed memory: kept for the next tensor, or handed back.
-
-    Fresh memory costs as much time as what is computed on it, so small traces keep theirs. In large
-    ones gaps between what is kept can double what a trace takes.
-    """
-    global _keeping  # as the C library's own setting is
-    _keeping = keep
-    for library in _glibc():
-        for parameter, size in (KEPT if keep else HANDED_BACK).items():
-            library.mallopt(parameter, size)
-
-
-def give_back() -> None:
-    """Hand back what is freed but kept by the C library: a gigabyte after a long recording.
-
-    Nothing happens while freed memory is to be kept.
-    """
-    for library in [] if _keeping else _glibc():
-        library.malloc_trim(0)
-
-
-def _glibc() -> list[ctypes.CDLL]:
-    """The C library, where it is GNU's."""
-    if sys.platform != "linux":
-        return []
-    library = ctypes.CDLL(None)
-    known = hasattr(library, "malloc_trim") and hasattr(library, "mallopt")
-    return [library] if known else []
 
 
 def _in_groups(proc: Path, cgroups: Path) -> list[int | None]:

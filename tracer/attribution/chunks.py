@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 
 from replacement_models.speed.threads import one_thread, side_by_side
+from tracer.attribution.sizes import Sizes
 from tracer.attribution.targets import TargetRows
 
 CHUNK, CHUNK_ON_GPU = 2048, 65536
@@ -64,3 +65,13 @@ def _chunks(rows: TargetRows, least: int) -> Iterator[Int[np.ndarray, " chunk"]]
 def _by_site(rows: TargetRows, chunk: np.ndarray) -> np.ndarray:
     found: np.ndarray = chunk[np.argsort(-rows.site[chunk], kind="stable")]
     return found
+
+
+def side_by_side_sizes(sizes: Sizes, rows: int) -> tuple[int, int, int]:
+    """How a block is cut: chunks swept at once, row-positions and rows of the largest."""
+    budget = CHUNK if sizes.on_cpu else CHUNK_ON_GPU
+    least = ROWS if sizes.patterns_kept else ROWS_PER_PATTERN
+    whole = rows * sizes.positions
+    chunk = min(whole, max(budget, least * sizes.positions))
+    threads = sizes.threads if sizes.on_cpu and whole / chunk >= sizes.threads else 1
+    return threads, chunk, min(rows, max(least, budget // sizes.positions))

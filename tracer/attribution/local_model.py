@@ -13,6 +13,7 @@ their numbers: in the order of the forward pass, so that larger is later.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
 from replacement_models.sites import ReadPoint, stream_number, top_layer
 from tracer.attribution.carry import carry, embedded, is_lifted, lift, start_of
-from tracer.attribution.writers import Writers, gather
+from tracer.attribution.sizes import Sizes
+from tracer.attribution.writers import Writers, gather, written_bytes
 
 TRACES = 8
 """Traces that the making of virtual weights, once per model, is spread over."""
@@ -375,3 +377,39 @@ def _attention_constant(
     if block.attention_post_norm is not None and frozen.attention_post_scale is not None:
         constant = block.attention_post_norm.frozen(constant, frozen.attention_post_scale)
     return constant
+
+
+def pattern_bytes(sizes: Sizes) -> Float[np.ndarray, " layers"]:
+    """Bytes of the attention patterns."""
+    heads = np.array([layer[0] for layer in sizes.heads])
+    return heads * sizes.positions**2 * float(sizes.itemsize)
+
+
+def vector_bytes(sizes: Sizes) -> float:
+    """Bytes of what is written: by features, errors, constants, what attention carries (twice)."""
+    start = sizes.skip_positions if sizes.patterns_kept else 0
+    carried = np.full(sizes.layers, start + 1)
+    if sizes.lifted:
+        carried[0] = sizes.positions + 1
+    rest = (1.0 + 2 * carried) * sizes.positions * sizes.d_model * sizes.itemsize
+    return float(written_bytes(sizes).sum() + rest.sum())
+
+
+def local_bytes(sizes: Sizes) -> float:
+    """Bytes of the local model: what is written, patterns if kept, the table of features."""
+    kept = pattern_bytes(sizes).sum() if sizes.patterns_kept else 0.0
+    table = sizes.active * (5 * 8 + 2 * sizes.itemsize)
+    return float(vector_bytes(sizes) + kept + table)
+
+
+def folded_bytes(model: ReplacementModel, positions: int, rows: int) -> float:
+    """Bytes of the weights that a trace will fold, because no trace of the model before it has."""
+    heads = [
+        (block.output[..., 0].numel(), block.value[..., 0].numel()) for block in model.host.blocks
+    ]
+    numbers = 0
+    if "folded" not in vars(model):
+        numbers += sum(output + value for output, value in heads) * model.host.d_model
+    if virtual_pays(model, positions, rows) and "virtual_weights" not in vars(model):
+        numbers += sum(below[0] * above[1] for below, above in pairwise(heads))
+    return float(numbers * model.dtype.itemsize)

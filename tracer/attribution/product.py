@@ -3,12 +3,14 @@
 On CPUs, large float32 products go where they are fastest. MKL, torch's default, takes a slow path
 on other makers' processors; there oneDNN's linear operator, which torch ships too, does the same in
 half the time. It compiles a kernel for every new shape, which small products do not earn back.
-Few rows by a large weight go through blocks of it (replacement_models/few_rows.py), as rows do that
-have just joined. benchmarks/products.py measures all of them. Everything else is torch's own
-product, unless the user asks for the kernel in tracer/native.
+Few rows by a large weight go through blocks of it (speed/few_rows.py in replacement_models), as
+rows do that have just joined. benchmarks/products.py measures all of them. Everything else is
+torch's own product, unless the user asks for the kernel in native/.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float
@@ -21,12 +23,10 @@ from replacement_models.speed.few_rows import (
     linear_in_blocks,
     onednn_linear,
 )
+from tracer.attribution import native
 
-if TYPE_CHECKING:
-    from tracer.attribution.native import Kernel
-
-kernel: "Kernel | None" = None
-"""Takes the products that it fits, while `tracer.native.split_products` is entered."""
+kernel: ContextVar[native.Kernel | None] = ContextVar("kernel", default=None)
+"""Takes the products that it fits, while `split_products` is entered: in this context alone."""
 EARNS_A_KERNEL = 100e6
 """Floating-point operations from which a product is worth compiling for."""
 ONEDNN_IS_FASTER = ONEDNN and not INTEL
@@ -36,8 +36,9 @@ def product(
     x: Float[Tensor, "rows inner"], weight: Float[Tensor, "columns inner"]
 ) -> Float[Tensor, "rows columns"]:
     """`x @ weight.T`."""
-    if kernel is not None and kernel.fits(x, weight):
-        return kernel.add(x, weight)
+    taker = kernel.get()
+    if taker is not None and taker.fits(x, weight):
+        return taker.add(x, weight)
     if _fits_onednn(x, weight):
         return onednn_linear(x, weight)
     if fits_blocks(x, weight):
@@ -51,12 +52,31 @@ def add_product(
     weight: Float[Tensor, "columns inner"],
 ) -> Float[Tensor, "rows columns"]:
     """`base + x @ weight.T`; `base` may be overwritten."""
-    if kernel is not None and kernel.fits(x, weight):
-        return kernel.add(x, weight, base)
+    taker = kernel.get()
+    if taker is not None and taker.fits(x, weight):
+        return taker.add(x, weight, base)
     if _fits_onednn(x, weight):
         found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, base, weight, None, "add")
         return found
     return base.addmm_(x, weight.T)
+
+
+def split_products() -> AbstractContextManager[None]:
+    """While entered, large products go through the kernel.
+
+    Raises:
+        TraceError: it cannot be had, at once.
+    """
+    return _taking_products(native.kernel())
+
+
+@contextmanager
+def _taking_products(taker: native.Kernel) -> Iterator[None]:
+    token = kernel.set(taker)
+    try:
+        yield
+    finally:
+        kernel.reset(token)
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models.sites import stream_number, top_layer
-from tracer.attribution.chunks import each
-from tracer.attribution.local_model import LinearLayer, LocalModel
+from tracer.attribution.chunks import each, side_by_side_sizes
+from tracer.attribution.local_model import LinearLayer, LocalModel, pattern_bytes
 from tracer.attribution.product import add_product, product, summed_in
 from tracer.attribution.scoring import (
     EffectSums,
@@ -27,6 +27,7 @@ from tracer.attribution.scoring import (
     score_tokens,
     score_writers,
 )
+from tracer.attribution.sizes import Sizes
 from tracer.attribution.targets import TargetRows, on_device
 
 KEYS = 128
@@ -300,3 +301,24 @@ def _mix(
             weight = heads[head, :, begin:].flatten(0, 1).T
             mixed[head, begin:end] = product(pattern[head, begin:end, :, begin:].flatten(1), weight)
     return mixed
+
+
+def chunk_bytes(sizes: Sizes, rows: int) -> float:
+    """Bytes of the chunks of a block that are swept side by side."""
+    threads, chunk, most = side_by_side_sizes(sizes, rows)
+    size, pattern = sizes.itemsize, float(pattern_bytes(sizes).max())
+    largest = max(_widest(sizes, layer) for layer in sizes.heads) * chunk * size
+    if sizes.patterns_kept:
+        largest += pattern if sizes.positions <= KEYS else 0.0  # cut to the chunk's positions
+    else:
+        making = sizes.d_model * chunk * size + pattern * max(3.0, (size + 4) / size)
+        largest = max(largest + pattern, making)
+    return threads * (largest + most * sizes.columns * float(sizes.entry))
+
+
+def _widest(sizes: Sizes, layer: tuple[int, int, int, int]) -> float:
+    """Numbers a row and position at the widest place of one layer's sweep."""
+    _, width, kv_heads, kv_width = layer
+    mixing = width / kv_heads if sizes.positions > KEYS else 0
+    after = max(2 * width, width + kv_width + mixing, width + 2 * kv_width + sizes.d_model)
+    return sizes.d_model + after + (sizes.d_model if sizes.skips else 0)

@@ -1,35 +1,29 @@
 """Trace a prompt: record, linearise, sweep the logits and then the features, build the graph."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from scipy import sparse
 
 from graphs import AttributionGraph
 from replacement_models import Recording, ReplacementModel
 from replacement_models.hooks import eager_attention
-from tracer.attribution import native
+from replacement_models.process import one_call
+from replacement_models.speed.allocator import give_back, keep_freed
+from tracer.attribution import product
 from tracer.attribution.assemble import Traced, assemble, metadata
-from tracer.attribution.available import give_back, keep_freed
-from tracer.attribution.frontier import Frontier
+from tracer.attribution.blocks import FinishedRows, Plan, Progress, finished_blocks
 from tracer.attribution.local_model import LocalModel, linearise
-from tracer.attribution.memory import PART, Estimate, Sizes, block_rows, check, estimate
-from tracer.attribution.sweep import sweep
+from tracer.attribution.memory import Estimate, check, estimate, sizes_of
+from tracer.attribution.sizes import Sizes
 from tracer.attribution.targets import (
     Difference,
     Direction,
     LogitTargets,
     Target,
-    TargetRows,
-    feature_rows,
     logit_targets,
-    on_device,
-    runs,
 )
 from tracer.errors import TraceError
 
@@ -41,38 +35,7 @@ PATTERNS = 1 << 30
 """Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
 
 
-Progress = Callable[[int, int], None]
-"""Called with the number of features explained so far and the number there will be."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many rows to sweep, and what to do with them."""
-
-    features: int
-    rank_every: int
-    edge_floor: float
-    progress: Progress | None
-    keep_partial: bool
-
-
-@dataclass(frozen=True, eq=False)
-class FinishedRows:
-    """Some finished rows."""
-
-    columns: Int[np.ndarray, " rows"]
-    """Columns of the rows' own nodes; empty for logits."""
-    effects: sparse.csr_array
-    constant: Float[np.ndarray, " rows"]
-    value: Float[np.ndarray, " rows"]
-    floored: Float[np.ndarray, "rows 2"]
-    """What lay below the edge floor: the sum, and the sum of sizes."""
-    sum: Float[np.ndarray, " rows"]
-    """Signed sum of every row, with what lay below the floor."""
-    total: Float[np.ndarray, " rows"]
-    """Absolute sum of every row, with what lay below the floor."""
-
-
+@one_call()
 @torch.no_grad()
 def trace(  # noqa: PLR0913  keyword arguments are the public interface
     model: ReplacementModel,
@@ -96,6 +59,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
 ) -> AttributionGraph:
     """Attribution graph of one prompt: every direct effect between its active features.
 
+    Calls in several threads wait for each other; a call leaves the process as it found it.
+
     Args:
         model: what to trace.
         prompt: text, or token ids taken as they stand.
@@ -112,7 +77,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         recompute_patterns: make attention patterns anew, layer by layer, instead of keeping them;
             None does so where they would take over a gigabyte.
         split_products: make large float32 products in split bfloat16, on processors with AMX, by a
-            kernel compiled at first use (tracer/native); effects differ by 1e-5 of the largest.
+            kernel compiled at first use (native/); effects differ by 1e-5 of the largest.
         memory_limit: gigabytes (10^9 bytes) that tracing may take once the prompt is recorded;
             None is what the model's device has free, infinity never refuses.
         on_recording: called with the forward pass that is traced, which ends at `position` and has
@@ -127,13 +92,13 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
 
     Raises:
         TraceError: an argument is out of range, a target cannot be resolved, split products cannot
-            be had, or memory will not do: the message says how much is needed and which options
-            would fit.
+            be had, or memory will not do: the message says how much is needed and what would fit,
+            the error's `proposals` in parts.
         ModelError: the prompt does not fit the model.
 
     Source: Ameisen et al. 2025, "Circuit Tracing".
     """
-    products = native.split_products() if split_products else nullcontext()
+    products = product.split_products() if split_products else nullcontext()
     tokens = model.tokenize(prompt)
     _check_counts(max_features, rank_every, skip_positions)
     _check_amounts(edge_floor, memory_limit)
@@ -143,12 +108,12 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     if on_recording is not None:
         on_recording(recording)
     logits = logit_targets(model, recording, targets, max_logits, logit_mass)
-    sizes = Sizes.of(
+    sizes = sizes_of(
         model,
         recording,
-        skip_positions,
+        skip_positions=skip_positions,
         logits=len(logits.rows),
-        explained=max_features,
+        max_features=max_features,
         rank_every=rank_every,
         edge_floor=edge_floor,
     )
@@ -242,7 +207,7 @@ def _sweep_all(
     done: list[FinishedRows] = []
     complete, held = True, 0
     try:
-        for block in _blocks(model, recording, local, logits, plan):
+        for block in finished_blocks(model, recording, local, logits, plan):
             done.append(block)
             held += block.effects.data.nbytes
             if held > SPARE:
@@ -264,101 +229,3 @@ def _sweep_all(
         total=np.concatenate([block.total for block in done]),
         complete=complete,
     )
-
-
-def _blocks(
-    model: ReplacementModel,
-    recording: Recording,
-    local: LocalModel,
-    logits: LogitTargets,
-    plan: Plan,
-) -> Iterator[FinishedRows]:
-    """Finished rows: the logits, then the features, ranked again and again where there is a cap."""
-    order = _reference_order(local)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    frontier = Frontier.over(order)
-    first = _block(local, logits.rows, np.zeros(0, dtype=np.int64), plan.edge_floor)
-    yield first
-    ranked = plan.features < len(order)
-    if ranked:
-        frontier.add(first.effects, first.total, _own(logits.rows), np.array(logits.weight))
-    done, most = 0, block_rows(local.columns, model.dtype.itemsize)
-    while done < plan.features:
-        take = min(plan.rank_every if ranked else most, plan.features - done)
-        chosen = frontier.next(take) if ranked else order[done : done + take]
-        done += len(chosen)
-        for begin in range(0, len(chosen), most):
-            columns = chosen[begin : begin + most]
-            columns = columns[place[columns].argsort()]
-            rows = feature_rows(model, recording, local, columns)
-            block = _block(local, rows, columns, plan.edge_floor)
-            yield block
-            if ranked:
-                none = np.zeros(len(columns))
-                frontier.add(block.effects, block.total, _own(rows, columns), none)
-
-
-def _block(
-    local: LocalModel, rows: TargetRows, columns: Int[np.ndarray, " rows"], floor: float
-) -> FinishedRows:
-    """Sweep some rows and keep them sparse, less what lies below the floor."""
-    effects = sweep(local, rows)
-    parts = [
-        _finished(effects.sources[begin : min(begin + PART, run.stop)], reach, floor)
-        for run, reach in _runs(local, rows)
-        for begin in range(run.start, run.stop, PART)
-    ]
-    data, index, counts, floored, total, whole = (
-        np.concatenate(each) for each in zip(*parts, strict=True)
-    )
-    start = np.concatenate([[0], counts.cumsum()])
-    return FinishedRows(
-        columns=columns,
-        effects=sparse.csr_array((data, index, start), shape=tuple(effects.sources.shape)),
-        constant=effects.constant.double().cpu().numpy(),
-        value=rows.value.double().cpu().numpy(),
-        floored=floored,
-        sum=total,
-        total=whole,
-    )
-
-
-def _runs(
-    local: LocalModel, rows: TargetRows
-) -> Iterator[tuple[slice, Int[np.ndarray, " reaching"]]]:
-    """Neighbouring rows that read at one site and position, and the columns that reach them."""
-    for run in runs(rows.site * local.positions + rows.position):
-        yield run, local.reach(int(rows.site[run.start]), int(rows.position[run.start]))
-
-
-def _finished(
-    dense: Float[torch.Tensor, "rows columns"], reach: Int[np.ndarray, " reaching"], floor: float
-) -> tuple[np.ndarray, ...]:
-    """Entries, their columns and how many a row has; what the floor dropped; sums, signed and not.
-
-    Only the columns in `reach` count. Sums and what was dropped are as in `FinishedRows`.
-    """
-    part = dense[:, on_device(reach, dense.device)]
-    size = part.abs()
-    total, whole = (x.sum(1, dtype=torch.float64).cpu().numpy() for x in (part, size))
-    lost = np.zeros((len(part), 2))
-    index = np.broadcast_to(reach.astype(np.int32), tuple(part.shape))
-    data, counts = part.cpu().numpy(), np.full(len(part), len(reach))
-    if floor:
-        kept = size.cpu().numpy() >= floor * whole[:, None]
-        for column, what in enumerate((data, np.abs(data))):
-            lost[:, column] = np.where(kept, 0, what).sum(1, dtype=np.float64)
-        data, index, counts = data[kept], index[kept], kept.sum(1)
-    return data.ravel(), index.ravel(), counts, lost, total, whole
-
-
-def _own(rows: TargetRows, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Sites of some rows and the columns of their own nodes, -1 for logits."""
-    return rows.site, np.full(len(rows), -1) if columns is None else columns
-
-
-def _reference_order(local: LocalModel) -> Int[np.ndarray, " features"]:
-    """Feature columns in the order (layer, position, feature)."""
-    layer, position, feature = local.table
-    return np.lexsort((feature, position, layer))

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replacement_models import ActiveFeatures, DenseDecoder, Transcoder
+from replacement_models.speed.allocator import give_back
 from replacement_models.speed.threads import one_thread
 from replacement_models.transcoder import Decoder
-from tracer.attribution.available import give_back
 from tracer.attribution.product import summed_in
+from tracer.attribution.sizes import Sizes
 
 SPARE = 1 << 24
 """Bytes of one layer's writers from which on memory that was freed is given back."""
@@ -160,3 +162,26 @@ def _decoder_rows(
         return decoder.weight, features
     used, which = features.unique(return_inverse=True)
     return decoder.rows(used), which
+
+
+def written_bytes(sizes: Sizes) -> Float[np.ndarray, " layers"]:
+    """Bytes of what features write to each layer."""
+    written = np.zeros(sizes.layers)
+    for source, targets in enumerate(sizes.targets):
+        written[list(targets)] += sizes.features[source].sum()
+    return written * sizes.d_model * sizes.itemsize
+
+
+def sum_bytes(sizes: Sizes) -> float:
+    """Bytes of what features add up to."""
+    return sizes.layers * sizes.positions * sizes.d_model * float(sizes.entry)
+
+
+def read_bytes(sizes: Sizes, layer: int) -> float:
+    """Bytes of one layer's decoder rows as they are read and, on a GPU, copied all at once."""
+    width = sizes.d_model * sizes.itemsize
+    read = sizes.used[layer] * len(sizes.targets[layer]) * width if sizes.lazy else 0.0
+    copied = 0.0
+    if not sizes.on_cpu:
+        copied = sizes.features[layer].sum() * (width + float(sizes.positions * sizes.entry))
+    return float(read + copied)

@@ -35,8 +35,10 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
-    ours = type(error).__module__.partition(".")[0] in OURS
-    return str(error) if ours else None
+    if type(error).__module__.partition(".")[0] not in OURS:
+        return None
+    said = getattr(error, "for_command_line", None)  # options where Python has parameters
+    return str(said() if said else error)
 
 
 @contextmanager

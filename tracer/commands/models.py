@@ -24,10 +24,10 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
             "neurons for the model's own",
             click.get_current_context(),
         )
-    names = ("name", "transcoders", "device", "dtype", "lazy")
+    names = ("name", "transcoders", "device", "dtype", "lazy", "elsewhere")
     with progress("Loading the model"):
-        from transformers.utils import logging
+        from replacement_models.process import quiet_transformers
 
-        logging.set_verbosity_error()  # what is wrong, our own errors say in one line
-        logging.disable_progress_bar()
+        # What is wrong, our own errors say in one line.
+        click.get_current_context().with_resource(quiet_transformers())
         return tracer.ReplacementModel.load(**{name: options.pop(name, None) for name in names})

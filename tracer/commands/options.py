@@ -82,6 +82,12 @@ model_options = together(
         show_default="embedded",
     ),
     click.option(
+        "--elsewhere",
+        type=click.Choice(["error", "neurons"]),
+        help="What stands at layers without a dictionary.",
+        show_default="refuse to guess",
+    ),
+    click.option(
         "--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32"
     ),
     click.option("--device", default="cpu", help="cpu, cuda, cuda:1, ..."),

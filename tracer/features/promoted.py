@@ -11,11 +11,14 @@ from replacement_models import ReplacementModel
 from replacement_models.folding import mlp_post_norm, written
 from replacement_models.speed.few_rows import fast_maps
 from tracer.attribution.local_model import LocalModel
+from tracer.attribution.sizes import Sizes
 
 PROMOTED = 3
 BUDGET, LEAST = 1e9, 64
 """Floating-point operations spent on a graph's labels, and the features labelled whatever it costs:
 one label costs as much as unembedding one vector."""
+AT_ONCE = 256
+"""Features scored together."""
 
 
 def labelled(
@@ -84,7 +87,7 @@ def promoted_tokens(
     layers = features[0].unique().tolist()
     total = [_written_by(model, layer, features[1][features[0] == layer]) for layer in layers]
     found: list[list[str]] = []
-    for part in torch.cat(total).split(256) if total else ():
+    for part in torch.cat(total).split(AT_ONCE) if total else ():
         with fast_maps(len(part)):
             scores = linear(norm.centre(part) * norm.weight, model.host.unembedding)
         for tokens in scores.topk(min(count, scores.shape[1])).indices.tolist():
@@ -102,3 +105,11 @@ def _written_by(
         post = mlp_post_norm(model.host.blocks[target], model.transcoder.write_at(target))
         total += written(rows[:, slot], post)
     return total
+
+
+def label_bytes(sizes: Sizes) -> float:
+    """Bytes for naming the strongest features of a graph."""
+    count = max(LEAST, int(BUDGET / (2 * sizes.d_model * sizes.vocabulary)))
+    rows = min(count, sizes.explained) * max(map(len, sizes.targets)) * sizes.d_model
+    scores = min(count, AT_ONCE) * sizes.vocabulary
+    return (2.0 * rows + scores) * sizes.itemsize

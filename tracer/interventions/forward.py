@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from replacement_models import Recording, ReplacementModel
 from replacement_models.hooks import first_tensor, float64_experts, forward_hooks
+from replacement_models.process import one_call
 from replacement_models.recording import read_input, write_module
 from replacement_models.sites import ReadPoint
 from tracer.interventions.freezing import Freezing, held_output, read_scale, replaced, rows_of
@@ -124,6 +125,7 @@ class Pass:
     before_cap: Tensor | None = None
 
 
+@one_call()
 def run(
     model: ReplacementModel,
     tokens: Int[Tensor, "rows positions"],

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Run, run, steering_hooks
 from tracer.interventions.intervene import place
@@ -68,6 +69,7 @@ class Sampling:
         ]
 
 
+@one_call()
 @torch.no_grad()
 def generate(
     model: ReplacementModel,

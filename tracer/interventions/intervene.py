@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Outcome, Run, run, steering_hooks
 from tracer.interventions.freezing import Freezing
@@ -50,6 +51,7 @@ class Change(State):
     base: State
 
 
+@one_call()
 @torch.no_grad()
 def intervene(
     model: ReplacementModel,

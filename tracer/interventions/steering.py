@@ -7,11 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 
 Prompt = str | Sequence[int]
 
 
+@one_call()
 @torch.no_grad()
 def feature_maxima(
     model: ReplacementModel, prompts: Sequence[Prompt], skip_positions: int = 1
@@ -39,6 +41,7 @@ def feature_maxima(
     return found
 
 
+@one_call()
 @torch.no_grad()
 def contrast(
     model: ReplacementModel,

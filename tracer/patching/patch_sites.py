@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from replacement_models import ReplacementModel
 from replacement_models.hooks import eager_attention, first_tensor
 from replacement_models.host import Block
+from replacement_models.process import one_call
 from replacement_models.recording import write_module
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Run, run
@@ -84,6 +85,7 @@ def head_values(
     return torch.einsum("bhqk,bkhd->bqhd", pattern, per_head)
 
 
+@one_call()
 @torch.no_grad()
 def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
     """Run the model once and keep the value of every site."""

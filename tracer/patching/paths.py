@@ -8,12 +8,14 @@ import torch
 
 from graphs import AttributionGraph, NodeKind
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.interventions.intervene import intervene
 from tracer.interventions.values import Intervention
 from tracer.patching.metrics import Metric
 
 
+@one_call()
 @torch.no_grad()
 def path_patch(
     model: ReplacementModel,

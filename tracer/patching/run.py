@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.patching.exact import patched
 from tracer.patching.first_order import estimated
@@ -40,6 +41,7 @@ class Baseline(StrEnum):
     """The value in another prompt of the same length, the mean over several draws."""
 
 
+@one_call()
 def patch(
     model: ReplacementModel,
     clean: Prompt,
@@ -83,6 +85,7 @@ def patch(
     return table_of(chosen, _value(metric, base), after, _value(metric, source))
 
 
+@one_call()
 def ablate(
     model: ReplacementModel,
     prompt: Prompt,

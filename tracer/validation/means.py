@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 
 EMBEDDED = "embedded/model"
@@ -30,6 +31,7 @@ class Means:
     """How many positions they are averages of."""
 
 
+@one_call()
 @torch.no_grad()
 def corpus_means(
     model: ReplacementModel, prompts: Sequence[str | Sequence[int]], skip_positions: int = 1

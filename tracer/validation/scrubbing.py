@@ -8,6 +8,7 @@ import numpy as np
 
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.patching.exact import patched
 from tracer.patching.metrics import Metric
@@ -54,6 +55,7 @@ class Scrubbed:
         return {**vars(self), "survives": self.survives}
 
 
+@one_call()
 def scrub(
     model: ReplacementModel,
     prompt: Prompt,
@@ -96,6 +98,7 @@ def scrub(
     return Scrubbed(hypothesis.name, clean, float(scrubbed.mean()), float(np.mean(ends)))
 
 
+@one_call()
 def outside(
     model: ReplacementModel,
     graph: AttributionGraph,

@@ -13,6 +13,7 @@ from torch import Tensor
 from graphs import AttributionGraph
 from graphs.schema import number, plain_metadata
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.interventions.freezing import Freezing
 from tracer.validation.ablation import ablations
 from tracer.validation.correlation import (
@@ -69,6 +70,7 @@ class Validation:
         return [path, *write_tables(path, self.tables), *write_plots(path, self.tables)]
 
 
+@one_call()
 def validate(
     model: ReplacementModel,
     graph: AttributionGraph,

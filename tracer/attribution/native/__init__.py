@@ -16,8 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer.attribution import product
 from tracer.errors import TraceError
 
 SOURCE = Path(__file__).with_name("split_product.c")
@@ -104,24 +101,6 @@ class Kernel:
         sizes = (rows, columns, inner, int(base is not None))
         self._library.split_product(*matrices[0], *matrices[1], *matrices[2], *sizes, aligned)
         return out
-
-
-def split_products() -> AbstractContextManager[None]:
-    """While entered, the sweep's large products go through the kernel.
-
-    Raises:
-        TraceError: as `kernel`, at once.
-    """
-    return _taking_products(kernel())
-
-
-@contextmanager
-def _taking_products(taker: Kernel) -> Iterator[None]:
-    before, product.kernel = product.kernel, taker
-    try:
-        yield
-    finally:
-        product.kernel = before
 
 
 def _compiler() -> str:
