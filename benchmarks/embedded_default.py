@@ -17,6 +17,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import tracer
 from replacement_models import ReplacementModel, Transcoder, load_transcoder
+from replacement_models.fidelity import fidelity
 from replacement_models.tiny.recipe import measure, swaps, taps
 from replacement_models.tiny.recipe.behaviours import Prompt, behaviours, two_hop_behaviour
 from replacement_models.tiny.recipe.corpus import (
@@ -32,6 +33,8 @@ from replacement_models.tiny.recipe.facts import PACKAGE, load_facts, split_citi
 
 ROWS, REPEAT_ROWS, ROWS_SEED = 1000, 60, 555
 """Rows of 64 tokens a transcoder's fidelity is measured on, and the seed of their text."""
+BATCH = 64
+"""Rows measured at once."""
 FLAGSHIP = "The capital of the state containing Dallas is"
 SITES = {"city and last": (1, 1), "city": (1, 0), "last": (0, 1)}
 
@@ -97,7 +100,10 @@ def fidelities(default: Default) -> dict[str, dict[str, Any]]:
         stream = sentences(source, ROWS_SEED, families)
         ids = torch.from_numpy(pack(stream, encode, rows, 64)[0]).long()
         for kind, transcoder in default.transcoders.items():
-            table[f"{kind}, {text}"] = asdict(measure.fidelity(default.model, transcoder, ids))
+            model = ReplacementModel.from_huggingface(default.model, None, transcoder)
+            found = fidelity(model, ids.split(BATCH), measure.AFTER_THE_START)
+            by_layer = {name: list(getattr(found, name)) for name in ("error", "density", "dead")}
+            table[f"{kind}, {text}"] = by_layer | asdict(found.comparison)
     return table
 
 

@@ -28,8 +28,8 @@ from benchmarks.random_shapes import VOCABULARY, random_dictionary, random_model
 from benchmarks.stages import metered
 from graphs.pictures.charts import lines
 from replacement_models import ReplacementModel
+from tracer.attribution.blocks import BLOCK
 from tracer.attribution.local_model import linearise
-from tracer.attribution.memory import BLOCK
 from tracer.attribution.sweep import sweep
 from tracer.attribution.targets import feature_rows
 

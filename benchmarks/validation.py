@@ -28,7 +28,6 @@ from replacement_models.tiny.recipe.corpus import Source, whole_words
 from replacement_models.tiny.recipe.facts import load_facts, split_cities
 from tracer.interventions.forward import Run, run
 from tracer.validation.faithfulness import faithfulness
-from tracer.validation.means import embedded_corpus
 from tracer.validation.subject import subject
 
 BARE, TOLD = 6, 1
@@ -274,7 +273,7 @@ def main() -> None:
     source = embedded_source(model)
     swap = swapped(model, source)
     show("State swaps, all ordered pairs of test cities", swap.items())
-    means = tracer.corpus_means(model, embedded_corpus(model) or [])
+    means = tracer.corpus_means(model, model.corpus() if model.corpus else [])
     rows = validated(model, chosen_prompts(source, given.n), means)
     table = medians(rows)
     show(f"Medians over {len(rows)} prompts", table.items())

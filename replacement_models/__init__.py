@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from replacement_models.dictionaries.per_layer import PerLayerTranscoder
     from replacement_models.dictionaries.sae import SparseAutoencoder
     from replacement_models.errors import ModelError
-    from replacement_models.formats import load_transcoder, save_transcoder
+    from replacement_models.formats.files import load_transcoder, save_transcoder
     from replacement_models.host import Host
     from replacement_models.recording import ActiveFeatures, FrozenLayer, Recording
     from replacement_models.replacement import ReplacementModel
@@ -69,8 +69,8 @@ _PLACES = {
     "Transcoder": "transcoder",
     "TranscoderLayer": "transcoder",
     "WritePoint": "sites",
-    "load_transcoder": "formats",
-    "save_transcoder": "formats",
+    "load_transcoder": "formats.files",
+    "save_transcoder": "formats.files",
 }
 """Name -> the module here that has it."""
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models.hooks import float64_experts, recorders_removed
+from replacement_models.one_line import one_line
 from replacement_models.sites import Site, Stage
 
 
@@ -27,6 +28,8 @@ class Norm:
     eps: float
     centred: bool
     """Whether the mean is taken off: LayerNorm does, RMSNorm does not."""
+
+    __repr__ = one_line
 
     def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """`x` less its mean, where this norm takes it off. Its own transpose."""
@@ -70,6 +73,8 @@ class Block:
     parallel: bool = False
     """Attention and MLP both read the block's input (GPT-NeoX) instead of one after the other."""
 
+    __repr__ = one_line
+
     def attend(
         self, hidden: Float[Tensor, "positions d_model"], pattern: Float[Tensor, "heads q k"]
     ) -> Float[Tensor, "positions d_model"]:
@@ -100,6 +105,8 @@ class Host:
     """Soft cap c: logits shown are c·tanh(logit / c)."""
     context: int | None = None
     """Longest prompt in tokens, or None where the model sets no limit."""
+
+    __repr__ = one_line
 
     @property
     def mlp_sites(self) -> list[Site]:

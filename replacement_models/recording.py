@@ -15,6 +15,7 @@ from replacement_models.hooks import (
     forward_pre_hooks,
 )
 from replacement_models.host import Block, Host, Norm
+from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from replacement_models.sites import ReadPoint, Site, Stage, WritePoint
 from replacement_models.speed.few_rows import fast_maps
@@ -30,6 +31,8 @@ class ActiveFeatures:
     feature: Int[Tensor, " active"]
     activation: Float[Tensor, " active"]
     pre_activation: Float[Tensor, " active"]
+
+    __repr__ = one_line
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -57,6 +60,8 @@ class FrozenLayer:
     mlp_scale: Float[Tensor, "positions 1"]
     attention_post_scale: Float[Tensor, "positions 1"] | None = None
     mlp_post_scale: Float[Tensor, "positions 1"] | None = None
+
+    __repr__ = one_line
 
     def attention_pattern(self) -> Float[Tensor, "heads queries keys"]:
         """The attention pattern, kept or made anew."""
@@ -104,6 +109,8 @@ class Recording:
     """Of all positions, or of the last alone; so are those after the cap."""
     logits: Float[Tensor, "positions vocabulary"]
     features: ActiveFeatures
+
+    __repr__ = one_line
 
     def stream(self, site: Site) -> Float[Tensor, "positions d_model"]:
         """The residual stream at one of its sites (`Host.stream_sites`)."""

@@ -1,8 +1,9 @@
 """The replacement model: a language model and the transcoders that stand in for its MLPs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,16 @@ from replacement_models.dictionaries.neurons import NEURONS, neurons
 from replacement_models.dictionaries.partial import check_fit, cover
 from replacement_models.errors import ModelError
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
-from replacement_models.formats import content_hash, load_transcoder, transcoder_folder
+from replacement_models.formats.files import content_hash, load_transcoder, transcoder_folder
 from replacement_models.formats.labels import read_labels
+from replacement_models.gguf_file import (
+    SUFFIX,
+    bar_hidden,
+    from_pretrained_options,
+    gguf_file,
+    note,
+    unpacked,
+)
 from replacement_models.host import Host
 from replacement_models.hosts import check_family, host_of
 from replacement_models.hosts.as_described import check_layout
@@ -47,6 +56,18 @@ class ReplacementModel:
     """What stands at layers without a dictionary, "error" or "neurons"; "" where none lacks one."""
     labels: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """Names of features by (layer, feature), where the dictionary's folder has them."""
+    corpus: Callable[[], Sequence[str | Sequence[int]]] | None = None
+    """Makes prompts like those the model was trained on, to take means over; None where no such
+    corpus is known."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was loaded, a line each."""
+
+    def __repr__(self) -> str:
+        where = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        source = f"{self.transcoder_name}, " if self.transcoder_name else ""
+        return (
+            f"ReplacementModel({self.name}, {self.host.family}, {source}{self.transcoder}, {where})"
+        )
 
     def __post_init__(self) -> None:
         check_fit(self.host, self.transcoder, whole=True)
@@ -64,8 +85,8 @@ class ReplacementModel:
         """Load a model and its transcoders.
 
         Args:
-            name: Hugging Face folder or hub id `owner/name[@revision]`; None is the model that
-                ships with the project.
+            name: Hugging Face folder, hub id `owner/name[@revision]` or GGUF file, whose weights
+                are dequantised (`notes` says so); None is the model that ships with the project.
             transcoders: folder or hub id, in a format `formats/` knows; "neurons" is the model's
                 own MLP neurons instead (neurons.py); None only with `name` None.
             device: a torch device.
@@ -73,6 +94,9 @@ class ReplacementModel:
             lazy: leave decoder rows on disk; None decides by size.
             elsewhere: what stands at layers that have no dictionary: "error", the MLP's output is
                 no feature's, or "neurons", its own; None refuses such a set.
+
+        Returns:
+            The model in evaluation mode, its dictionary beside it, both on `device` in `dtype`.
 
         Raises:
             ModelError: anything is missing, torn, unsupported, or does not fit the rest.
@@ -85,7 +109,8 @@ class ReplacementModel:
                 'model\'s own with transcoders="neurons"'
             )
         where, kind = _device(device), _dtype(dtype)
-        folder, revision = folder_of(str(name), MODEL_FILES)
+        file = gguf_file(name)
+        folder, revision = (file, "") if file else folder_of(str(name), MODEL_FILES)
         bare = transcoders == NEURONS
         dictionary = None if bare else load_transcoder(transcoders, lazy)
         place = None if bare else transcoder_folder(transcoders)
@@ -104,6 +129,8 @@ class ReplacementModel:
             transcoder_name=_public_name(transcoders),
             transcoder_hash="" if place is None else content_hash(place),
             labels={} if place is None else read_labels(place),
+            corpus=_own_corpus(folder, tokenizer),
+            notes=_notes(file, dtype),
         )
 
     @classmethod
@@ -124,6 +151,9 @@ class ReplacementModel:
             transcoder: moved to the model's device and dtype.
             name: what graphs call the model; its configuration's name if empty.
             elsewhere: as for `load`.
+
+        Returns:
+            The model itself, not a copy, with the dictionary beside it.
 
         Raises:
             ModelError: the family is not supported, or the transcoder does not fit.
@@ -168,6 +198,9 @@ class ReplacementModel:
     def tokenize(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a prompt: text gets the model's BOS in front; ids are taken as they stand.
 
+        Returns:
+            Ids, one a position.
+
         Raises:
             ModelError: empty, too long, an id out of range, or text without a tokenizer.
         """
@@ -208,6 +241,9 @@ class ReplacementModel:
             keep_patterns: hold all attention patterns in memory; otherwise they are made anew,
                 layer by layer, whenever they are needed.
             last_logits: only those of the last position: large vocabularies take long.
+
+        Returns:
+            Activations, norm denominators, residual streams and logits of every position, (P, ...).
 
         Raises:
             ModelError: the prompt cannot be tokenized or does not fit the model, or the model
@@ -251,25 +287,44 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def _own_corpus(folder: Path, tokenizer: Any) -> Callable[[], Sequence[str]] | None:
+    """Where the corpus of the model that ships with the project is; None for any other model."""
+    if folder.resolve() != (EMBEDDED / "model").resolve():
+        return None
+    from replacement_models.tiny.recipe.corpus import own_sentences
+
+    return partial(own_sentences, tokenizer)
+
+
+def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:
+    found = None if file is None else note(file, dtype)
+    return () if found is None else (found,)
+
+
+def _load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model of a Hugging Face folder or a GGUF file."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json)")
+    folder, options = from_pretrained_options(place)
+    if not options and not (folder / "config.json").is_file():
+        inside = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+        hint = f"; name the file in it, {inside[0]}" if inside else ""
+        raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json){hint}")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
         check_family(config.model_type)
         # Some quantised models can be placed only as they are loaded.
         quantised = getattr(config, "quantization_config", None) is not None
-        with without_progress_bars():
+        how = options | unpacked() if options else {"use_safetensors": True}
+        with without_progress_bars(), bar_hidden() if options else nullcontext():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
                 attn_implementation="eager",
-                use_safetensors=True,
                 local_files_only=True,
                 device_map={"": device} if quantised else None,
+                **how,
             ).eval()
         if not quantised:
             model.to(device)
@@ -279,27 +334,28 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: the model cannot be loaded ({reason})") from error
+        raise ModelError(f"{place}: the model cannot be loaded ({reason})") from error
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; None where it has none, so that token ids still work."""
+def _load_tokenizer(place: Path) -> Any:
+    """The model's tokenizer; None where it has none, so that token ids still work."""
+    folder, options = from_pretrained_options(place)
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if not any((folder / name).is_file() for name in names):
+    if not options and not any((folder / name).is_file() for name in names):
         return None
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+        raise ModelError(f"{place}: the tokenizer cannot be loaded ({reason})") from error
 
 
 def _public_name(name: str | Path) -> str:
-    """Hub ids as they are; of folders the last two parts, so that graphs hold no home folders."""
-    path = Path(name)
-    if not path.is_dir():
+    """Hub ids as they are; of paths the last two parts, so that graphs hold no home folders."""
+    path = Path(name).expanduser()
+    if not path.exists():
         return str(name)
     if path.resolve().is_relative_to(EMBEDDED.resolve()):
         return f"embedded/{path.name}"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from replacement_models.dictionaries.activation import Activation, ReLU
 from replacement_models.errors import ModelError
+from replacement_models.one_line import one_line
 from replacement_models.sites import ReadPoint, WritePoint
 
 
@@ -39,6 +40,8 @@ class DenseDecoder:
     """Decoder rows held in memory."""
 
     weight: Float[Tensor, "features targets d_model"]
+
+    __repr__ = one_line
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -84,6 +87,8 @@ class TranscoderLayer:
     """What this layer's output is reconstructed as, if not as the whole dictionary's."""
     targets: tuple[int, ...] | None = None
     """Layers its decoder rows write to, where the dictionary's kind does not say."""
+
+    __repr__ = one_line
 
     @classmethod
     def empty(cls, like: Float[Tensor, " d_model"], targets: int) -> "TranscoderLayer":
@@ -154,6 +159,12 @@ class Transcoder(ABC):
         self.model = model
         for index in range(len(self.layers)):
             self._check(index)
+
+    def __repr__(self) -> str:
+        count, present = len(self.layers), len(self.present)
+        layers = f"{count} layers" if present == count else f"{present} of {count} layers"
+        places = f"reads {self.read.value}, writes {self.write.value}"
+        return f"{type(self).__name__}({layers} x {self.features} features, {places})"
 
     @property
     def d_model(self) -> int:

@@ -141,7 +141,8 @@ def test_trace_has_the_defaults_of_the_python_functions():
     for name in ("progress", "keep_partial", "on_estimate", "on_recording"):
         del expected[name]
     loaded = python_defaults(ReplacementModel.load)
-    expected |= {name: loaded[name] for name in ("name", "transcoders", "device", "dtype", "lazy")}
+    named = ("name", "transcoders", "device", "dtype", "lazy", "elsewhere")
+    expected |= {name: loaded[name] for name in named}
     assert {name: shown[name] for name in expected} == expected
     assert set(shown) - set(expected) == {"prompt", "tokens", "output"}
 

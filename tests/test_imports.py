@@ -8,10 +8,14 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import networkx as nx
 import pytest
+
+from replacement_models import formats
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
@@ -83,9 +87,18 @@ COMMANDS = sorted(
 )
 
 
-@pytest.mark.parametrize(
-    "module", ["graphs", "replacement_models", "cli", "tracer", "tracer.commands", *COMMANDS]
-)
+def test_the_engine_knows_nothing_of_the_model_that_is_shipped():
+    for file in (ROOT / "tracer").rglob("*.py"):
+        assert "replacement_models.tiny" not in file.read_text(encoding="utf-8"), file
+
+
+NO_TORCH = [
+    *("graphs", "replacement_models", "cli", "tracer", "tracer.commands", *COMMANDS),
+    *("replacement_models.errors", "replacement_models.formats.names"),
+]
+
+
+@pytest.mark.parametrize("module", NO_TORCH)
 def test_a_module_that_needs_no_torch_does_not_load_it(module: str):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -99,6 +112,23 @@ def test_no_help_waits_for_a_large_package():
         "sys.exit(bool({'torch', 'transformers', 'numpy', 'pyarrow', 'rich'} & {*sys.modules}))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("package", [formats])
+def test_names_that_are_imported_at_first_use_are_those_a_type_checker_sees(package: ModuleType):
+    code = Path(package.__file__ or "").read_text(encoding="utf-8")
+    [seen] = [node for node in ast.parse(code).body if ast.unparse(node).startswith("if TYPE_")]
+    named = {
+        alias.name: node.module
+        for node in seen.body  # type: ignore[attr-defined]
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(named) == package.__all__
+    for name, module in named.items():
+        assert getattr(package, name) is getattr(import_module(module or ""), name)
+    with pytest.raises(AttributeError, match="has no attribute 'Transcode'"):
+        _ = package.Transcode
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT)))

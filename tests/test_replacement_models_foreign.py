@@ -26,7 +26,7 @@ from replacement_models import (
     load_transcoder,
     save_transcoder,
 )
-from replacement_models.formats import FORMATS, WRITABLE, convert
+from replacement_models.formats import FORMATS, WRITABLE, convert, names
 from tests.dictionaries import assert_same, computed, weights_of
 from tests.peers import F, L, Peer, inputs, write_json
 from tests.peers_cross_layer import (
@@ -103,6 +103,11 @@ def folder(peer: Peer, tmp_path: Path) -> Path:
 def close(got: list[Tensor], expected: list[Tensor]) -> None:
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_names_known_without_torch_are_those_of_the_formats():
+    assert tuple(FORMATS) == names.KNOWN
+    assert tuple(WRITABLE) == names.WRITTEN
 
 
 @every_case

@@ -616,6 +616,6 @@ def test_large_sets_stay_on_disk_unless_told_otherwise(
     folder = save_transcoder(dictionary(), tmp_path / "set")
     assert isinstance(load_transcoder(folder).layers[0].decoder, DenseDecoder)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    monkeypatch.setattr("replacement_models.formats.LAZY_ABOVE", size - 1)
+    monkeypatch.setattr("replacement_models.formats.files.LAZY_ABOVE", size - 1)
     assert isinstance(load_transcoder(folder).layers[0].decoder, StoredDecoder)
     assert isinstance(load_transcoder(folder, lazy=False).layers[0].decoder, DenseDecoder)

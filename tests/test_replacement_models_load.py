@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tracer import Intervention
 GOLDEN = Path(__file__).parent / "data" / "golden"
 LLAMA = GOLDEN / "llama_gqa_plt"
 GPT2 = GOLDEN / "gpt2_plt"
+OWN_SENTENCES = "88c9454de57a897a"
+"""How the SHA-256 of the embedded default's sentences begins: means over them must not move."""
 
 
 def refusal(*arguments: Any, **options: Any) -> str:
@@ -48,6 +51,16 @@ def test_a_model_names_both_folders_without_what_lies_above_them():
     )
     assert len(model.transcoder_hash) == 64
     assert model.dtype == torch.float32
+
+
+def test_the_embedded_model_brings_its_own_sentences_and_no_other_does():
+    model = ReplacementModel.load()
+    assert model.corpus is not None
+    sentences = model.corpus()
+    assert len(sentences) == 300
+    assert sha256("\n".join(sentences).encode()).hexdigest().startswith(OWN_SENTENCES)
+    assert model.corpus() == sentences
+    assert ReplacementModel.load(LLAMA / "model", LLAMA / "transcoders").corpus is None
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

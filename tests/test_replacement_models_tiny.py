@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from replacement_models import Transcoder, load_transcoder
+from replacement_models import ReplacementModel, Transcoder, load_transcoder
+from replacement_models.fidelity import fidelity
+from replacement_models.replaced import replaced
 from replacement_models.tiny.recipe import (
     corpus,
     measure,
@@ -228,7 +230,8 @@ def test_a_finished_transcoder_computes_what_was_trained(
     ids = next(training.batches(recipe.stages[0])).ids
     with torch.no_grad(), train_transcoders.replaced_mlps(model, trainee):
         trained = model(ids).logits
-    with torch.no_grad(), measure.replaced(model, finished):
+    whole = ReplacementModel.from_huggingface(model, tokenizer, finished)
+    with torch.no_grad(), replaced(whole, measure.AFTER_THE_START):
         shipped = model(ids).logits
     assert (trained - shipped).abs().median() < 2e-3 * trained.abs().median()
 
@@ -310,8 +313,9 @@ def test_the_transcoder_stands_in_for_every_mlp(
 ) -> None:
     stream = corpus.sentences(source, 555, corpus.SHARES)
     ids = torch.from_numpy(corpus.pack(stream, corpus.Encoder(tokenizer), 60, 64)[0]).long()
-    found = measure.fidelity(model, clt, ids)
-    assert found.agreement > 0.95
-    assert found.divergence < 0.025
+    whole = ReplacementModel.from_huggingface(model, tokenizer, clt)
+    found = fidelity(whole, [ids], measure.AFTER_THE_START)
+    assert found.comparison.agreement > 0.95
+    assert found.comparison.divergence < 0.025
     assert max(found.error) < 0.035
     assert max(found.density) < 8

@@ -8,7 +8,7 @@ import tracer
 from replacement_models import JumpReLU, ReplacementModel
 from tests.random_models import PROMPT, replacement_model, transcoder
 from tracer import Intervention, TraceError
-from tracer.attribution import chunks, memory, sweep
+from tracer.attribution import blocks, chunks, sweep
 from tracer.attribution import trace as attribute
 from tracer.attribution.frontier import Frontier
 
@@ -19,7 +19,7 @@ def test_the_chunk_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, budget:
     whole = tracer.trace(model, PROMPT)
     monkeypatch.setattr(chunks, "CHUNK", budget)
     monkeypatch.setattr(chunks, "ROWS", 1)
-    monkeypatch.setattr(memory, "BLOCK", max(1, budget // 3))
+    monkeypatch.setattr(blocks, "BLOCK", max(1, budget // 3))
     again = tracer.trace(model, PROMPT)
     assert again.nodes["id"].to_pylist() == whole.nodes["id"].to_pylist()
     assert abs(again.effect - whole.effect).max() < 1e-12
@@ -73,7 +73,7 @@ def test_an_edge_floor_drops_small_effects_and_says_so():
 def test_progress_is_told_and_an_interrupted_trace_keeps_what_is_finished(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(memory, "BLOCK", 5)
+    monkeypatch.setattr(blocks, "BLOCK", 5)
     model = replacement_model("gpt2")
     told: list[tuple[int, int]] = []
 

@@ -231,6 +231,18 @@ def test_the_curve_is_what_its_circuits_keep():
     assert tracer.validate(model, graph, CORPUS, draws=2).summary == found.summary
 
 
+def test_a_corpus_that_the_model_brings_is_taken_unless_another_is_given():
+    model, graph = made()
+    alone = tracer.validate(model, graph, draws=1)
+    assert alone.circuits is None
+    bringing = replace(model, corpus=lambda: CORPUS)
+    expected = tracer.validate(model, graph, CORPUS, draws=1)
+    assert tracer.validate(bringing, graph, draws=1).circuits == expected.circuits
+    other = tracer.validate(bringing, graph, CORPUS[1:], draws=1).circuits
+    assert other != expected.circuits
+    assert other == tracer.validate(model, graph, CORPUS[1:], draws=1).circuits
+
+
 def test_scrubbing_nothing_that_matters_survives_and_everything_does_not():
     model = replacement_model("gpt2")
     other = CORPUS[1]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models.errors import ModelError
+from replacement_models.one_line import one_line
 
 
 class Activation(Protocol):
@@ -54,6 +55,8 @@ class JumpReLU:
 
     threshold: Float[Tensor, " features"]
     name = "jump_relu"
+
+    __repr__ = one_line
 
     def __call__(self, hidden: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
         """Pre-activations above their feature's threshold."""
@@ -128,6 +131,8 @@ class BatchTopK:
 
     threshold: Float[Tensor, " 1"]
     name = "batch_topk"
+
+    __repr__ = one_line
 
     def __call__(self, hidden: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
         """Pre-activations above the threshold."""

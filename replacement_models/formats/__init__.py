@@ -1,172 +1,35 @@
-"""Transcoder file formats, one module each: `recognise`, `load`, `save`.
+"""Transcoder file formats, one module each behind the contract of `contract.py`.
 
-A foreign format is converted here, at the edge, into the one layout of `transcoder.py`.
+Names are imported at first use, so that `formats.names` costs no torch.
 """
 
-import json
-import tempfile
-from hashlib import file_digest, sha256
 from importlib import import_module
-from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from replacement_models.dictionaries.activation import Elementwise
-from replacement_models.errors import ModelError
-from replacement_models.format_names import MODULES
-from replacement_models.formats import circuit_tracer, native
-from replacement_models.formats.labels import FILE as LABELS
-from replacement_models.hub import folder_of
-from replacement_models.transcoder import Transcoder
-
-FORMATS: dict[str, ModuleType] = {
-    name: import_module(f"{__name__}.{module}") for name, module in MODULES.items()
-}
-"""In the order in which a folder is offered to them."""
-WRITABLE = {name: module for name, module in FORMATS.items() if hasattr(module, "save")}
-WANTED = ("*.safetensors", "*.npz", "*.json", "*.yaml")
-"""What a hub id is asked for."""
-UNWANTED = ("features/*",)
-"""Published sets carry gigabytes of example texts for a viewer there."""
-SPRAWLING = "google/gemma-scope"
-"""Repositories that are never fetched whole."""
-LAZY_ABOVE = 2 << 30
-"""Bytes of weight files from which decoder rows stay on disk unless the caller says otherwise."""
-
-
-def load_transcoder(name: str | Path, lazy: bool | None = None) -> Transcoder:
-    """Read a transcoder in any known format.
-
-    Args:
-        name: a folder, or a hub id `owner/name[/subfolder][@revision]`.
-        lazy: leave decoder rows on disk and read the active ones; None decides by size.
-
-    Raises:
-        ModelError: nothing there, an unknown format, a missing or torn file, an unsupported field.
-    """
-    folder = transcoder_folder(name)
-    for module in FORMATS.values():
-        if module.recognise(folder):
-            if lazy is None:
-                files = [*_files(folder), *_elsewhere(module, folder).values()]
-                lazy = sum(path.stat().st_size for path in files if path.is_file()) > LAZY_ABOVE
-            return _load(module, folder, lazy)
-    raise ModelError(
-        f"{name}: holds no transcoder in a known format; known are {', '.join(FORMATS)}"
+if TYPE_CHECKING:
+    from replacement_models.formats.files import (
+        FORMATS,
+        WRITABLE,
+        content_hash,
+        convert,
+        load_transcoder,
+        save_transcoder,
+        transcoder_folder,
     )
 
+__all__ = [
+    "FORMATS",
+    "WRITABLE",
+    "content_hash",
+    "convert",
+    "load_transcoder",
+    "save_transcoder",
+    "transcoder_folder",
+]
 
-def _load(module: ModuleType, folder: Path, lazy: bool) -> Transcoder:
-    try:
-        transcoder: Transcoder = module.load(folder, lazy)
-    except ModelError as error:
-        if str(folder) in str(error):
-            raise
-        raise ModelError(f"{folder}: {error}") from error
-    return transcoder
+if not TYPE_CHECKING:  # a type checker must go on refusing names that are not there
 
-
-def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "tracer") -> Path:
-    """Write a transcoder; the folder appears whole or not at all.
-
-    Args:
-        transcoder: what to write.
-        folder: must not exist, or be empty.
-        format: one of WRITABLE.
-
-    Raises:
-        ModelError: unknown format, the format cannot hold it, or the folder is in use or cannot
-            be written.
-    """
-    if format not in WRITABLE:
-        raise ModelError(f"format is {format!r}, expected one of {sorted(WRITABLE)}")
-    if any(isinstance(layer.activation, Elementwise) for layer in transcoder.layers):
-        raise ModelError(
-            "a model's own neurons are no file's to hold; load them with transcoders 'neurons'"
-        )
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ModelError(f"{path}: exists and is not an empty folder; choose another name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
-            whole = Path(beside) / path.name
-            whole.mkdir()
-            WRITABLE[format].save(transcoder, whole)
-            whole.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be written ({error}); nothing was left there") from error
-    return path
-
-
-def convert(source: str | Path, target: str | Path, format: str = "tracer") -> Path:
-    """Rewrite a transcoder in another format, decoder rows read from disk where it is large.
-
-    Args:
-        source: a folder or hub id in any known format.
-        target: folder to write; must not exist, or be empty.
-        format: one of WRITABLE.
-
-    Raises:
-        ModelError: the source cannot be read, or the format cannot hold it.
-    """
-    return save_transcoder(load_transcoder(source), target, format)
-
-
-def content_hash(name: str | Path) -> str:
-    """SHA-256 over the names and bytes of a transcoder's files, for a graph's metadata.
-
-    Names of features (`labels.json`) do not count: they change nothing that a graph says.
-    """
-    folder = transcoder_folder(name)
-    listing = [[path.relative_to(folder).as_posix(), _file_hash(path)] for path in _files(folder)]
-    module = next((one for one in FORMATS.values() if one.recognise(folder)), native)
-    listing += [[name, _file_hash(path)] for name, path in _elsewhere(module, folder).items()]
-    return sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def transcoder_folder(name: str | Path) -> Path:
-    """The local folder behind a transcoder's name; of a hub id only what a transcoder needs.
-
-    Args:
-        name: a folder, or a hub id `owner/name[/subfolder][@revision]`.
-
-    Raises:
-        ModelError: neither a folder nor a loadable hub id, or a repository too large to fetch.
-    """
-    address = str(name).partition("@")[0]
-    if address.startswith(SPRAWLING) and address.count("/") == 1 and not Path(name).is_dir():
-        raise ModelError(
-            f"{name}: holds many dictionaries a layer, hundreds of gigabytes; name a subfolder, or "
-            "a repository whose config.yaml lists one file a layer (mwhanna/gemma-scope-…)"
-        )
-    folder, _ = folder_of(str(name), WANTED, UNWANTED)
-    return folder
-
-
-def _elsewhere(module: ModuleType, folder: Path) -> dict[str, Path]:
-    """Weight files outside the folder, which only circuit-tracer's lists can name."""
-    return circuit_tracer.elsewhere(folder) if module is circuit_tracer else {}
-
-
-def _files(folder: Path) -> list[Path]:
-    """Weight and configuration files at any depth, hidden ones left out, in a fixed order."""
-    suffixes = {Path(pattern).suffix for pattern in WANTED}
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix in suffixes
-        and path.name != LABELS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-def _file_hash(path: Path) -> str:
-    """SHA-256 of one file; the hub's cache names large files by it, which saves reading them."""
-    name = path.resolve().name
-    if path.is_symlink() and len(name) == 64 and set(name) <= set("0123456789abcdef"):
-        return name
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.files"), name)

@@ -32,6 +32,7 @@ from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
 from replacement_models.formats import gemma_scope, gemma_scope_2
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.tensors import TensorFile, all_rows
 from replacement_models.hub import HubId, download
 from replacement_models.sites import ReadPoint, WritePoint
@@ -80,8 +81,6 @@ def elsewhere(folder: Path) -> dict[str, Path]:
     Raises:
         ModelError: `config.yaml` cannot be read, or a file cannot be had.
     """
-    if not (folder / CONFIG).is_file():
-        return {}
     listed = _config(folder / CONFIG).get("transcoders") or []
     addresses = [str(entry) for entry in listed if str(entry).startswith("hf://")]
     return {address: _listed_file(address, folder) for address in addresses}
@@ -314,3 +313,6 @@ def _threshold(layer: TranscoderLayer, key: str) -> dict[str, Tensor]:
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, path)
+
+
+FORMAT = Format("circuit-tracer", recognise, load, save, elsewhere)

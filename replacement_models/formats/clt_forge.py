@@ -21,6 +21,7 @@ from replacement_models.dictionaries.activation import JumpReLU
 from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.points import read_json, refuse
 from replacement_models.formats.storage.rows import ShardedRows, StackedDecoder, StoredRows, widened
@@ -182,3 +183,6 @@ class _Stored:
         sources = range(target + 1) if self.cross_layer else [target]
         biases = [self.files[0].part("b_dec", self.pair(source, target)) for source in sources]
         return widened(torch.stack(biases)).sum(0)
+
+
+FORMAT = Format("clt-forge", recognise, load, save)

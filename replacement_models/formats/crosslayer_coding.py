@@ -21,6 +21,7 @@ from torch import Tensor
 from replacement_models.dictionaries.activation import Activation, JumpReLU, ReLU
 from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.points import (
     READ,
@@ -275,3 +276,6 @@ class _Stored:
             return ReLU()
         threshold = widened(self.file.part(THRESHOLD, index)).exp()
         return JumpReLU(torch.nextafter(threshold, torch.zeros_like(threshold)))
+
+
+FORMAT = Format("crosslayer-coding", recognise, load, save)

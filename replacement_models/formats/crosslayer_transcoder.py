@@ -27,6 +27,7 @@ from replacement_models.dictionaries.activation import (
 from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, by_target, plain
 from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.storage.tensors import TensorFile, loaded
@@ -241,3 +242,6 @@ class _Stored:
         threshold = self.file.tensor("nonlinearity.threshold")
         at = index if name == "PerLayerBatchTopK" else 0
         return BatchTopK(widened(threshold[at : at + 1]))
+
+
+FORMAT = Format("crosslayer-transcoder", recognise, load, save)

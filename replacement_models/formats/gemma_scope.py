@@ -21,6 +21,7 @@ from torch import Tensor
 from replacement_models.dictionaries.activation import JumpReLU
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.points import in_layer_order
 from replacement_models.formats.storage.rows import widened
@@ -187,3 +188,6 @@ def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.n
     begin = entry.header_offset + LOCAL_HEADER.size + name + extra + inside
     order: Literal["F", "C"] = "F" if fortran else "C"
     return np.memmap(path, dtype, "r", begin, shape, order)
+
+
+FORMAT = Format("gemma-scope", recognise, load, save)

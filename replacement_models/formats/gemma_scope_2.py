@@ -19,6 +19,7 @@ from replacement_models.dictionaries.activation import JumpReLU
 from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.members import members
 from replacement_models.formats.storage.points import (
@@ -186,3 +187,6 @@ def _tensors(layer: TranscoderLayer, decoder: Tensor) -> dict[str, Tensor]:
         "threshold": layer.activation.threshold,
     }
     return found if layer.W_skip is None else found | {SKIP: layer.W_skip}
+
+
+FORMAT = Format("gemma-scope-2", recognise, load, save)

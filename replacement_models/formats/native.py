@@ -25,6 +25,7 @@ from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.dictionaries.sae import SparseAutoencoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.points import read_json
 from replacement_models.formats.storage.tensors import TensorFile, all_rows
 from replacement_models.sites import ReadPoint, WritePoint
@@ -181,3 +182,6 @@ def _activation(config: Any, threshold: Tensor | None, path: Path) -> Activation
         f"{path.parent / CONFIG}: activation is {config!r}, expected relu, jump_relu, batch_topk, "
         "or topk or relu_topk with a whole number k"
     )
+
+
+FORMAT = Format("tracer", recognise, load, save)

@@ -24,6 +24,7 @@ from replacement_models.dictionaries.activation import Activation, JumpReLU, ReL
 from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, by_target, plain
 from replacement_models.formats.storage.members import members
 from replacement_models.formats.storage.points import (
@@ -299,3 +300,6 @@ def _norms(rows: Sequence[StoredRows]) -> Tensor:
     blocks = torch.arange(count).split(BLOCK)
     squares = [sum(part.rows(block).square().sum(1) for part in rows) for block in blocks]
     return torch.cat([torch.as_tensor(square) for square in squares]).sqrt()
+
+
+FORMAT = Format("openmoss", recognise, load, save)

@@ -19,6 +19,7 @@ from torch import Tensor
 from replacement_models.dictionaries.activation import Activation, JumpReLU, ReLU, ReLUTopK
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.members import members
 from replacement_models.formats.storage.points import (
@@ -215,3 +216,6 @@ def _tensors(layer: TranscoderLayer) -> dict[str, Tensor]:
     if layer.W_skip is not None:
         found["W_skip"] = layer.W_skip.T
     return found
+
+
+FORMAT = Format("saelens", recognise, load, save)

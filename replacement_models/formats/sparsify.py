@@ -22,6 +22,7 @@ from replacement_models.dictionaries.activation import ReLUTopK
 from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
+from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.members import members
 from replacement_models.formats.storage.points import (
@@ -292,3 +293,6 @@ class _Dictionary:
             for source in self.sources(target)
         ]
         return widened(torch.stack(biases)).sum(0)
+
+
+FORMAT = Format("sparsify", recognise, load, save)

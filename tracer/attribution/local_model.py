@@ -29,6 +29,7 @@ from replacement_models import (
 )
 from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
+from replacement_models.one_line import one_line
 from replacement_models.sites import ReadPoint, stream_number, top_layer
 from tracer.attribution.carry import carry, embedded, is_lifted, lift, start_of
 from tracer.attribution.sizes import Sizes
@@ -94,6 +95,8 @@ class LocalModel:
     early: Mapping[int, Float[Tensor, "start carried d_model"]]
     """The residual stream at the positions before `start`, by source as in `carry.py`, at every
     site (by number): what rows that read there consist of."""
+
+    __repr__ = one_line
 
     @property
     def positions(self) -> int:

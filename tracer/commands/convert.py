@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 import tracer
-from replacement_models.format_names import MODULES
+from replacement_models.formats.names import WRITTEN
 from tracer.commands.options import EXISTING, examples
 from tracer.commands.progress import progress
 
@@ -21,7 +21,7 @@ OURS = "tracer"
 @click.argument("target", metavar="DST", type=EXISTING)
 @click.option(
     "--format",
-    type=click.Choice([OURS, *sorted({*MODULES} - {OURS})]),
+    type=click.Choice([OURS, *sorted({*WRITTEN} - {OURS})]),
     default=OURS,
     help="What to write.",
 )

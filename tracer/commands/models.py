@@ -30,4 +30,7 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
 
         # What is wrong, our own errors say in one line.
         click.get_current_context().with_resource(quiet_transformers())
-        return tracer.ReplacementModel.load(**{name: options.pop(name, None) for name in names})
+        model = tracer.ReplacementModel.load(**{name: options.pop(name, None) for name in names})
+    for note in model.notes:
+        click.echo(note, err=True)
+    return model

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models import ReplacementModel
+from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Run, run, steering_hooks
@@ -25,6 +26,8 @@ class Continuation:
     logits: Float[Tensor, "new vocabulary"]
     """What each new token was chosen from."""
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -34,6 +37,8 @@ class Comparison:
     tokens: tuple[int, ...]
     plain: Continuation
     steered: Continuation
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)

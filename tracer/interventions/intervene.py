@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
+from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Outcome, Run, run, steering_hooks
@@ -43,12 +44,16 @@ class State:
     """As encoded from what the MLPs read; the interventions themselves do not show in them."""
     pre_activations: Float[Tensor, "layers positions features"]
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, eq=False)
 class Change(State):
     """The state after an intervention, and the one before it."""
 
     base: State
+
+    __repr__ = one_line
 
 
 @one_call()

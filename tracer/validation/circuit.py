@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from graphs import AttributionGraph, NodeKind
+from replacement_models.replaced import Writes
 from tracer.interventions.forward import Changes, Run, run
 from tracer.validation.means import Means
 from tracer.validation.subject import Subject
@@ -86,8 +87,11 @@ class Ablation:
     features: Sequence[Bool[Tensor, "rows positions features"]]
     """What to leave as it is, a layer each."""
     errors: Bool[Tensor, "rows layers positions"]
-    decoded: dict[int, Tensor] = field(default_factory=dict)
-    """Layer to what its transcoders make of this pass's activations, unchanged."""
+    writes: Writes = field(init=False)
+    """Of this pass's activations, unchanged."""
+
+    def __post_init__(self) -> None:
+        self.writes = Writes(self.subject.model.transcoder)
 
     def reads(self, layer: int) -> bool:
         """Every layer."""
@@ -103,21 +107,13 @@ class Ablation:
         amount = torch.where(keep[..., used], -mean[used].expand_as(active[..., used]), 0.0)
         amount = torch.where(keep[..., used], amount, -active[..., used])
         amount[:, :skipped] = 0
-        transcoder = self.subject.model.transcoder
-        rows = transcoder.decoder_rows(layer, used)
-        for slot, target in enumerate(transcoder.targets(layer)):
-            write = active[..., used] @ rows[:, slot]
-            self.decoded[target] = self.decoded.get(target, 0) + write
+        self.writes.add(layer, used, active[..., used])
         return used, amount
 
     def output(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
         """What features write, plus errors: recorded ones inside the circuit, mean ones outside."""
-        transcoder, skipped = self.subject.model.transcoder, self.subject.skipped
-        decoded = self.decoded.get(layer, 0) + transcoder.layers[layer].b_dec
-        decoded = decoded + self.means.written[layer]
-        skip = transcoder.skip(layer)
-        if skip is not None:
-            decoded = decoded + x @ skip
+        skipped = self.subject.skipped
+        decoded = self.writes.output(layer, x) + self.means.written[layer]
         inside = self.errors[:, layer, :, None]
         error = torch.where(inside, self.subject.errors[layer], self.means.errors[layer])
         return torch.cat([output[:, :skipped], (decoded + error)[:, skipped:]], dim=1)

@@ -8,13 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models import ReplacementModel
+from replacement_models.one_line import one_line
 from replacement_models.process import one_call
+from replacement_models.replaced import Writes
 from tracer.errors import TraceError
-
-EMBEDDED = "embedded/model"
-"""What graphs call the model that ships with the project."""
-SENTENCES, SEED = 300, 77
-"""How many of its sentences stand for its corpus, and the seed they are drawn with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +27,8 @@ class Means:
     positions: int
     """How many positions they are averages of."""
 
+    __repr__ = one_line
+
 
 @one_call()
 @torch.no_grad()
@@ -42,6 +41,9 @@ def corpus_means(
         model: the model.
         prompts: the corpus.
         skip_positions: leave out the first so many positions of each, as graphs do.
+
+    Returns:
+        Mean activations (features) and errors (D), a layer each, and what the former write (D).
 
     Raises:
         TraceError: no position is left to average.
@@ -65,24 +67,10 @@ def corpus_means(
     return Means(means, [total / count for total in errors], _written(model, means), count)
 
 
-def embedded_corpus(model: ReplacementModel) -> list[str] | None:
-    """Sentences of the embedded default's own corpus; None for any other model."""
-    if model.name != EMBEDDED:
-        return None
-    from replacement_models.tiny.recipe.corpus import Source, sample, whole_words
-    from replacement_models.tiny.recipe.facts import load_facts, split_cities
-
-    facts = load_facts()
-    cities = split_cities(facts)
-    source = Source(facts, cities, cities.seen, whole_words(model.tokenizer))
-    return list(sample(source, SENTENCES, SEED))
-
-
 def _written(model: ReplacementModel, means: Sequence[Tensor]) -> list[Tensor]:
-    written = [torch.zeros_like(weights.b_dec) for weights in model.transcoder.layers]
+    writes = Writes(model.transcoder)
     for layer, mean in enumerate(means):
         used = mean.nonzero()[:, 0]
-        rows = model.transcoder.decoder_rows(layer, used)
-        for slot, target in enumerate(model.transcoder.targets(layer)):
-            written[target] += mean[used] @ rows[:, slot]
-    return written
+        writes.add(layer, used, mean[used])
+    nothing = torch.zeros_like(model.transcoder.layers[0].b_dec)
+    return [writes.pending.get(layer, nothing) for layer in range(len(means))]

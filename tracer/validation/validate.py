@@ -13,6 +13,7 @@ from torch import Tensor
 from graphs import AttributionGraph
 from graphs.schema import number, plain_metadata
 from replacement_models import ReplacementModel
+from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from tracer.interventions.freezing import Freezing
 from tracer.validation.ablation import ablations
@@ -23,7 +24,7 @@ from tracer.validation.correlation import (
     spearman,
 )
 from tracer.validation.faithfulness import Faithfulness, faithfulness
-from tracer.validation.means import Means, corpus_means, embedded_corpus
+from tracer.validation.means import Means, corpus_means
 from tracer.validation.report import TABLES, write_plots, write_tables
 from tracer.validation.response import Prediction, Response, by_distance, responses
 from tracer.validation.scrubbing import Hypothesis, scrub
@@ -48,6 +49,8 @@ class Validation:
     cosine, error, measured."""
     circuits: pa.Table | None
     """One row a threshold, as in `Faithfulness.curve`; None without a corpus."""
+
+    __repr__ = one_line
 
     @property
     def tables(self) -> dict[str, pa.Table | None]:
@@ -93,11 +96,14 @@ def validate(
     Args:
         model: the model the graph was traced from.
         graph: as `trace` returned it.
-        corpus: prompts for the means, or the means. None takes sentences of the embedded default's
-            own corpus; for any other model it leaves faithfulness out.
+        corpus: prompts for the means, or the means. None takes those the model brings
+            (`ReplacementModel.corpus`); where it brings none, faithfulness is left out.
         hypotheses: claims to scrub, each from its own prompts.
         draws: random circuits for each threshold.
         seed: of the random circuits.
+
+    Returns:
+        The graph with its summary, and tables of features, responses and circuits.
 
     Raises:
         TraceError: the graph is pruned, of another model, or its targets are directions.
@@ -106,7 +112,8 @@ def validate(
     "Sparse Feature Circuits", for faithfulness and completeness.
     """
     about = subject(model, graph)
-    corpus = embedded_corpus(model) if corpus is None else corpus
+    if corpus is None and model.corpus is not None:
+        corpus = model.corpus()
     if corpus is not None and not isinstance(corpus, Means):
         corpus = corpus_means(model, corpus, about.skipped)
     measured, changes, found = _measure(about)

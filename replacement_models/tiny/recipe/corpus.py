@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from replacement_models.tiny.recipe.facts import Cities
+from replacement_models.tiny.recipe.facts import Cities, load_facts, split_cities
 
+OWN, OWN_SEED = 300, 77
+"""How many sentences stand for the corpus, and the seed they are drawn with."""
 CONTEXT, ANSWER, CITY, NOISE = range(4)
 OPENING = {"[": ANSWER, "{": CITY, "<": NOISE}
 BRACKETS = str.maketrans("", "", "[]{}<>")
@@ -338,3 +340,15 @@ def sample(source: Source, count: int, seed: int) -> Sequence[str]:
     """Return `count` plain sentences, as the tokenizer's vocabulary is collected from."""
     stream = sentences(source, seed)
     return [plain(next(stream)) for _ in range(count)]
+
+
+def own_sentences(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Sentences that stand for the embedded default's corpus where something is averaged over it.
+
+    Returns:
+        The same `OWN` plain sentences every time.
+    """
+    facts = load_facts()
+    cities = split_cities(facts)
+    source = Source(facts, cities, cities.seen, whole_words(tokenizer))
+    return list(sample(source, OWN, OWN_SEED))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from replacement_models.hooks import forward_hooks
 from replacement_models.tiny.recipe.corpus import Source
 from replacement_models.tiny.recipe.measure import CITY_AT, PROMPT
 from replacement_models.tiny.recipe.taps import mlps, recorded_mlps
@@ -136,22 +137,16 @@ class Laboratory:
     def adding(self, writes: Tensor) -> Iterator[None]:
         """Add `writes` (N, sites, layers, D) to the MLP outputs at the two sites."""
 
-        def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-            def add(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def hook(layer: int) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+            def add(_: tuple[Tensor, ...], output: Tensor) -> Tensor:
                 changed = output.clone()
                 changed[:, list(SITES)] += writes[:, :, layer]
                 return changed
 
             return add
 
-        handles = [
-            mlp.register_forward_hook(hook(layer)) for layer, mlp in enumerate(mlps(self.model))
-        ]
-        try:
+        with forward_hooks((mlp, hook(layer)) for layer, mlp in enumerate(mlps(self.model))):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @torch.no_grad()
     def answers(self, cities: Sequence[str], writes: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from replacement_models.hooks import forward_hooks
+
 
 def mlps(model: GPT2LMHeadModel) -> list[nn.Module]:
     """Return the MLP of every layer."""
@@ -32,13 +34,9 @@ def recorded_mlps(model: GPT2LMHeadModel) -> Iterator[tuple[list[Tensor], list[T
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(args: tuple[Tensor, ...], output: Tensor) -> None:
         inputs.append(args[0])
         outputs.append(output)
 
-    handles = [mlp.register_forward_hook(keep) for mlp in mlps(model)]
-    try:
+    with forward_hooks((mlp, keep) for mlp in mlps(model)):
         yield inputs, outputs
-    finally:
-        for handle in handles:
-            handle.remove()

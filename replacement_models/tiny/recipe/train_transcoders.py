@@ -22,6 +22,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from replacement_models.dictionaries.activation import JumpReLU
 from replacement_models.dictionaries.cross_layer import CrossLayerTranscoder
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
+from replacement_models.hooks import forward_hooks
 from replacement_models.tiny.recipe.corpus import (
     CITY,
     Encoder,
@@ -358,10 +359,13 @@ class Trainee(nn.Module):
 
 @contextmanager
 def replaced_mlps(model: GPT2LMHeadModel, trainee: Trainee) -> Iterator[None]:
-    """Let the trainee stand in for every MLP at once, at all positions but the first."""
+    """Let the trainee stand in for every MLP at once, at all positions but the first.
+
+    Apart from `replaced.py`, since a trainee is no transcoder yet: normalised units, soft jumps.
+    """
     written: list[Tensor] = []
 
-    def stand_in(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def stand_in(args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         layer, x = len(written), args[0][:, 1:]
         active = trainee.encode(layer, x.reshape(-1, x.shape[-1]))[1]
         written.append(trainee.writes(layer, active))
@@ -372,12 +376,8 @@ def replaced_mlps(model: GPT2LMHeadModel, trainee: Trainee) -> Iterator[None]:
         raw = total * trainee.scales.output_scale[layer] + trainee.scales.output_mean[layer]
         return torch.cat((output[:, :1], raw.view(x.shape)), 1)
 
-    handles = [mlp.register_forward_hook(stand_in) for mlp in mlps(model)]
-    try:
+    with forward_hooks((mlp, stand_in) for mlp in mlps(model)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
