@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test install readme clean
+.PHONY: demo test install docs readme clean
 
 demo: $(INSTALLED)
 	@mkdir -p demo
@@ -27,13 +27,17 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt install_graphviz.sh
 	@test -n "$(PYTHON)" || { echo "tracer needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,docs]"
 	sh install_graphviz.sh
 	@touch $@
 
-# Draws the picture and fills in the output shown in README.md, from the embedded default as it is now.
+# The documentation as a site, in site/.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Draws the picture and fills in what documents show of commands, benchmarks, supported models and the tree.
 readme: $(INSTALLED)
 	$(BIN)/python -m docs.fill_readme
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

@@ -155,7 +155,14 @@ def run_peer(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Time the peer in its own environment."""
     with tempfile.TemporaryDirectory() as out:
-        command = [python, str(RESULTS / "peer.py"), str(folder), out, "--cap", str(case.cap)]
+        command = [
+            python,
+            str(Path(__file__).with_name("peer.py")),
+            str(folder),
+            out,
+            "--cap",
+            str(case.cap),
+        ]
         command += ["--rank-every", str(RANK_EVERY), "--repeats", str(repeats), "--warm", str(WARM)]
         command += [word for batch in case.batches for word in ("--batch", str(batch))]
         command += ["--repaired"] if repaired else []

@@ -1,10 +1,13 @@
-"""Draw docs/dallas.svg and put into the READMEs what the commands shown there print.
+"""Draw docs/dallas.svg and fill in what documents show and nobody should type.
 
-With `--models`, only the lists of supported models; with `--speed`, only the table of speeds.
+What commands print, supported models, speeds, the map of the code. With `--models`, `--speed` or
+`--map`, only those.
 """
 
+import ast
 import json
 import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from benchmarks.attribution import SIDES, means, ratio
+from benchmarks.attribution import SIDES, mean_and_worst, means, ratio
 from benchmarks.random_shapes import LAYERS
 from replacement_models.hosts.support import families_line, support_table
 from tracer.commands import main
@@ -23,10 +26,13 @@ PROMPT = "The capital of the state containing Dallas is"
 SHOWN = re.compile(
     r"(?<=<!-- what tracer prints -->\n```text\n).*?(?=^```)", re.DOTALL | re.MULTILINE
 )
-FAMILIES = re.compile(r"(?<=<!-- supported models -->\n).*?(?=\n\n)", re.DOTALL)
-SPEED = re.compile(r"(?<=<!-- measured speed -->\n).*?(?=\n<!-- to here -->)", re.DOTALL)
 SHAPES = {"gpt2": "GPT-2", "llama": "Llama-3.2-1B", "gemma": "Gemma-2-2B"}
-TABLE = re.compile(r"^\| \d+ decoders of transformers .*?(?=\n\n)", re.DOTALL | re.MULTILINE)
+PLACES = {
+    "docs": "guides, concepts, a page for each number, formats, the Python reference",
+    "examples": "three notebooks and two scripts, run by the tests",
+    "tests": "`test_<package>_<module>.py`; `data/` holds cases computed by other software",
+}
+"""What stands in folders that have no docstring to say it."""
 
 
 def run(*arguments: str) -> str:
@@ -50,25 +56,74 @@ def wrapped(sentence: str) -> str:
     return textwrap.fill(sentence, 112, break_long_words=False, break_on_hyphens=False)
 
 
+def between(mark: str) -> re.Pattern[str]:
+    """What stands between a comment with these words and the next `<!-- to here -->`."""
+    return re.compile(rf"(?<=<!-- {mark} -->\n).*?(?=\n?<!-- to here -->)", re.DOTALL)
+
+
+def replace(file: str, place: re.Pattern[str], shown: str) -> None:
+    """Put `shown` where `place` is found in a document."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    (ROOT / file).write_text(place.sub(lambda _: shown, text, count=1), encoding="utf-8")
+
+
 def fill() -> None:
     """Rewrite the picture and the block."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
     with TemporaryDirectory() as folder:
         graph, picture = f"{folder}/dallas.graph", str(ROOT / "docs" / "dallas.svg")
         printed = output(graph, picture).replace(folder, "demo").replace(picture, "demo/dallas.svg")
-    readme.write_text(SHOWN.sub(lambda _: printed, text, count=1), encoding="utf-8")
+    replace("README.md", SHOWN, printed)
+
+
+def models() -> dict[str, str]:
+    """Document -> what it says of the supported models."""
+    count, _, names = families_line().partition(": ")
+    full = f"{wrapped(f'{count}: {names}')}\n\n{support_table()}"
+    return {"README.md": f"{count}.", "docs/families.md": full}
 
 
 def fill_models() -> None:
-    """Rewrite the list of supported models in both READMEs."""
-    for name, place, shown in (
-        ("README.md", FAMILIES, wrapped(families_line())),
-        ("replacement_models/README.md", TABLE, support_table()),
-    ):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        new = place.sub(lambda _, shown=shown: shown, text, count=1)
-        (ROOT / name).write_text(new, encoding="utf-8")
+    """Rewrite the number of supported models, their list, and the table of all types."""
+    for file, shown in models().items():
+        replace(file, between("supported models"), shown)
+
+
+def files() -> list[Path]:
+    """What belongs to the project, relative to its root: what git knows or would take up."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:  # an archive, not a clone
+        found = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.suffix != ".pyc"]
+        listed = [path for path in found if not any(part[0] == "." for part in path.parts)]
+    else:
+        listed = [Path(line) for line in done.stdout.splitlines()]
+    return sorted(path for path in listed if (ROOT / path).is_file())
+
+
+def code_map() -> str:
+    """What `ls` shows, as a table: every top-level folder, and the rooms of the packages."""
+    parts = [file.parts for file in files()]
+    folders = {Path(*part[:end]) for part in parts for end in (1, 2) if end < len(part)}
+    rows = [("[cli.py](cli.py)", first_line(ROOT / "cli.py"))]
+    for folder in sorted(folder for folder in folders if folder.parts[0][0] != "."):
+        room = len(folder.parts) == 2
+        module = ROOT / folder / "__init__.py"
+        if module.is_file() and (not room or (ROOT / folder.parent / "py.typed").is_file()):
+            name = f"— [{folder.name}/]({folder})" if room else f"[{folder}/]({folder})"
+            rows.append((name, first_line(module)))
+        elif not room:
+            rows.append((f"[{folder}/]({folder})", PLACES[str(folder)]))
+    return "\n".join(["| path | what |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def first_line(module: Path) -> str:
+    """The first line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").splitlines()[0]
+
+
+def fill_map() -> None:
+    """Rewrite the map of the code."""
+    replace("README.md", between("map"), code_map())
 
 
 def speed_row(case: dict[str, Any]) -> str:
@@ -86,12 +141,16 @@ def speed_row(case: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def measured() -> list[dict[str, Any]]:
+    """The cases of benchmarks/results/attribution.json."""
+    file = ROOT / "benchmarks" / "results" / "attribution.json"
+    cases: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["results"]
+    return cases
+
+
 def speed_table() -> str:
-    """What benchmarks/results/attribution.json says, as the README shows it."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "attribution.json").read_text())[
-        "results"
-    ]
-    shapes = list(SHAPES)
+    """What the benchmark measured, case by case and in the mean."""
+    found, shapes = measured(), list(SHAPES)
     cases = sorted(
         found,
         key=lambda case: (
@@ -109,14 +168,32 @@ def speed_table() -> str:
     return "\n".join([*lines, "", "Geometric means, and the worst:", "", means(found)])
 
 
+def speed_in_short() -> str:
+    """The same in two sentences."""
+    said = []
+    for kind in ("per_layer", "cross_layer"):
+        cases = [case for case in measured() if case["kind"] == kind]
+        (mean, worst), (repaired, least) = (
+            mean_and_worst([case[side] for case in cases], "ratio") for side in SIDES
+        )
+        said.append(
+            f"{mean} times with {kind.replace('_', '-')} dictionaries (closest case {worst}), "
+            f"{repaired} ({least}) with its slowest product repaired"
+        )
+    return wrapped(
+        "On two cores of an Intel server processor with AMX and random weights, circuit-tracer "
+        "takes a multiple of the CPU time that tracer takes for the same graph, in the geometric "
+        f"mean {'; '.join(said)}."
+    )
+
+
 def fill_speed() -> None:
-    """Rewrite the table of speeds from what the benchmark wrote."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(SPEED.sub(lambda _: speed_table(), text, count=1), encoding="utf-8")
+    """Rewrite both from what the benchmark wrote."""
+    replace("benchmarks/README.md", between("measured speed"), speed_table())
+    replace("README.md", between("speed in short"), speed_in_short())
 
 
 if __name__ == "__main__":
-    parts = {"--models": fill_models, "--speed": fill_speed}
+    parts = {"--models": fill_models, "--speed": fill_speed, "--map": fill_map}
     for part in [parts[flag] for flag in sys.argv[1:]] or [*parts.values(), fill]:
         part()

@@ -11,8 +11,24 @@ from tracer.namesakes import check_namesakes, refuse_rooms
 
 if TYPE_CHECKING:
     from graphs import AttributionGraph, GraphError, NodeKind, NodePath, Scores
-    from replacement_models import ModelError, ReplacementModel, load_transcoder, save_transcoder
+    from replacement_models import (
+        BatchTopK,
+        CrossLayerTranscoder,
+        DenseDecoder,
+        JumpReLU,
+        ModelError,
+        PerLayerTranscoder,
+        ReLU,
+        ReLUTopK,
+        ReplacementModel,
+        TopK,
+        Transcoder,
+        TranscoderLayer,
+        load_transcoder,
+        save_transcoder,
+    )
     from replacement_models.formats import convert
+    from replacement_models.sites import Site
     from tracer import patching
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
@@ -26,19 +42,30 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttributionGraph",
+    "BatchTopK",
     "Change",
+    "CrossLayerTranscoder",
+    "DenseDecoder",
     "Difference",
     "Direction",
     "GraphError",
     "Intervention",
+    "JumpReLU",
     "ModelError",
     "NodeKind",
     "NodePath",
+    "PerLayerTranscoder",
+    "ReLU",
+    "ReLUTopK",
     "ReplacementModel",
     "Scores",
+    "Site",
     "Steering",
     "Supernode",
+    "TopK",
     "TraceError",
+    "Transcoder",
+    "TranscoderLayer",
     "Validation",
     "contrast",
     "convert",
@@ -55,19 +82,30 @@ __all__ = [
 
 _PLACES = {
     "AttributionGraph": "graphs",
+    "BatchTopK": "replacement_models",
     "Change": "tracer.interventions.intervene",
+    "CrossLayerTranscoder": "replacement_models",
+    "DenseDecoder": "replacement_models",
     "Difference": "tracer.attribution.targets",
     "Direction": "tracer.attribution.targets",
     "GraphError": "graphs",
     "Intervention": "tracer.interventions.values",
+    "JumpReLU": "replacement_models",
     "ModelError": "replacement_models",
     "NodeKind": "graphs",
     "NodePath": "graphs",
+    "PerLayerTranscoder": "replacement_models",
+    "ReLU": "replacement_models",
+    "ReLUTopK": "replacement_models",
     "ReplacementModel": "replacement_models",
     "Scores": "graphs",
+    "Site": "replacement_models.sites",
     "Steering": "tracer.interventions.values",
     "Supernode": "tracer.interventions.values",
+    "TopK": "replacement_models",
     "TraceError": "tracer.errors",
+    "Transcoder": "replacement_models",
+    "TranscoderLayer": "replacement_models",
     "Validation": "tracer.validation.validate",
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",

@@ -170,23 +170,9 @@ def linearise(
     writers, sums = gather(model.transcoder, features, len(recording.tokens), counts)
     pays = not plain and virtual_pays(model, len(recording.tokens), rows)
     virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
-    stream, early = embedded(recording, start), {}
-    layers = []
-    for layer, writes in enumerate(writers):
-        others = _errors_and_constants(model, recording, layer, skip_positions, sums[layer])
-        bottom = lifted and layer == 0
-        maps = _linear_layer(model, recording, layer, stream, bottom, virtual[layer])
-        between = _after_attention(maps, stream, bottom)
-        early[stream_number(layer)], early[stream_number(layer, between=True)] = stream, between
-        stream = _past_skip(maps, between, stream if maps.parallel else between).clone()
-        stream[:, -1] += others[:start, 1]
-        carried = maps.carried
-        _features_to_stream(model, recording, layer, writes)
-        _place_others(
-            writes, others, carried if maps.parallel else _past_skip(maps, carried, carried)
-        )
-        layers.append(maps)
-    early[stream_number(len(layers))] = stream
+    layers, early = _climb(
+        model, recording, writers, sums, (skip_positions, start, lifted), virtual
+    )
     return LocalModel(
         tokens=recording.tokens,
         layers=layers,
@@ -200,6 +186,45 @@ def linearise(
         mixed=_mixed(writers[0], layers[1], rows) if lifted and len(layers) > 1 else None,
         early=early,
     )
+
+
+def _climb(
+    model: ReplacementModel,
+    recording: Recording,
+    writers: Sequence[Writers],
+    sums: Float[Tensor, "layers positions d_model"],
+    ends: tuple[int, int, bool],
+    virtual: Sequence[Tensor | None],
+) -> tuple[list[LinearLayer], dict[int, Tensor]]:
+    """Layer by layer from below: its linear maps, and what else than features it writes.
+
+    Args:
+        model: what was recorded.
+        recording: its forward pass.
+        writers: a layer each; all but what features write is filled in.
+        sums: what the features of each layer add up to.
+        ends: positions skipped, the first that gradients go to, whether tokens are lifted.
+        virtual: virtual weights of each layer, or None.
+
+    Returns:
+        The layers, and the stream at the first positions at every site (`LocalModel.early`).
+    """
+    skip_positions, start, lifted = ends
+    stream, early, layers = embedded(recording, start), {}, []
+    for layer, writes in enumerate(writers):
+        others = _errors_and_constants(model, recording, layer, skip_positions, sums[layer])
+        bottom = lifted and layer == 0
+        maps = _linear_layer(model, recording, layer, stream, bottom, virtual[layer])
+        between, carried = _after_attention(maps, stream, bottom), maps.carried
+        early[stream_number(layer)], early[stream_number(layer, between=True)] = stream, between
+        stream = _past_skip(maps, between, stream if maps.parallel else between).clone()
+        stream[:, -1] += others[:start, 1]
+        _features_to_stream(model, recording, layer, writes)
+        past = carried if maps.parallel else _past_skip(maps, carried, carried)
+        _place_others(writes, others, past)
+        layers.append(maps)
+    early[stream_number(len(layers))] = stream
+    return layers, early
 
 
 def virtual_pays(model: ReplacementModel, positions: int, rows: int) -> bool:
