@@ -247,6 +247,8 @@ def test_the_line_under_a_picture_says_what_a_cap_left_out():
         ):
             assert part in text
             assert part in summary_html(graph._content, [])
+        assert 'id="title_2"' in text
     whole = random_graph(0).to_dot()
+    assert 'id="title_2"' not in whole
     assert "uncovered" not in whole
     assert "among the nodes" not in whole

@@ -18,6 +18,7 @@ from graphs.schema import NodeKind
 
 INK, GREY = "#222222", "#777777"
 BIG: dict[str, Any] = {"fontcolor": INK, "fontsize": 13.0, "fontname": "Helvetica-Bold"}
+BETWEEN = "   ·   "
 HEADER = 12.0
 """Room for the tokens above a tall scene."""
 
@@ -66,7 +67,9 @@ def _label(
 def _title(scene: Scene) -> list[str]:
     top = float(scene.places.rows[-1]) + (HEADER if _tall(scene) else 0.0)
     plain: dict[str, Any] = {}
-    lines = ((question(scene), BIG, 34.0, 1.1), (_facts(scene), plain, 14.0, 1.0))
+    facts = _facts(scene)
+    lines = [(question(scene), BIG, 20.0 + 14 * len(facts), 1.1)]
+    lines += [(text, plain, 14.0 * (len(facts) - at), 1.0) for at, text in enumerate(facts)]
     statements = []
     for at, (text, font, rise, bold) in enumerate(lines):
         needed = bold * placement.text_width(text, font.get("fontsize", FONT)) + 8
@@ -92,8 +95,8 @@ def _tall(scene: Scene) -> bool:
     return scene.grid.shape[0] > 12
 
 
-def _facts(scene: Scene) -> str:
-    """What of the graph is shown, and how much of the model it explains."""
+def _facts(scene: Scene) -> list[str]:
+    """What of the graph is shown, and how much of the model it explains; two lines if capped."""
     content, shown = scene.content, len(scene.drawn)
     nodes, edges = content.nodes.num_rows, content.edges.num_rows
     pruned = content.metadata.get("pruned")
@@ -107,10 +110,11 @@ def _facts(scene: Scene) -> str:
     if shown < edges:
         parts.append(f"{shown:,} strongest edges drawn, {edges - shown:,} hidden")
     scores = words.scores(content.scores, content.metadata, 2)
-    parts += [f"{name} {scores[name]}" for name in ("replacement", "completeness")]
-    if content.scores.uncovered > 0:
-        parts.append(f"uncovered {scores['uncovered']} (features beyond the cap)")
-    return "   ·   ".join(parts)
+    explained = [f"{name} {scores[name]}" for name in ("replacement", "completeness")]
+    if not content.scores.uncovered > 0:
+        return [BETWEEN.join(parts + explained)]
+    beyond = f"uncovered {scores['uncovered']} (features beyond the cap)"
+    return [BETWEEN.join(parts), BETWEEN.join([*explained, beyond])]
 
 
 Draw = Callable[[str, float, float], tuple[float, list[str]]]
@@ -169,6 +173,6 @@ def summary_html(content: Content, paths: Sequence[str]) -> str:
     shown = compose(content, Style())
     lines = "".join(f"<li>{escape(path)}</li>" for path in paths)
     return (
-        f"<p><b>{escape(question(shown))}</b><br>{escape(_facts(shown))}</p>"
+        f"<p><b>{escape(question(shown))}</b><br>{escape(BETWEEN.join(_facts(shown)))}</p>"
         f"<ol>{lines}</ol><p>{escape(INSTALL)}</p>"
     )
