@@ -171,7 +171,7 @@ def test_features_left_out_never_raise_the_score(seed: int, nodes: float, more: 
 @FEW
 @given(seed=SEEDS, prune=st.booleans())
 def test_without_a_cap_nothing_is_uncovered_and_both_scores_are_one(seed: int, prune: bool):
-    graph = random_graph(seed)
+    graph = random_graph(seed, dtype=np.float64)
     graph = graph.prune() if prune else graph
     scores = graph.scores
     assert (scores.replacement, scores.completeness) == tuple(asdict(scores.among_nodes).values())
