@@ -189,7 +189,7 @@ def test_a_torn_file_is_one_line(tmp_path: Path, keep: int, what: str):
 def test_weights_that_are_not_the_models_are_named(
     tmp_path: Path, fault: dict[str, Any], message: str
 ):
-    with pytest.raises(ModelError, match=rf"a\.gguf: weights .*{message}"):
+    with pytest.raises(ModelError, match=rf"a\.gguf: .*{message}"):
         loaded(written(tmp_path / "a.gguf", llama(), **fault))
 
 
