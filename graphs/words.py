@@ -1,5 +1,6 @@
 """Tokens, labels and numbers as text for people."""
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -10,30 +11,43 @@ from graphs.scores import Scores
 
 SHOWN = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
 """White space that would not be seen when a token holds nothing else."""
+JOINERS = "\u200c\u200d"
+"""Zero-width, but part of how emoji and many scripts are written."""
+JOINED = {"Lo", "Mn", "Mc", "So", "Sk"}
+"""After what a joiner is one: letters without case, marks, emoji."""
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Controls, marks of direction and of zero width, half characters, and what is none."""
+BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0100-\U000e01ef]")
+"""Marks and letters that show nothing: fillers, and selectors that can carry hidden text."""
 
 
 def visible(text: str) -> str:
-    r"""`text` on one line without anything a terminal or an SVG would act on.
+    r"""`text` on one line, with everything spelled out that a reader would not see.
 
-    Control characters, lone surrogates and what XML forbids become U+FFFD, marks that change
-    the direction of text vanish, line breaks become a sign; letters of any script stay.
+    What a terminal, an SVG or a table would act on, and what hides or reverses text: escape and
+    all other controls, marks of direction, zero-width characters, lone surrogates, what XML
+    forbids. Letters of any script stay, with their marks and joiners; so do emoji.
 
-    >>> visible("a\tb\x07")
-    'a⇥b�'
+    Everything that is printed or drawn comes through here: the commands by `tracer.commands.say`,
+    pictures by `pictures.dot.text` and `pictures.charts`.
+
+    >>> print(visible("a\tb\x1b[2J\x9b\u202etxt"))
+    a⇥b␛[2J\x9b\u202etxt
     """
-    return "".join(_character(char) for char in text)
+    return "".join(map(_character, text, ["", *text]))
 
 
-def _character(char: str) -> str:
+def _character(char: str, before: str) -> str:
     if char in SHOWN and char != " ":
         return SHOWN[char]
-    kind = unicodedata.category(char)
-    if char == "\u200d":
-        return char  # joins emoji into one
-    if kind == "Cf":
-        return ""
-    if kind in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp"):
-        return "\N{REPLACEMENT CHARACTER}"
+    if char in JOINERS and before and unicodedata.category(before) in JOINED:
+        return char
+    if char < " ":
+        return chr(ord("\N{SYMBOL FOR NULL}") + ord(char))
+    if char == "\x7f":
+        return "\N{SYMBOL FOR DELETE}"
+    if unicodedata.category(char) in HIDDEN or BLANK.match(char):
+        return char.encode("ascii", "backslashreplace").decode()
     return char
 
 

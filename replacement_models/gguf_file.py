@@ -63,6 +63,26 @@ def quantised_types(path: Path) -> list[str]:
     return sorted({tensor.tensor_type.name for tensor in GGUFReader(path).tensors} - PLAIN)
 
 
+def unplaced_tensors(path: Path) -> list[str]:
+    """Names of tensors that a file's own architecture and number of layers have no place for.
+
+    transformers passes over them without a word.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    layers = int(reader.fields[f"{architecture}.block_count"].contents())
+    [kind] = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    places = {
+        gguf.TENSOR_NAMES[tensor].format(bid=layer)
+        for tensor in gguf.MODEL_TENSORS[kind]
+        for layer in range(layers)
+    }
+    names = [tensor.name for tensor in reader.tensors]
+    return [name for name in names if name.rpartition(".")[0] not in places and name not in places]
+
+
 def note(path: Path, dtype: str) -> str | None:
     """What a user should know of the weights: one line, or None where they are as stored.
 

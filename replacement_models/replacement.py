@@ -1,7 +1,6 @@
 """The replacement model: a language model and the transcoders that stand in for its MLPs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,26 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replacement_models.checkpoint import load_model, load_tokenizer
 from replacement_models.dictionaries.neurons import NEURONS, neurons
 from replacement_models.dictionaries.partial import check_fit, cover
 from replacement_models.errors import ModelError
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats.files import content_hash, load_transcoder, transcoder_folder
 from replacement_models.formats.labels import read_labels
-from replacement_models.gguf_file import (
-    SUFFIX,
-    bar_hidden,
-    from_pretrained_options,
-    gguf_file,
-    note,
-    unpacked,
-)
+from replacement_models.gguf_file import gguf_file, note
 from replacement_models.host import Host
-from replacement_models.hosts import check_family, host_of
+from replacement_models.hosts import host_of
 from replacement_models.hosts.as_described import check_layout
-from replacement_models.hosts.weights import store_outputs_first
 from replacement_models.hub import folder_of
-from replacement_models.process import one_call, without_progress_bars
+from replacement_models.process import one_call
 from replacement_models.recording import Recording, record
 from replacement_models.speed.threads import one_thread
 from replacement_models.transcoder import Transcoder
@@ -115,10 +107,10 @@ class ReplacementModel:
         dictionary = None if bare else load_transcoder(transcoders, lazy)
         place = None if bare else transcoder_folder(transcoders)
         with one_call():  # transformers changes torch's default type, among much else, meanwhile
-            host = host_of(_load_model(folder, kind, where))
+            host = host_of(load_model(folder, kind, where))
             fitted = (dictionary or neurons(host)).to(where, kind)
             covering = cover(host, fitted, elsewhere)
-            tokenizer = _load_tokenizer(folder)
+            tokenizer = load_tokenizer(folder)
         return cls(
             host=host,
             transcoder=covering,
@@ -299,57 +291,6 @@ def _own_corpus(folder: Path, tokenizer: Any) -> Callable[[], Sequence[str]] | N
 def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:
     found = None if file is None else note(file, dtype)
     return () if found is None else (found,)
-
-
-def _load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model of a Hugging Face folder or a GGUF file."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder, options = from_pretrained_options(place)
-    if not options and not (folder / "config.json").is_file():
-        inside = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
-        hint = f"; name the file in it, {inside[0]}" if inside else ""
-        raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json){hint}")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
-        check_family(config.model_type)
-        # Some quantised models can be placed only as they are loaded.
-        quantised = getattr(config, "quantization_config", None) is not None
-        how = options | unpacked() if options else {"use_safetensors": True}
-        with without_progress_bars(), bar_hidden() if options else nullcontext():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation="eager",
-                local_files_only=True,
-                device_map={"": device} if quantised else None,
-                **how,
-            ).eval()
-        if not quantised:
-            model.to(device)
-            store_outputs_first(model)
-        return model
-    except ModelError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{place}: the model cannot be loaded ({reason})") from error
-
-
-def _load_tokenizer(place: Path) -> Any:
-    """The model's tokenizer; None where it has none, so that token ids still work."""
-    folder, options = from_pretrained_options(place)
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if not options and not any((folder / name).is_file() for name in names):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{place}: the tokenizer cannot be loaded ({reason})") from error
 
 
 def _public_name(name: str | Path) -> str:

@@ -58,8 +58,17 @@ def as_stored(key: str, weight: np.ndarray, model: Any) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))
 
 
-def written(path: Path, model: Any, quantised: bool = False) -> Path:
-    """A llama as llama.cpp's converter writes it, its matrices in blocks of Q8_0 if asked."""
+def written(
+    path: Path,
+    model: Any,
+    quantised: bool = False,
+    without: str = "",
+    more: dict[str, tuple[int, ...]] | None = None,
+) -> Path:
+    """A llama as llama.cpp's converter writes it, its matrices in blocks of Q8_0 if asked.
+
+    `without` is a tensor to leave out, `more` has names and shapes of some to put in.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
@@ -82,7 +91,11 @@ def written(path: Path, model: Any, quantised: bool = False) -> Path:
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    for name, shape in (more or {}).items():
+        writer.add_tensor(name, np.ones(shape, np.float32))
     for key, tensor in model.state_dict().items():
+        if key == without:
+            continue
         weight = as_stored(key, tensor.numpy(), model)
         if quantised and weight.ndim == 2:
             kind = gguf.GGMLQuantizationType.Q8_0
@@ -162,6 +175,22 @@ def test_a_torn_file_is_one_line(tmp_path: Path, keep: int, what: str):
     with pytest.raises(ModelError, match=f"a.gguf: the {what} loaded") as error:
         loaded(path)
     assert "\n" not in str(error.value)
+
+
+@WITH_GGUF
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"without": "model.norm.weight"}, "weights are missing, .*: model.norm.weight;"),
+        ({"more": {"blk.7.ffn_up.weight": (64, 32)}}, "no place in the model .*: blk.7.ffn_up"),
+        ({"more": {"blk.1.magic.weight": (4,)}}, "no place in the model .*: blk.1.magic"),
+    ],
+)
+def test_weights_that_are_not_the_models_are_named(
+    tmp_path: Path, fault: dict[str, Any], message: str
+):
+    with pytest.raises(ModelError, match=rf"a\.gguf: .*{message}"):
+        loaded(written(tmp_path / "a.gguf", llama(), **fault))
 
 
 def test_without_the_package_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ Both are Arrow IPC files and carry the graph's metadata as JSON in their schema,
 what it belongs to. The same graph gives the same bytes: no time stamps, fixed order.
 """
 
+import contextlib
 import json
 import zipfile
 import zlib
@@ -12,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from graphs.exchange.files import writing
+from graphs.exchange.files import is_passing, place_of, write_together, writing
 from graphs.schema import GraphError
 
 NODES, EDGES = "nodes.arrow", "edges.arrow"
@@ -23,6 +24,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 LARGEST = 1 << 26
 """Bytes a zip member may unpack to whatever its packed size; above it, at most `RATIO` times."""
 RATIO = 100
+TRIES = 5
+"""How often a folder is read where its files are of two graphs, as while another replaces them."""
 
 
 def write(path: Path, nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]) -> None:
@@ -38,15 +41,8 @@ def write(path: Path, nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]
     if path.suffix == ".zip":
         with writing(path) as partial:
             _zip(partial, files)
-    elif path.is_dir():
-        with writing(path / EDGES) as second, writing(path / NODES) as first:
-            first.write_bytes(files[NODES])
-            second.write_bytes(files[EDGES])
     else:
-        with writing(path) as partial:
-            partial.mkdir()
-            for name, content in files.items():
-                (partial / name).write_bytes(content)
+        write_together(path, files)
 
 
 def check_replaceable(path: Path) -> None:
@@ -66,8 +62,10 @@ def _in_the_way(path: Path) -> str | None:
     if path.is_dir():
         if path.suffix == ".zip":
             return "a folder stands there"
-        found = {entry.name for entry in path.iterdir()}
-        return "the folder holds no graph" if found and not found >= {NODES, EDGES} else None
+        if all(place_of(path, name) for name in (NODES, EDGES)):
+            return None
+        found = [entry for entry in path.iterdir() if not is_passing(entry.name)]
+        return "the folder holds no graph" if found else None
     if not path.exists():
         return None
     if path.suffix != ".zip":
@@ -114,25 +112,38 @@ def read(path: Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
     Raises:
         GraphError: nothing there, no graph, a torn or foreign file, or halves of two graphs.
     """
-    try:
-        contents = _from_zip(path) if path.is_file() else _from_folder(path)
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
-        raise GraphError(f"cannot read {path}: {_line(error)}") from error
-    nodes, metadata = _table(contents[NODES], f"{path}/{NODES}")
-    edges, other = _table(contents[EDGES], f"{path}/{EDGES}")
-    if metadata != other:
-        raise GraphError(f"{path}: {NODES} and {EDGES} are of two graphs: trace or copy it again")
-    return nodes, edges, metadata
+    for _ in range(TRIES):
+        try:
+            contents = _from_zip(path) if path.is_file() else _from_folder(path)
+        except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
+            raise GraphError(f"cannot read {path}: {_line(error)}") from error
+        nodes, metadata = _table(contents[NODES], f"{path}/{NODES}")
+        edges, other = _table(contents[EDGES], f"{path}/{EDGES}")
+        if metadata == other:
+            return nodes, edges, metadata
+    raise GraphError(f"{path}: {NODES} and {EDGES} are of two graphs: trace or copy it again")
 
 
 def _from_folder(path: Path) -> dict[str, bytes]:
     if not path.is_dir():
         raise GraphError(f"{path} does not exist: expected a graph's folder or .zip")
-    if missing := [name for name in (NODES, EDGES) if not (path / name).is_file()]:
+    found = {name: _content(path, name) for name in (NODES, EDGES)}
+    if missing := [name for name, content in found.items() if content is None]:
         raise GraphError(
             f"{path} is no graph: expected {NODES} and {EDGES}, {missing[0]} is missing"
         )
-    return {name: (path / name).read_bytes() for name in (NODES, EDGES)}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def _content(folder: Path, name: str) -> bytes | None:
+    """What a file holds, also where another process moves it meanwhile; None where it is not."""
+    for _ in range(TRIES):
+        place = place_of(folder, name)
+        if place is None:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            return place.read_bytes()
+    return None
 
 
 def _from_zip(path: Path) -> dict[str, bytes]:

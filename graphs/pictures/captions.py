@@ -19,6 +19,8 @@ from graphs.schema import NodeKind
 INK, GREY = "#222222", "#777777"
 BIG: dict[str, Any] = {"fontcolor": INK, "fontsize": 13.0, "fontname": "Helvetica-Bold"}
 BETWEEN = "   ·   "
+LEFT = "\\l"
+"""What DOT ends a line with that begins at the left."""
 HEADER = 12.0
 """Room for the tokens above a tall scene."""
 
@@ -53,11 +55,16 @@ def _middles(borders: np.ndarray) -> list[float]:
 
 
 def _label(
-    name: str, text: str, box: tuple[float, float, float], size: float = FONT, **more: str | float
+    name: str,
+    text: str,
+    box: tuple[float, float, float],
+    size: float = FONT,
+    end: str = "",
+    **more: str | float,
 ) -> str:
-    """A line of text without a frame, in the middle of `box`: x, y, width."""
+    """A line of text without a frame, in the middle of `box`: x, y, width; `end` may be `LEFT`."""
     pairs: dict[str, str | float] = {
-        "shape": "plaintext", "label": text if text.endswith("\\l") else dot.text(text),
+        "shape": "plaintext", "label": dot.text(text) + end,
         "width": f"{box[2] / 72:.4f}", "height": 0.2, "fontsize": size, "fontcolor": GREY,
         "id": name.replace(" ", "_"), "class": name.split(" ")[0],
     }  # fmt: skip
@@ -75,7 +82,7 @@ def _title(scene: Scene) -> list[str]:
         needed = bold * placement.text_width(text, font.get("fontsize", FONT)) + 8
         width = max(float(scene.places.columns[-1]), needed)
         place = (width / 2, top + rise, width)
-        statements.append(_label(f"title {at}", dot.text(text) + "\\l", place, **font))
+        statements.append(_label(f"title {at}", text, place, end=LEFT, **font))
     return statements
 
 
@@ -132,7 +139,7 @@ def _legend(scene: Scene) -> list[str]:
             x, y = 0.0, y - 22
         width, parts = draw(f"legend {at}", x, y)
         middle = (x + width + 4 + room / 2, y, room)
-        statements += [*parts, _label(f"meaning {at}", dot.text(meaning) + "\\l", middle, size=8.0)]
+        statements += [*parts, _label(f"meaning {at}", meaning, middle, size=8.0, end=LEFT)]
         x += width + room + 18
     return statements
 

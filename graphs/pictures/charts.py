@@ -8,6 +8,8 @@ from html import escape
 import numpy as np
 from jaxtyping import Float
 
+from graphs.words import visible
+
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44
 COLOURS = ("#1f5fa8", "#c2571a", "#3b8a4f", "#8a8a8a", "#7a4fa0")
@@ -81,6 +83,7 @@ def heat_map(
     """A table of numbers, blue below zero and red above; NaN stays empty."""
     finite = np.abs(values[np.isfinite(values)])
     most = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    rows = [visible(name) for name in rows]
     left = 12 + 7 * max((len(name) for name in rows), default=0)
     width = left + CELL_WIDTH * len(columns) + RIGHT
     height = TOP + CELL_HEIGHT * len(rows) + 30
@@ -142,7 +145,7 @@ def _text(
 ) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
-        f'fill="{colour}">{escape(text)}</text>'
+        f'fill="{colour}">{escape(visible(text))}</text>'
     )
 
 

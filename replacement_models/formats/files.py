@@ -4,7 +4,6 @@ A foreign format is converted at this edge into the one layout of `transcoder.py
 """
 
 import json
-import tempfile
 from hashlib import file_digest, sha256
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from replacement_models.formats import (
 )
 from replacement_models.formats.contract import Format
 from replacement_models.formats.labels import FILE as LABELS
+from replacement_models.formats.storage.appearing import appearing
 from replacement_models.hub import folder_of
 from replacement_models.transcoder import Transcoder
 
@@ -113,11 +113,8 @@ def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "t
         raise ModelError(f"{path}: exists and is not an empty folder; choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
-            whole = Path(beside) / path.name
-            whole.mkdir()
+        with appearing(path) as whole:
             WRITABLE[format](transcoder, whole)
-            whole.replace(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be written ({error}); nothing was left there") from error
     return path

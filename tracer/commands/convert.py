@@ -8,6 +8,7 @@ import tracer
 from replacement_models.formats.names import WRITTEN
 from tracer.commands.options import EXISTING, examples
 from tracer.commands.progress import progress
+from tracer.commands.say import say
 
 OURS = "tracer"
 
@@ -29,4 +30,4 @@ def convert(source: str, target: Path, format: str) -> None:
     """Rewrite transcoders, a folder or hub id in any known format, as another format."""
     with progress("Converting"):
         path = tracer.convert(source, target, format)
-    click.echo(f"Saved {path}")
+    say(f"Saved {path}")

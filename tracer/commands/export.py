@@ -6,6 +6,7 @@ import click
 
 from tracer.commands.graph_files import pruned
 from tracer.commands.options import examples, folder, output, prune_options
+from tracer.commands.say import say
 
 
 @click.command(
@@ -21,5 +22,5 @@ def export(folder: Path, nodes: float, edges: float, output: Path) -> None:
     """Write what matters most of a graph for other tools."""
     graph, kept = pruned(folder, nodes, edges)
     graph.export(output)
-    click.echo(kept, err=True)
-    click.echo(f"Saved {output}")
+    say(kept, err=True)
+    say(f"Saved {output}")

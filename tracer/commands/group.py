@@ -7,18 +7,19 @@ from typing import Any
 
 import click
 
+from tracer.commands.say import shown
 from tracer.namesakes import namesake
 
 OURS = {"graphs", "replacement_models", "tracer"}
 
 
 class Failure(click.ClickException):
-    """Bad input: one line for the terminal and exit code 2."""
+    """Bad input: one line for the terminal, whatever names it quotes, and exit code 2."""
 
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(shown(" ".join(message.splitlines())))
 
 
 class Interrupted(Failure):

@@ -17,6 +17,7 @@ from tracer.commands.options import (
     prompt_options,
 )
 from tracer.commands.progress import progress
+from tracer.commands.say import say
 from tracer.commands.tables import print_answers, print_table, quoted
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def print_responses(result: "Change", tokens: Sequence[str], count: int = 10) ->
         )
         for _, (layer, at, feature) in places[:count]
     ]
-    click.echo(
+    say(
         f"{len(places)} other features respond, most of all:"
         if rows
         else "no other feature responds"

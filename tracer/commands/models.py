@@ -6,6 +6,7 @@ import click
 
 import tracer
 from tracer.commands.progress import progress
+from tracer.commands.say import say
 
 if TYPE_CHECKING:
     from tracer import ReplacementModel
@@ -32,5 +33,5 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
         click.get_current_context().with_resource(quiet_transformers())
         model = tracer.ReplacementModel.load(**{name: options.pop(name, None) for name in names})
     for note in model.notes:
-        click.echo(note, err=True)
+        say(note, err=True)
     return model

@@ -11,6 +11,7 @@ from tracer.commands.group import Failure
 from tracer.commands.models import load_model
 from tracer.commands.options import examples, model_options, output
 from tracer.commands.progress import progress
+from tracer.commands.say import say
 from tracer.commands.tables import print_table
 
 
@@ -64,7 +65,7 @@ def patch(clean: str, corrupted: str, target: str, minus: str | None, **options:
         words = [model.token_string(token) for token in model.tokenize(corrupted)]
         with writing(output) as partial:
             partial.write_text(patching.heat_map(table, labels=words), encoding="utf-8")
-        click.echo(f"Saved {output}")
+        say(f"Saved {output}")
 
 
 def print_patches(rows: Sequence[dict[str, Any]], count: int = 15) -> None:

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tracer.commands.say import shown
+
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[..., None]]:
@@ -18,7 +20,14 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(described(what), total=None)
         yield lambda done, total, what=None: bar.update(
-            task, completed=done, total=total, description=what
+            task, completed=done, total=total, description=what and described(what)
         )
+
+
+def described(what: str) -> str:
+    """Words for what takes time, none of which rich takes for markup."""
+    from rich.markup import escape
+
+    return escape(shown(what))

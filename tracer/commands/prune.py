@@ -6,6 +6,7 @@ import click
 
 from tracer.commands.graph_files import pruned, refuse_unwritable_graph
 from tracer.commands.options import examples, folder, output, prune_options
+from tracer.commands.say import say
 
 
 @click.command(epilog=examples("tracer prune dallas.graph -o small.graph --nodes 0.8 --edges 0.98"))
@@ -17,5 +18,5 @@ def prune(folder: Path, nodes: float, edges: float, output: Path) -> None:
     refuse_unwritable_graph(output)
     graph, kept = pruned(folder, nodes, edges)
     graph.save(output)
-    click.echo(kept, err=True)
-    click.echo(f"Saved {output}")
+    say(kept, err=True)
+    say(f"Saved {output}")

@@ -7,6 +7,7 @@ import click
 
 from tracer.commands.graph_files import pruned
 from tracer.commands.options import POSITIVE, examples, folder, output, prune_options
+from tracer.commands.say import say
 
 
 @click.command(epilog=examples("tracer render dallas.graph -o dallas.svg"))
@@ -25,7 +26,7 @@ def render(folder: Path, nodes: float, edges: float, max_edges: int | None, outp
     usual: int = signature(graph.render).parameters["edges"].default
     most = max_edges or (None if nodes == edges == 1 else usual)
     graph.render(output, edges=most)
-    click.echo(kept, err=True)
+    say(kept, err=True)
     if most is not None and most < graph.effect.nnz:
-        click.echo(f"Drew the {most} most influential edges (--max-edges)", err=True)
-    click.echo(f"Saved {output}")
+        say(f"Drew the {most} most influential edges (--max-edges)", err=True)
+    say(f"Saved {output}")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
+from tracer.commands.say import say, say_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,19 +20,12 @@ FEATURE_ID = re.compile(r"(\d+)_(\d+)_(\d+)")
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table and an empty line: aligned on a terminal, with tabs elsewhere."""
     lines = [[cell(value) for value in row] for row in rows]
-    if not sys.stdout.isatty():
-        for line in [columns, *lines] if columns else lines:
-            click.echo("\t".join(line))
-        click.echo()
+    if sys.stdout.isatty():
+        say_table(columns, lines)
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False, show_header=bool(columns))
-    for line in lines:  # as Text, because a token may look like markup
-        table.add_row(*(Text(value, overflow="fold") for value in line))
-    Console().print(table, "")
+    for line in [columns, *lines] if columns else lines:
+        say(*line)
+    say()
 
 
 def cell(value: object) -> str:

@@ -24,6 +24,7 @@ from tracer.commands.options import (
     together,
 )
 from tracer.commands.progress import progress
+from tracer.commands.say import say
 from tracer.commands.tables import print_answers, print_paths, print_summary
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def trace(
     print_answers(model, answers)
     print_paths(graph, 10)
     place, picture = (shlex.quote(str(path)) for path in (output, output.with_suffix(".svg")))
-    click.echo(f"Saved {output}. To draw it: tracer render {place} -o {picture}")
+    say(f"Saved {output}. To draw it: tracer render {place} -o {picture}")
     if partial:
         raise Interrupted(f"interrupted; {output} holds what was finished")
 

@@ -9,6 +9,7 @@ import tracer
 from tracer.commands.models import load_model
 from tracer.commands.options import COUNT, EXISTING, POSITIVE, examples, folder, model_options
 from tracer.commands.progress import progress
+from tracer.commands.say import say
 from tracer.commands.tables import print_validation
 
 
@@ -45,4 +46,4 @@ def validate(folder: Path, corpus: Path | None, draws: int, seed: int, **options
         )
     written = found.save(folder)
     print_validation(found.summary)
-    click.echo(f"Saved {', '.join(str(path) for path in written)}")
+    say(f"Saved {', '.join(str(path) for path in written)}")

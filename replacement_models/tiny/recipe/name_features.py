@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from replacement_models.checkpoint import AS_DATA
 from replacement_models.formats import load_transcoder
 from replacement_models.formats.labels import write_labels
 from replacement_models.tiny.recipe.behaviours import asked
@@ -149,8 +150,9 @@ def token_names(lab: Laboratory, totals: Float[Tensor, "layers vocabulary featur
 
 def main() -> None:
     """Name the features of both shipped transcoders."""
-    model = GPT2LMHeadModel.from_pretrained(PACKAGE / "model", dtype=torch.float32).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(PACKAGE / "model")
+    folder = PACKAGE / "model"
+    model = GPT2LMHeadModel.from_pretrained(folder, **AS_DATA, dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **AS_DATA)
     facts = load_facts()
     cities = split_cities(facts)
     source = Source(facts, cities, cities.seen, whole_words(tokenizer))
