@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphs import words
+from graphs import validation_summary, words
 from graphs.pictures import dot, placement
 from graphs.pictures.marks import COLOURS, FONT, box, look, shape
 from graphs.pictures.placement import Glyph
@@ -108,6 +108,8 @@ def _facts(scene: Scene) -> str:
         parts.append(f"{shown:,} strongest edges drawn, {edges - shown:,} hidden")
     scores = content.scores
     parts += [f"replacement {scores.replacement:.2f}", f"completeness {scores.completeness:.2f}"]
+    if said := validation_summary.subtitle(content.metadata):
+        parts.append(said)
     return "   ·   ".join(parts)
 
 
