@@ -132,7 +132,7 @@ def _ranks(summary: Mapping[str, Any]) -> Table:
             ("  feature to feature", _number(ranks["feature_to_feature"]), between),
             (
                 "  baselines",
-                f"{_number(ranks['activation'])} {_number(ranks['direct'])}",
+                baselines,
                 BASELINES,
             ),
         ],
