@@ -1,8 +1,9 @@
 """How far to believe the embedded default's graphs: `python -m benchmarks.validation [FILE.json]`.
 
-Validates one graph for each of some 100 prompts of all behaviours, and swaps the state in every
-ordered pair of states, all by interventions on the unmodified model. Three minutes on one core;
-everything is drawn from fixed seeds. `-n 1` takes one prompt a behaviour, for a quick look.
+Validates one graph for each of some 100 prompts of all behaviours, scrubs the default prompt's
+circuit, and swaps the state in every ordered pair of states, all by interventions on the unmodified
+model. Some minutes on one core; everything is drawn from fixed seeds. `-n 1` takes one prompt a
+behaviour, for a quick look.
 """
 
 import argparse
@@ -22,13 +23,18 @@ from torch import Tensor
 import tracer
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
-from replacement_models.tiny import swaps
+from replacement_models.tiny.recipe import swaps
 from replacement_models.tiny.recipe.behaviours import Prompt, behaviours, two_hop_behaviour
 from replacement_models.tiny.recipe.corpus import Source, whole_words
 from replacement_models.tiny.recipe.facts import load_facts, split_cities
 from tracer.interventions.forward import Run, run
+from tracer.interventions.values import Supernode
 from tracer.validation.faithfulness import faithfulness
+from tracer.validation.held import HELD, NOTHING
+from tracer.validation.scrubbing import Claim, along, scrub
+from tracer.validation.spread import spread
 from tracer.validation.subject import subject
+from tracer.validation.verdict import ENOUGH
 
 BARE, TOLD = 6, 1
 """Prompts of each behaviour: the bare question, and the question after other sentences."""
@@ -40,6 +46,9 @@ CHOICE_PAIRS = 300
 """Ordered pairs that a strength is chosen on; none of their cities is tested."""
 CONTROLS = 100
 """Ordered pairs of test cities that random features of equal write norm are tried on."""
+ASKED, CITY = "The capital of the state containing {} is", "Dallas"
+FOREIGN, SCRUBS = 200, 256
+"""Cities of other states that scrubbing draws from, and how often."""
 Pairs = Sequence[tuple[str, int]]
 """A city, and the number of the state its features are swapped for."""
 TARGETS = {
@@ -49,6 +58,9 @@ TARGETS = {
     "cosine, one layer on": 0.9,
     "circuit with its errors": 0.8,
     "circuit with its errors, silent features left": 0.8,
+    "circuit with its errors, above nothing": 0.8,
+    "circuit with its errors, attention held": 0.8,
+    "circuit with its errors, attention and norms held": 0.8,
     "circuit of the lead with its errors": 0.8,
     "random circuits (below)": 0.2,
 }
@@ -85,7 +97,7 @@ def validated(
     rows = []
     for number, (behaviour, prompt) in enumerate(prompts):
         graph = tracer.trace(model, prompt.text)
-        found = tracer.validate(model, graph, means)
+        found = tracer.validate(model, graph, means, others=model.corpus and model.corpus())
         curve = {f"circuit at {row['nodes']}": row["circuit"] for row in found.circuits.to_pylist()}
         named = {"behaviour": behaviour, "prompt": prompt.text}
         rows.append(named | figures(found.summary) | curve | lead_circuits(model, graph, means))
@@ -102,13 +114,12 @@ def lead_circuits(
     question = tracer.Difference(known.aim.plus, known.aim.rival)
     traced = tracer.trace(model, known.recording.tokens, targets=[question])
     kept = faithfulness(subject(model, traced), means).summary()
-    names = ("circuit", "silent_left", "without_errors", "random")
-    return {f"circuit of the lead, {name}": kept[name] for name in names}
+    return {f"circuit of the lead, {name}": value for name, value in circuits(kept).items()}
 
 
 def figures(summary: dict[str, Any]) -> dict[str, float | None]:
     """The figures of one validation that the table shows."""
-    ranks, kept = summary["spearman"], summary["faithfulness"]
+    ranks, other = summary["spearman"], summary["specificity"]
     found = {"features": summary["features"], "Spearman, influence": ranks["influence"]}
     for name in ("top_half", "feature_to_feature", "activation", "direct"):
         found[f"Spearman, {name}"] = ranks[name]
@@ -118,20 +129,65 @@ def figures(summary: dict[str, Any]) -> dict[str, float | None]:
             found[f"cosine, {distance} on{held}"] = row["cosine"]
             found[f"median cosine, {distance} on{held}"] = row["cosine_median"]
             found[f"error, {distance} on{held}"] = row["error_median"]
-    found |= {f"circuit, {name}": kept[name] for name in ("circuit", "silent_left")}
-    found |= {f"circuit, {name}": kept[name] for name in ("without_errors", "random", "rest")}
-    return found | {"circuit, nodes that matter": kept["minimal"], "circuit, empty": kept["empty"]}
+    kept = circuits(summary["faithfulness"])
+    found |= {f"circuit, {name}": value for name, value in kept.items()}
+    if (cut := summary["composition"]) is not None:
+        found["composition, edges cut"] = cut["cut"][NOTHING]
+        found["composition, others cut"] = cut["others_cut"][NOTHING]
+    found["specificity, own lead"] = other["own"]
+    found["specificity, median lead of others"] = other["lead"]["median"]
+    return found | {"specificity, share of others changed": other["changed"]}
 
 
-def medians(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Median of every figure over the prompts that have it."""
+def circuits(kept: dict[str, Any]) -> dict[str, float | None]:
+    """The figures of one graph's circuits, with nothing held and held."""
+    found: dict[str, float | None] = {}
+    names = ("circuit", "above_empty", "silent_left", "without_errors", "rest", "empty", "ablated")
+    for held in HELD:
+        part, suffix = kept["held"][held], "" if held == NOTHING else f", {held} held"
+        found |= {f"{name}{suffix}": part[name] for name in names}
+        found[f"random{suffix}"] = part["random"]
+        found[f"random ablated{suffix}"] = part["random_ablated"]["median"]
+        found[f"nodes that matter{suffix}"] = part["minimal"]
+    return found
+
+
+def spreads(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How every figure spreads over the prompts that have it, and the share that is ENOUGH."""
     names = dict.fromkeys(name for row in rows for name in row)
     table = {}
     for name in names:
         known = [row[name] for row in rows if isinstance(row.get(name), int | float)]
         if known:
-            table[name] = float(np.median(known))
+            enough = float((np.array(known) >= ENOUGH).mean())
+            table[name] = {**spread(known), f"from_{ENOUGH}": enough}
     return table
+
+
+def scrubbed(model: ReplacementModel, source: Source) -> dict[str, Any]:
+    """Scrub the default prompt's circuit: of the city only the state is said to matter."""
+    state, graph = source.cities.state_of, tracer.trace(model, ASKED.format(CITY))
+    length = len(model.tokenize(ASKED.format(CITY)))
+    fit = [one for one in source.cities.seen if len(model.tokenize(ASKED.format(one))) == length]
+    same = [one for one in fit if state[one] == state[CITY]]
+    other = [one for one in fit if state[one] != state[CITY]]
+    cities = [*same, *random.Random(SEED).sample(other, FOREIGN)]
+    value = {ASKED.format(one): state[one] for one in [*cities, CITY]}.__getitem__
+    small, at = graph.prune(), graph.metadata["tokens"].index(f" {CITY}")
+    places = [
+        (node["layer"], node["position"], node["feature"])
+        for node in small.nodes.to_pylist()
+        if node["kind"] == "feature"
+    ]
+    claims = [
+        Claim(Supernode("question", tuple(p for p in places if p[1] < at)), lambda _: "capital"),
+        Claim(Supernode("city", tuple(p for p in places if p[1] == at)), value),
+        Claim(Supernode("last", tuple(p for p in places if p[1] > at)), value),
+    ]
+    stated = along(small, "the city's state", claims, [ASKED.format(one) for one in cities])
+    lead = subject(model, graph).aim.lead
+    found = scrub(model, ASKED.format(CITY), stated, lead, draws=SCRUBS, seed=SEED)
+    return found.summary() | {"same_state": len(same), "other_states": FOREIGN}
 
 
 def swapped(model: ReplacementModel, source: Source) -> dict[str, Any]:
@@ -229,17 +285,26 @@ class Added:
         return output
 
 
-def compared(table: dict[str, float], swap: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What was to be reached, and what was."""
+def compared(table: dict[str, dict[str, Any]], swap: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was to be reached, and the median that was."""
+
+    def middle(name: str) -> float:
+        return float(table[name]["median"])
+
     got = {
         "swap, city and last": swap["city and last, mean of all features"]["flipped"],
         "swap, city alone": swap["city, mean of all features"]["flipped"],
-        "Spearman, influence": table["Spearman, influence"],
-        "cosine, one layer on": table["cosine, 1 on"],
-        "circuit with its errors": table["circuit, circuit"],
-        "circuit with its errors, silent features left": table["circuit, silent_left"],
-        "circuit of the lead with its errors": table["circuit of the lead, circuit"],
-        "random circuits (below)": table["circuit, random"],
+        "Spearman, influence": middle("Spearman, influence"),
+        "cosine, one layer on": middle("cosine, 1 on"),
+        "circuit with its errors": middle("circuit, circuit"),
+        "circuit with its errors, silent features left": middle("circuit, silent_left"),
+        "circuit with its errors, above nothing": middle("circuit, above_empty"),
+        "circuit with its errors, attention held": middle("circuit, circuit, attention held"),
+        "circuit with its errors, attention and norms held": middle(
+            "circuit, circuit, attention and norms held"
+        ),
+        "circuit of the lead with its errors": middle("circuit of the lead, circuit"),
+        "random circuits (below)": middle("circuit, random"),
     }
     return {
         name: {
@@ -275,13 +340,16 @@ def main() -> None:
     show("State swaps, all ordered pairs of test cities", swap.items())
     means = tracer.corpus_means(model, model.corpus() if model.corpus else [])
     rows = validated(model, chosen_prompts(source, given.n), means)
-    table = medians(rows)
-    show(f"Medians over {len(rows)} prompts", table.items())
+    table = spreads(rows)
+    show(f"Spread over {len(rows)} prompts", table.items())
+    scrubbing = scrubbed(model, source)
+    show("Causal scrubbing of the default prompt's circuit", scrubbing.items())
     targets = compared(table, swap)
     show("Targets", targets.items())
     print(f"\n{time.time() - start:.0f} s")
     if given.file is not None:
-        found = {"targets": targets, "medians": table, "swaps": swap, "prompts": rows}
+        found = {"targets": targets, "spread": table, "scrubbing": scrubbing, "swaps": swap}
+        found["prompts"] = rows
         given.file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,48 +1,157 @@
-"""The summary of a validation, as stored in a graph's metadata, as lines to read."""
+"""The summary of a validation, as stored in a graph's metadata, as text to read.
+
+What an older version stored, without a verdict or anything held, can be read as well.
+"""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+FARTHEST = 3
+"""Layers on from a zeroed feature that are shown; the file of responses has all."""
+HEADINGS = {"nothing": "free", "attention": "attention held", "attention and norms": "norms too"}
+"""What was held while measuring."""
+BASELINES = "what influence must beat: activation; activation x decoder x target"
 
 
-def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str]]:
+class Table(NamedTuple):
+    """Headings, and rows of as many cells."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def sentences(metadata: Mapping[str, Any]) -> str | None:
+    """The verdict on a graph's circuit; None where there is none."""
+    return _verdict(metadata).get("text")
+
+
+def subtitle(metadata: Mapping[str, Any]) -> str | None:
+    """The verdict in a few words, for a picture; None where no circuit was measured.
+
+    A picture of other thresholds than the circuit's is told which circuit is meant.
+    """
+    verdict = _verdict(metadata)
+    short = verdict.get("short")
+    if short is None:
+        return None
+    shown = metadata.get("pruned") or {}
+    same = all(shown.get(name) == verdict.get(name) for name in ("nodes", "edges"))
+    which = "" if same else f" (of thresholds {verdict['nodes']:g} and {verdict['edges']:g})"
+    return f"{short}{which}"
+
+
+def _verdict(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = (metadata.get("validation") or {}).get("verdict") or {}
+    return found
+
+
+def tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     """Everything a summary holds, in reading order.
 
     Args:
         summary: what `tracer.validate` stores under `metadata["validation"]`.
 
     Returns:
-        (what, value, what it means) a line; the value is None where it was not measured.
+        Evidence, what circuits keep, responses, and rank correlations.
     """
-    ranks = summary["spearman"]
-    yield "Spearman, influence", ranks["influence"], f"{summary['features']} features"
-    yield "  top half alone", ranks["top_half"], "the half with most influence"
-    yield (
-        "  feature to feature",
-        ranks["feature_to_feature"],
-        (f"median of {ranks['feature_targets']} target features"),
-    )
-    yield "  baseline: activation", ranks["activation"], "what influence must beat"
-    yield "  baseline: direct", ranks["direct"], "activation x decoder x target"
-    for frozen, steps in summary["responses"].items():
-        for distance, row in steps.items():
-            held = "" if frozen == "nothing" else f", {frozen} frozen"
-            median = f"median {row['cosine_median']:.3g}, mean of {row['count']}"
-            yield f"cosine, {distance} on{held}", row["cosine"], median
-            yield f"  error, {distance} on{held}", row["error_median"], "median |p - m|^2 / |m|^2"
-    yield from _faithfulness(summary.get("faithfulness"))
-    for one in summary.get("scrubbing", []):
-        yield f"scrubbed: {one['name']}", one["survives"], "share of the metric that survives"
+    if "verdict" in summary:
+        yield Table(
+            ("evidence", "", "control", ""),
+            [
+                (one["kind"], _number(one["value"]), _number(one["control"]), one["says"])
+                for one in summary["verdict"]["evidence"]
+            ],
+        )
+    kept = summary.get("faithfulness")
+    if kept is not None:
+        yield _circuits(kept)
+    if summary["responses"]:
+        yield _responses(summary["responses"])
+    yield _ranks(summary)
+    resampled = [*summary.get("scrubbing", []), *summary.get("resample_ablation", [])]
+    if resampled:
+        yield Table(
+            ("survives resampling", "", ""),
+            [
+                (one["name"], _number(one["survives"]), _quartiles(one.get("spread")))
+                for one in resampled
+            ],
+        )
 
 
-def _faithfulness(kept: Mapping[str, Any] | None) -> Iterator[tuple[str, float | None, str]]:
-    if kept is None:
-        yield "faithfulness", None, "not measured: needs a corpus"
-        return
+def _circuits(kept: Mapping[str, Any]) -> Table:
+    held = kept.get("held") or {"nothing": kept}
     size = f"{kept['features']} features, {kept['errors']} errors"
-    yield "circuit keeps", kept["circuit"], f"of the lead of {kept['clean']:.3g} logits; {size}"
-    yield "  silent features left", kept["silent_left"], "features that never fired not at means"
-    yield "  without its errors", kept["without_errors"], "every error at its mean"
-    yield "  random circuits", kept["random"], "of equal size"
-    yield "  the rest of the graph", kept["rest"], "completeness: should be little"
-    yield "  nothing kept", kept["empty"], "everything at its mean"
-    yield "  nodes that matter", kept["minimal"], "minimality: left out alone, they move 1 % of it"
+    rows = [
+        ("circuit keeps", "circuit"),
+        ("  above nothing kept", "above_empty"),
+        ("  silent features left", "silent_left"),
+        ("  without its errors", "without_errors"),
+        ("  random circuits", "random_spread"),
+        ("  the rest of the graph", "rest"),
+        ("  nothing kept", "empty"),
+        ("  share of nodes that matter", "minimal"),
+    ]
+    return Table(
+        (f"of a lead of {kept['clean']:.3g} logits; {size}", *(HEADINGS[name] for name in held)),
+        [(name, *(_cell(part.get(key)) for part in held.values())) for name, key in rows],
+    )
+
+
+def _responses(measured: Mapping[str, Any]) -> Table:
+    distances = list(dict.fromkeys(one for steps in measured.values() for one in steps))[:FARTHEST]
+    return Table(
+        ("cosine of predicted and measured response", *(HEADINGS[name] for name in measured)),
+        [
+            (
+                f"{distance} on",
+                *(_cosine(steps.get(distance)) for steps in measured.values()),
+            )
+            for distance in distances
+        ],
+    )
+
+
+def _cosine(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    spread = {"lower": row.get("cosine_lower"), "upper": row.get("cosine_upper")}
+    return f"{_number(row['cosine'])} {_quartiles(spread)}".strip()
+
+
+def _ranks(summary: Mapping[str, Any]) -> Table:
+    ranks = summary["spearman"]
+    baselines = f"{_number(ranks['activation'])} {_number(ranks['direct'])}"
+    between = f"median of {ranks['feature_targets']} target features"
+    between = f"{between} {_quartiles(ranks.get('feature_spread'))}".strip()
+    return Table(
+        ("rank correlation with the effect of zeroing", "", ""),
+        [
+            ("Spearman, influence", _number(ranks["influence"]), f"{summary['features']} features"),
+            ("  top half alone", _number(ranks["top_half"]), "the half with most influence"),
+            ("  feature to feature", _number(ranks["feature_to_feature"]), between),
+            (
+                "  baselines",
+                baselines,
+                BASELINES,
+            ),
+        ],
+    )
+
+
+def _cell(value: Any) -> str:
+    """A number, or a spread as its median and quartiles."""
+    if isinstance(value, Mapping):
+        return f"{_number(value.get('median'))} {_quartiles(value)}".strip()
+    return _number(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _quartiles(spread: Mapping[str, Any] | None) -> str:
+    """Lower and upper quartile in brackets; nothing where they are unknown."""
+    if not spread or spread.get("lower") is None or spread.get("upper") is None:
+        return ""
+    return f"({spread['lower']:.2f} to {spread['upper']:.2f})"

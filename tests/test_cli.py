@@ -698,6 +698,16 @@ def test_validate_stores_and_prints_what_show_shows():
     assert "not measured: needs a corpus" in succeed("validate", graph, *SMALL)
 
 
+def test_a_verdict_stands_first_and_all_is_said_in_about_thirty_lines():
+    graph = traced()
+    assert not succeed("show", graph).startswith("verdict")
+    said = succeed("validate", graph, *SMALL, "--corpus", corpus(), "--draws", "2")
+    assert said.startswith("verdict\tKept alone, this circuit ")
+    assert len(said.splitlines()) <= 32
+    assert succeed("show", graph).startswith(said[: said.index("\n\n")])
+    assert "scrubbing\t-\t-\tnot measured: needs hypotheses" in said
+
+
 def test_validate_refuses_in_one_line():
     graph = traced()
     assert "load the model it was traced from" in refused("validate", graph, *OTHER)

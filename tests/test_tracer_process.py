@@ -25,7 +25,7 @@ from tests.random_models import PROMPT, language_model, transcoder
 from tracer import Intervention, patching
 from tracer.attribution import chunks, product
 from tracer.patching import Kind, PatchSite
-from tracer.validation.scrubbing import Hypothesis, outside, scrub
+from tracer.validation.resample_ablation import Resampling, outside, resample_ablation
 
 ROOT = Path(__file__).parents[1]
 CHANGE = [Intervention(layer=0, position=2, feature=3, scale=2.0)]
@@ -84,7 +84,9 @@ CALLS: dict[str, Callable[[ReplacementModel], Any]] = {
     ),
     "ablate": lambda model: patching.ablate(model, PROMPT, metric, sites=SITES),
     "path patch": lambda model: patching.path_patch(model, graph(), [an_edge()], metric),
-    "scrub": lambda model: scrub(model, PROMPT, Hypothesis("h", tuple(SITES), (OTHER,)), metric),
+    "resample": lambda model: resample_ablation(
+        model, PROMPT, Resampling("h", tuple(SITES), (OTHER,)), metric
+    ),
     "outside": lambda model: outside(model, graph(), [OTHER]),
     "load": lambda model: ReplacementModel.load(),
 }

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 import tracer
 from graphs import AttributionGraph
-from graphs.validation_summary import rows
+from graphs.validation_summary import tables
 from replacement_models import ReplacementModel
 from replacement_models.dictionaries.neurons import neurons
 from tests.random_models import LAYERS, PROMPT, replacement_model
@@ -20,10 +21,16 @@ from tracer import Difference, Direction, Intervention, TraceError
 from tracer.patching import Kind, PatchSite
 from tracer.validation.ablation import ablations
 from tracer.validation.circuit import Circuit, circuit_of, leads
-from tracer.validation.correlation import explained, feature_to_feature, spearman, upstream
+from tracer.validation.correlation import (
+    direct_logit,
+    explained,
+    feature_to_feature,
+    spearman,
+    upstream,
+)
 from tracer.validation.means import corpus_means
-from tracer.validation.response import Prediction, responses
-from tracer.validation.scrubbing import Hypothesis, outside, scrub
+from tracer.validation.resample_ablation import Resampling, outside, resample_ablation
+from tracer.validation.response import Prediction, Response, by_distance, responses
 from tracer.validation.subject import Subject, subject
 
 CORPUS = [PROMPT, (1, 3, 12, 8, 22, 4), (1, 6, 2, 11)]
@@ -63,6 +70,57 @@ def test_effects_are_those_of_single_interventions():
         expected = (before[token] - before.mean()) - (after[token] - after.mean())
         assert row["measured"] == pytest.approx(float(expected), abs=1e-12)
         assert row["influence"] == nodes[row["id"]]["influence"]
+
+
+def test_a_change_counts_unless_it_is_rounding():
+    model = replacement_model("gpt2")
+    for feature, size in ((3, 1e-10), (5, 1e-17)):
+        for layer in model.transcoder.layers:
+            layer.decoder.weight[feature] *= size
+    found = tracer.validate(model, tracer.trace(model, PROMPT))
+    effect = {row["id"].split("_")[1]: [] for row in found.features.to_pylist()}
+    for row in found.features.to_pylist():
+        effect[row["id"].split("_")[1]].append(abs(row["measured"]))
+    assert 0 < max(effect["3"]) < 1e-8
+    assert effect["5"]
+    assert not any(effect["5"])
+
+
+def test_the_top_half_is_that_with_most_influence():
+    model, graph = made()
+    found = tracer.validate(model, graph)
+    table = sorted(found.features.to_pylist(), key=lambda row: -row["influence"])
+    top = table[: len(table) // 2]
+    sizes = [abs(row["measured"]) for row in top]
+    expected = spearmanr([row["influence"] for row in top], sizes).statistic
+    assert found.summary["spearman"]["top_half"] == pytest.approx(expected)
+
+
+def test_the_direct_baseline_reads_all_a_feature_writes_with_the_targets_row():
+    about = subject_of()
+    model: Any = about.model.host.model
+    row = model.lm_head.weight[about.aim.plus] - model.lm_head.weight.mean(0)
+    row = (row * model.transformer.ln_f.weight).detach()
+    nodes = {node["id"]: node for node in about.graph.nodes.to_pylist()}
+    names = about.graph.nodes["id"].take(about.rows).to_pylist()
+    for name, found in zip(names, direct_logit(about), strict=True):
+        layer, _, feature = about.features[names.index(name)]
+        written = about.model.transcoder.layers[layer].decoder.weight[feature].sum(0)
+        expected = nodes[name]["activation"] * float(written @ (row - row.mean()))
+        assert found == pytest.approx(abs(expected), abs=1e-12)
+
+
+def test_features_are_ranked_by_their_influence_on_the_feature_that_answers():
+    about = subject_of()
+    nodes, rows = about.graph.nodes, about.rows
+    share = abs(about.graph.effect.toarray()) / np.maximum(
+        nodes["input_absolute"].fill_null(1).to_numpy()[:, None], 1e-300
+    )
+    reached = np.linalg.inv(np.eye(len(share)) - share)
+    targets = rows[explained(about)]
+    found = feature_to_feature(about, reached[targets][:, rows].T)
+    assert len(found) > 3
+    assert found == pytest.approx([1.0] * len(found))
 
 
 def test_the_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch):
@@ -125,6 +183,27 @@ def test_responses_are_zero_or_one_where_that_is_plain():
         silent = replace(ablated, responses=[torch.zeros_like(r) for r in ablated.responses])
         for response in responses(prediction, silent):
             assert (response.cosine, response.error) == (0.0, None)
+
+
+def test_an_error_is_the_square_of_the_relative_difference():
+    about = subject_of()
+    prediction = Prediction(about)
+    for ablated in ablations(about):
+        predicted = prediction.changes(ablated.features)
+        double = replace(ablated, responses=[2 * one for one in predicted])
+        for response in responses(prediction, double):
+            assert response.cosine == pytest.approx(1)
+            assert response.error == pytest.approx(0.25)
+
+
+def test_responses_are_summed_up_with_their_spread():
+    listed = [Response(0, 1, cosine, error, 1.0) for cosine, error in ((0.0, 4.0), (0.4, None))]
+    found = by_distance([*listed, Response(0, 1, 1.0, 1.0, 1.0), Response(0, 2, 0.7, 0.1, 1.0)])
+    assert list(found) == ["1", "2"]
+    assert found["1"]["cosine"] == pytest.approx(1.4 / 3)
+    parts = ("cosine_lower", "cosine_median", "cosine_upper", "cosine_below_half", "error_median")
+    assert [found["1"][part] for part in parts] == pytest.approx([0.2, 0.4, 0.7, 2 / 3, 2.5])
+    assert found["1"]["count"] == 3
 
 
 def test_features_are_compared_with_those_that_could_reach_them():
@@ -202,6 +281,8 @@ def test_means_are_over_all_counted_positions():
         model.transcoder.encode(1, model.record(prompt).inputs[1])[1][1:] for prompt in CORPUS
     ]
     torch.testing.assert_close(means.activations[1], torch.cat(active).mean(0))
+    gaps = [subject(model, tracer.trace(model, prompt)).errors[1][1:] for prompt in CORPUS]
+    torch.testing.assert_close(means.errors[1], torch.cat(gaps).mean(0))
     with pytest.raises(TraceError, match="no position to average over"):
         corpus_means(model, [(5,)])
 
@@ -243,7 +324,7 @@ def test_a_corpus_that_the_model_brings_is_taken_unless_another_is_given():
     assert other == tracer.validate(model, graph, CORPUS[1:], draws=1).circuits
 
 
-def test_scrubbing_nothing_that_matters_survives_and_everything_does_not():
+def test_resampling_nothing_that_matters_survives_and_everything_does_not():
     model = replacement_model("gpt2")
     other = CORPUS[1]
 
@@ -251,18 +332,42 @@ def test_scrubbing_nothing_that_matters_survives_and_everything_does_not():
         return logits[:, 3] - logits[:, 4]
 
     stream = tuple(PatchSite(Kind.RESIDUAL, 1, position) for position in range(len(PROMPT)))
-    gone = scrub(model, PROMPT, Hypothesis("all of it", stream, (other,)), metric)
+    gone = resample_ablation(model, PROMPT, Resampling("all of it", stream, (other,)), metric)
     assert gone.survives == pytest.approx(0, abs=1e-9)
     later = PatchSite(Kind.RESIDUAL, LAYERS - 1, 2)
-    kept = scrub(
-        model, PROMPT, Hypothesis("an early token, late", (later,), (PROMPT, other)), metric
+    kept = resample_ablation(
+        model, PROMPT, Resampling("an early token, late", (later,), (PROMPT, other)), metric
     )
     assert kept.survives is not None
     assert 0 < kept.survives < 2
     with pytest.raises(TraceError, match="has 4 tokens, expected 6"):
-        scrub(model, PROMPT, Hypothesis("short", (later,), (CORPUS[2],)), metric)
+        resample_ablation(model, PROMPT, Resampling("short", (later,), (CORPUS[2],)), metric)
     with pytest.raises(TraceError, match="needs sites to resample and prompts"):
-        Hypothesis("empty", (), (PROMPT,))
+        Resampling("empty", (), (PROMPT,))
+
+
+def test_resampling_draws_as_many_prompts_as_asked_for():
+    model, prompts = replacement_model("gpt2"), (CORPUS[1], (1, 9, 3, 3, 14, 20))
+
+    def metric(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 3] - logits[:, 4]
+
+    early = PatchSite(Kind.RESIDUAL, 1, 2)
+    once = resample_ablation(model, PROMPT, Resampling("r", (early,), prompts), metric)
+    many = resample_ablation(model, PROMPT, Resampling("r", (early,), prompts), metric, draws=9)
+    assert (len(once.each), len(many.each)) == (2, 9)
+    assert set(np.round(many.each, 9)) == set(np.round(once.each, 9))
+    assert many.summary()["spread"]["count"] == 9
+    other = resample_ablation(model, PROMPT, Resampling("r", (early,), prompts), metric, 9, seed=4)
+    assert other.each != many.each
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 3])
+def test_positions_a_graph_skips_keep_their_features_and_no_others(skipped: int):
+    model = replacement_model("gpt2")
+    graph = tracer.trace(model, PROMPT, skip_positions=skipped).prune()
+    stated = outside(model, graph, [CORPUS[1]])
+    assert {site.position for site in stated.resampled} == set(range(skipped, len(PROMPT)))
 
 
 def test_a_pruned_graph_states_a_hypothesis():
@@ -275,7 +380,7 @@ def test_a_pruned_graph_states_a_hypothesis():
         assert site.position is not None
         assert site.position > 0
     found = tracer.validate(model, graph, hypotheses=[stated])
-    assert found.summary["scrubbing"][0]["name"] == "features outside the circuit"
+    assert found.summary["resample_ablation"][0]["name"] == "features outside the circuit"
 
 
 def test_a_difference_is_measured_as_a_difference():
@@ -303,8 +408,8 @@ def test_a_validation_is_stored_with_its_graph(tmp_path):
             assert ElementTree.parse(path).getroot().tag.endswith("svg")
     found.save(tmp_path / "g.zip")
     assert AttributionGraph.load(tmp_path / "g.zip").metadata == again.metadata
-    names = [name for name, _, _ in rows(again.metadata["validation"])]
-    assert names[0] == "Spearman, influence"
+    names = [row[0] for table in tables(again.metadata["validation"]) for row in table.rows]
+    assert "Spearman, influence" in names
     assert "circuit keeps" in names
 
 
@@ -312,7 +417,7 @@ def test_a_graph_without_features_can_be_validated():
     model = replacement_model("gpt2")
     found = tracer.validate(model, tracer.trace(model, PROMPT, max_features=0), CORPUS, draws=1)
     assert found.summary["spearman"]["influence"] is None
-    assert list(rows(found.summary))
+    assert list(tables(found.summary))
 
 
 @pytest.mark.parametrize(

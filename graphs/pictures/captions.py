@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphs import words
+from graphs import validation_summary, words
 from graphs.pictures import dot, placement
 from graphs.pictures.marks import COLOURS, FONT, box, look, shape
 from graphs.pictures.placement import Glyph
@@ -103,7 +103,7 @@ def _tall(scene: Scene) -> bool:
 
 
 def _facts(scene: Scene) -> list[str]:
-    """What of the graph is shown, and how much of the model it explains; two lines if capped."""
+    """What of the graph is shown, and how much of the model it explains, on one to three lines."""
     content, shown = scene.content, len(scene.drawn)
     nodes, edges = content.nodes.num_rows, content.edges.num_rows
     pruned = content.metadata.get("pruned")
@@ -118,10 +118,12 @@ def _facts(scene: Scene) -> list[str]:
         parts.append(f"{shown:,} strongest edges drawn, {edges - shown:,} hidden")
     scores = words.scores(content.scores, content.metadata, 2)
     explained = [f"{name} {scores[name]}" for name in ("replacement", "completeness")]
+    said = validation_summary.subtitle(content.metadata)
+    verdict = [said] if said else []
     if not content.scores.uncovered > 0:
-        return [BETWEEN.join(parts + explained)]
+        return [BETWEEN.join(parts + explained), *verdict]
     beyond = f"uncovered {scores['uncovered']} (features beyond the cap)"
-    return [BETWEEN.join(parts), BETWEEN.join([*explained, beyond])]
+    return [BETWEEN.join(parts), BETWEEN.join([*explained, beyond]), *verdict]
 
 
 Draw = Callable[[str, float, float], tuple[float, list[str]]]

@@ -12,7 +12,7 @@ from graphs.words import visible
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44
-COLOURS = ("#1f5fa8", "#c2571a", "#3b8a4f", "#8a8a8a", "#7a4fa0")
+COLOURS = ("#1f5fa8", "#c2571a", "#3b8a4f", "#8a8a8a", "#7a4fa0", "#b8860b", "#2a8c8c")
 CELL_WIDTH, CELL_HEIGHT = 44, 26
 TICKS = 4
 

@@ -13,6 +13,7 @@ from tracer.commands.tables import (
     print_summary,
     print_table,
     print_validation,
+    print_verdict,
     quoted,
 )
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 @click.option("--features", type=COUNT, default=10, help="How many of the strongest features.")
 @click.option("--paths", type=COUNT, default=10, help="How many of the strongest paths.")
 def show(folder: Path, features: int, paths: int) -> None:
-    """Print a graph's scores, strongest features and paths."""
+    """Print what was found of a graph's circuit, its scores, strongest features and paths."""
     graph = tracer.AttributionGraph.load(folder)
+    print_verdict(graph.metadata)
     print_origin(graph)
     print_summary(graph)
     print_features(graph, features)

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracer.commands.say import say, say_table
@@ -125,12 +125,18 @@ def print_answers(
     print_table(header, zip(*columns, strict=True))
 
 
+def print_verdict(metadata: Mapping[str, Any]) -> None:
+    """Print what a validation amounts to, where there was one."""
+    from graphs.validation_summary import sentences
+
+    text = sentences(metadata)
+    if text is not None:
+        print_table((), [("verdict", text)])
+
+
 def print_validation(summary: dict[str, Any]) -> None:
     """Print how far to believe a graph."""
-    from graphs.validation_summary import rows
+    from graphs.validation_summary import tables
 
-    lines = [
-        (name, "-" if value is None else f"{value:.3f}", meaning)
-        for name, value, meaning in rows(summary)
-    ]
-    print_table(("validation", "", ""), lines)
+    for columns, rows in tables(summary):
+        print_table(columns, rows)

@@ -2,21 +2,23 @@
 
 Features inside answer as they will, with everything downstream recomputed; features outside, fired
 or not, are held at their mean. Errors inside keep what they were in the clean run, being constants
-of the local replacement model; those outside are held at their mean. Skipped positions and
-attention are the model's own.
+of the local replacement model; those outside are held at their mean. Skipped positions are the
+model's own, attention and norms too unless they are held (`held.py`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from graphs import AttributionGraph, NodeKind
 from replacement_models.replaced import Writes
 from tracer.interventions.forward import Changes, Run, run
+from tracer.validation.held import NOTHING, holding
 from tracer.validation.means import Means
 from tracer.validation.subject import Subject
 
@@ -52,6 +54,11 @@ class Circuit:
     def complement(self, whole: "Circuit") -> "Circuit":
         """What of `whole` is not in it."""
         return Circuit(whole.features - self.features, whole.errors - self.errors)
+
+    def removed(self, layers: int, positions: int) -> "Circuit":
+        """The model with this circuit alone at its mean; all else, silent or not, is left."""
+        every = frozenset(product(range(layers), range(positions)))
+        return Circuit(frozenset(), every - self.errors, ablated=self.features)
 
     def drawn(self, whole: "Circuit", random: np.random.Generator) -> "Circuit":
         """As many features and as many errors, at random out of `whole`."""
@@ -119,19 +126,45 @@ class Ablation:
         return torch.cat([output[:, :skipped], (decoded + error)[:, skipped:]], dim=1)
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What the model answers with circuits alone."""
+
+    lead: Float[np.ndarray, " circuits"]
+    """The target's lead over the clean run's strongest competitor, in logits."""
+    answers: Int[np.ndarray, " circuits"]
+    """The likeliest next token."""
+
+
 @torch.no_grad()
-def leads(
-    subject: Subject, means: Means, circuits: Sequence[Circuit]
-) -> Float[np.ndarray, " circuits"]:
-    """The target's lead over the clean run's strongest competitor, in each circuit alone."""
+def alone(subject: Subject, means: Means, circuits: Sequence[Circuit], held: str = NOTHING) -> Kept:
+    """Run each circuit alone, many in one forward pass.
+
+    Args:
+        subject: what is validated.
+        means: of the corpus.
+        circuits: each left as it is, with all else at its mean.
+        held: what stays as recorded meanwhile, one of `held.HELD`.
+    """
     found: list[float] = []
+    answers: list[int] = []
+    frozen = holding(subject.recording, held)
     for start in range(0, len(circuits), BATCH):
         batch = circuits[start : start + BATCH]
         edit = Ablation(subject, means, *_masks(subject, batch))
         tokens = subject.tokens.expand(len(batch), -1)
-        outcome = run(subject.model, tokens, Run(edit=edit, keep=False))
-        found += subject.aim.lead(outcome.logits_before_cap[:, -1]).tolist()
-    return np.array(found)
+        outcome = run(subject.model, tokens, Run(edit=edit, frozen=frozen, keep=False))
+        logits = outcome.logits_before_cap[:, -1]
+        found += subject.aim.lead(logits).tolist()
+        answers += logits.argmax(-1).tolist()
+    return Kept(np.array(found), np.array(answers, dtype=np.int64))
+
+
+def leads(
+    subject: Subject, means: Means, circuits: Sequence[Circuit], held: str = NOTHING
+) -> Float[np.ndarray, " circuits"]:
+    """The target's lead over the clean run's strongest competitor, in each circuit alone."""
+    return alone(subject, means, circuits, held).lead
 
 
 def _masks(subject: Subject, circuits: Sequence[Circuit]) -> tuple[list[Tensor], Tensor]:

@@ -75,7 +75,8 @@ def plots(tables: Mapping[str, pa.Table | None]) -> dict[str, str]:
         title = "Predicted and measured responses"
         found["responses"] = charts.lines(title, axis, "mean cosine", series)
     if circuits is not None:
-        names = ("circuit", "silent_left", "without_errors", "random", "rest")
+        held = ("circuit_attention_held", "circuit_norms_held")
+        names = ("circuit", "silent_left", "without_errors", "random", "rest", *held)
         found["circuits"] = charts.lines(
             "What circuits keep of the target's lead",
             ("share of influence kept in the circuit", circuits["nodes"].to_pylist()),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from graphs.schema import number
 from tracer.validation.ablation import Ablated
+from tracer.validation.spread import spread
 from tracer.validation.subject import Subject
 
 SILENT = 1e-5
@@ -118,16 +119,29 @@ def responses(
             )
 
 
-def by_distance(found: list[Response]) -> dict[str, dict[str, float | None]]:
-    """Mean and median cosine, and median normalised error, for every number of layers."""
-    summary: dict[str, dict[str, float | None]] = {}
+def by_distance(found: list[Response]) -> dict[str, dict[str, float | int | None]]:
+    """Cosines and normalised errors for every number of layers.
+
+    Returns:
+        By distance: the mean cosine, median, quartiles and share below 0.5 of cosines and of errors
+        where the measured change is not zero, and how many cosines there are.
+    """
+    summary: dict[str, dict[str, float | int | None]] = {}
     for distance in sorted({one.distance for one in found}):
-        cosines = [one.cosine for one in found if one.distance == distance]
-        errors = [one.error for one in found if one.distance == distance and one.error is not None]
+        mine = [one for one in found if one.distance == distance]
+        cosines = [one.cosine for one in mine]
+        parts = {
+            "cosine": spread(cosines),
+            "error": spread([one.error for one in mine if one.error is not None]),
+        }
         summary[str(distance)] = {
             "cosine": float(np.mean(cosines)),
-            "cosine_median": float(np.median(cosines)),
-            "error_median": float(np.median(errors)) if errors else None,
+            **{
+                f"{name}_{part}": value
+                for name, values in parts.items()
+                for part, value in values.items()
+                if part != "count"
+            },
             "count": len(cosines),
         }
     return summary

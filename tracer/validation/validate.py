@@ -15,20 +15,26 @@ from graphs.schema import number, plain_metadata
 from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
-from tracer.interventions.freezing import Freezing
 from tracer.validation.ablation import ablations
+from tracer.validation.circuit import circuit_of
+from tracer.validation.composition import composition
 from tracer.validation.correlation import (
     direct_logit,
     explained,
     feature_to_feature,
     spearman,
 )
-from tracer.validation.faithfulness import Faithfulness, faithfulness
+from tracer.validation.faithfulness import DEFAULT, EDGES, Faithfulness, faithfulness
+from tracer.validation.held import HELD, NOTHING, holding
 from tracer.validation.means import Means, corpus_means
 from tracer.validation.report import TABLES, write_plots, write_tables
+from tracer.validation.resample_ablation import Resampling, resample_ablation
 from tracer.validation.response import Prediction, Response, by_distance, responses
 from tracer.validation.scrubbing import Hypothesis, scrub
+from tracer.validation.specificity import Prompt, specificity
+from tracer.validation.spread import spread
 from tracer.validation.subject import Subject, subject
+from tracer.validation.verdict import verdict
 
 ROUNDING = 16
 """Changes below so many units in the last place of the largest value are rounding."""
@@ -77,9 +83,10 @@ class Validation:
 def validate(
     model: ReplacementModel,
     graph: AttributionGraph,
-    corpus: Sequence[str | Sequence[int]] | Means | None = None,
+    corpus: Sequence[Prompt] | Means | None = None,
     *,
-    hypotheses: Sequence[Hypothesis] = (),
+    others: Sequence[Prompt] | None = None,
+    hypotheses: Sequence[Hypothesis | Resampling] = (),
     draws: int = 10,
     seed: int = 0,
 ) -> Validation:
@@ -91,39 +98,53 @@ def validate(
     x decoder x target|. Responses: predicted against measured changes of activations, by layers
     above the feature; again with attention, and with attention and norms, frozen. Faithfulness:
     what is left of the target's lead over its strongest competitor with all features and all errors
-    outside the pruned circuit at their corpus mean.
+    outside the pruned circuit at their corpus mean, again with attention, and with attention and
+    norms, held, and less what is left with nothing kept. Evidence: what `verdict.py` lists.
 
     Args:
         model: the model the graph was traced from.
         graph: as `trace` returned it.
         corpus: prompts for the means, or the means. None takes those the model brings
             (`ReplacementModel.corpus`); where it brings none, faithfulness is left out.
-        hypotheses: claims to scrub, each from its own prompts.
+        others: prompts that ablating the circuit should break less. None takes those of the corpus;
+            where it is given as means, specificity is left out.
+        hypotheses: what the circuit's groups stand for, to scrub, or what should not matter, to
+            resample; each with its own prompts.
         draws: random circuits for each threshold.
-        seed: of the random circuits.
+        seed: of the random circuits, of the other prompts and of scrubbing.
 
     Returns:
         The graph with its summary, and tables of features, responses and circuits.
 
     Raises:
-        TraceError: the graph is pruned, of another model, or its targets are directions.
+        TraceError: the graph is pruned, of another model, or its targets are directions; a
+            hypothesis or its prompts do not fit.
 
     Source: Ameisen et al. 2025, "Circuit Tracing", section on evaluating graphs; Marks et al. 2025,
-    "Sparse Feature Circuits", for faithfulness and completeness.
+    "Sparse Feature Circuits", for faithfulness and what it is compared with; Wang et al. 2023,
+    "Interpretability in the Wild", for completeness and minimality, of which `faithfulness` has one
+    case each; Chan et al. 2022, "Causal Scrubbing".
     """
     about = subject(model, graph)
     if corpus is None and model.corpus is not None:
         corpus = model.corpus()
     if corpus is not None and not isinstance(corpus, Means):
+        others = corpus if others is None else others
         corpus = corpus_means(model, corpus, about.skipped)
-    measured, changes, found = _measure(about)
+    prediction = Prediction(about)
+    measured, changes, found = _measure(prediction)
     kept = None if corpus is None else faithfulness(about, corpus, draws, seed)
     features = _feature_table(about, measured)
-    summary = _summary(about, features, changes, found, kept)
-    if hypotheses:
-        tokens = about.recording.tokens
-        scrubbed = [scrub(model, tokens, one, about.aim.lead) for one in hypotheses]
-        summary["scrubbing"] = [one.summary() for one in scrubbed]
+    summary = _summary(about, features, changes, found) | {
+        "faithfulness": None if kept is None else kept.summary(),
+        "composition": composition(prediction),
+        "specificity": None,
+    }
+    if corpus is not None and others is not None:
+        circuit = circuit_of(graph.prune(DEFAULT, EDGES))
+        summary["specificity"] = specificity(about, corpus, circuit, others, seed)
+    summary |= _resampled(about, hypotheses, seed)
+    summary["verdict"] = verdict(summary, _names(about, kept))
     return Validation(
         graph=replace(graph, metadata=plain_metadata(graph.metadata | {"validation": summary})),
         summary=summary,
@@ -133,10 +154,38 @@ def validate(
     )
 
 
+def _resampled(
+    about: Subject, hypotheses: Sequence[Hypothesis | Resampling], seed: int
+) -> dict[str, Any]:
+    """Causal scrubbing and resample ablation, where something is claimed."""
+    model, tokens, lead = about.model, about.recording.tokens, about.aim.lead
+    text = str(about.graph.metadata.get("prompt"))
+    known = model.tokenizer is not None and tuple(model.tokenize(text)) == tuple(tokens)
+    prompt: Prompt = text if known else tokens
+    found: dict[str, Any] = {}
+    for one in hypotheses:
+        if isinstance(one, Hypothesis):
+            entry = scrub(model, prompt, one, lead, seed=seed).summary()
+            found.setdefault("scrubbing", []).append(entry)
+        else:
+            entry = resample_ablation(model, tokens, one, lead).summary()
+            found.setdefault("resample_ablation", []).append(entry)
+    return found
+
+
+def _names(about: Subject, kept: Faithfulness | None) -> dict[str, str]:
+    """Token strings that the verdict speaks of."""
+    found = {"target": about.aim.plus, "rival": about.aim.rival}
+    if kept is not None:
+        found["answer"] = kept.answers[NOTHING]
+    return {name: about.model.token_string(token) for name, token in found.items()}
+
+
 @torch.no_grad()
-def _measure(about: Subject) -> tuple[np.ndarray, np.ndarray, list[Response]]:
+def _measure(prediction: Prediction) -> tuple[np.ndarray, np.ndarray, list[Response]]:
     """Effects on the target (features) and on features (features, targets), and responses."""
-    prediction, count, targets = Prediction(about), len(about.features), explained(about)
+    about = prediction.subject
+    count, targets = len(about.features), explained(about)
     effect, changes = np.zeros(count), np.zeros((count, len(targets)))
     places = np.array(about.features, dtype=np.int64).reshape(-1, 3)[targets]
     found: list[Response] = []
@@ -148,10 +197,10 @@ def _measure(about: Subject) -> tuple[np.ndarray, np.ndarray, list[Response]]:
             change = response[:, places[here, 1], places[here, 2]]
             changes[rows, here] = np.abs(_settled(change, about.recording.features.activation))
         found += responses(prediction, ablated)
-    for name, norms in (("attention", False), ("attention and norms", True)):
-        frozen = Freezing(about.recording, attention=True, norms=norms, layers=range(0))
-        for ablated in ablations(about, frozen):
-            found += responses(prediction, ablated, name)
+    for held in HELD:
+        if held != NOTHING:
+            for ablated in ablations(about, holding(about.recording, held)):
+                found += responses(prediction, ablated, held)
     return effect, changes, found
 
 
@@ -193,7 +242,6 @@ def _summary(
     features: pa.Table,
     changes: np.ndarray,
     found: list[Response],
-    kept: Faithfulness | None,
 ) -> dict[str, Any]:
     columns = {name: features[name].to_numpy() for name in features.column_names[1:]}
     size = np.abs(columns["measured"])
@@ -210,10 +258,10 @@ def _summary(
             "direct": spearman(columns["direct"], size),
             "feature_to_feature": float(np.median(between)) if between else None,
             "feature_targets": len(between),
+            "feature_spread": spread(between),
         },
         "responses": {
             frozen: by_distance([one for one in found if one.frozen == frozen])
             for frozen in dict.fromkeys(one.frozen for one in found)
         },
-        "faithfulness": None if kept is None else kept.summary(),
     }
