@@ -126,23 +126,19 @@ def validate(
     case each; Chan et al. 2022, "Causal Scrubbing".
     """
     about = subject(model, graph)
-    if corpus is None and model.corpus is not None:
-        corpus = model.corpus()
-    if corpus is not None and not isinstance(corpus, Means):
-        others = corpus if others is None else others
-        corpus = corpus_means(model, corpus, about.skipped)
+    means, others = _corpus(about, corpus, others)
     prediction = Prediction(about)
     measured, changes, found = _measure(prediction)
-    kept = None if corpus is None else faithfulness(about, corpus, draws, seed)
+    kept = None if means is None else faithfulness(about, means, draws, seed)
     features = _feature_table(about, measured)
     summary = _summary(about, features, changes, found) | {
         "faithfulness": None if kept is None else kept.summary(),
         "composition": composition(prediction),
         "specificity": None,
     }
-    if corpus is not None and others is not None:
+    if means is not None and others is not None:
         circuit = circuit_of(graph.prune(DEFAULT, EDGES))
-        summary["specificity"] = specificity(about, corpus, circuit, others, seed)
+        summary["specificity"] = specificity(about, means, circuit, others, seed)
     summary |= _resampled(about, hypotheses, seed)
     summary["verdict"] = verdict(summary, _names(about, kept))
     return Validation(
@@ -152,6 +148,20 @@ def validate(
         responses=_response_table(about, found),
         circuits=None if kept is None else pa.Table.from_pylist(kept.curve),
     )
+
+
+def _corpus(
+    about: Subject,
+    corpus: Sequence[Prompt] | Means | None,
+    others: Sequence[Prompt] | None,
+) -> tuple[Means | None, Sequence[Prompt] | None]:
+    """Means and other prompts, as far as they are given or the model brings them."""
+    if corpus is None and about.model.corpus is not None:
+        corpus = about.model.corpus()
+    if corpus is None or isinstance(corpus, Means):
+        return corpus, others
+    means = corpus_means(about.model, corpus, about.skipped)
+    return means, corpus if others is None else others
 
 
 def _resampled(

@@ -47,41 +47,46 @@ def evidence(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         were not measured; `says`, what the two are, or what is missing.
     """
     kept = summary["faithfulness"]
-    free = None if kept is None else kept["held"][NOTHING]
-    yield _entry(
-        "necessity",
-        None if free is None else (free["ablated"], free["random_ablated"]["median"]),
-        "of the lead with only the circuit at its mean; control: median of random circuits",
-        "needs a corpus",
-    )
-    yield _entry(
-        "sufficiency",
-        None if free is None else (free["circuit"], free["random_spread"]["median"]),
-        "of the lead with the circuit alone; control: median of random circuits",
-        "needs a corpus",
-    )
-    cut = summary["composition"]
-    yield _entry(
+    yield from _ablations(None if kept is None else kept["held"][NOTHING])
+    yield _composition(summary["composition"])
+    yield _specificity(summary["specificity"])
+    yield _scrubbing(summary.get("scrubbing", []))
+
+
+def _ablations(free: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    for kind, part, random, how in (
+        ("necessity", "ablated", "random_ablated", "only the circuit at its mean"),
+        ("sufficiency", "circuit", "random_spread", "the circuit alone"),
+    ):
+        yield _entry(
+            kind,
+            None if free is None else (free[part], free[random]["median"]),
+            f"of the lead with {how}; control: median of random circuits",
+            "needs a corpus",
+        )
+
+
+def _composition(cut: Mapping[str, Any] | None) -> dict[str, Any]:
+    if cut is None:
+        return _entry("composition", None, "", "the circuit has no edge between features")
+    return _entry(
         "composition",
-        None if cut is None else (cut["cut"][NOTHING], cut["others_cut"][NOTHING]),
-        ""
-        if cut is None
-        else f"of the lead without its {cut['edges']} edges between features; "
-        f"control: without the {cut['other_edges']} others into the same",
-        "the circuit has no edge between features",
+        (cut["cut"][NOTHING], cut["others_cut"][NOTHING]),
+        f"of the lead without its {cut['edges']} edges between features; control: without the "
+        f"{cut['other_edges']} others into the same",
     )
-    other = summary["specificity"]
-    yield _entry(
+
+
+def _specificity(other: Mapping[str, Any] | None) -> dict[str, Any]:
+    if other is None:
+        return _entry("specificity", None, "", "needs other prompts")
+    return _entry(
         "specificity",
-        None if other is None else (other["own"], other["lead"]["median"]),
-        ""
-        if other is None
-        else "of the lead without its features anywhere; control: median of "
+        (other["own"], other["lead"]["median"]),
+        "of the lead without its features anywhere; control: median of "
         f"{other['positions']} next tokens of {other['prompts']} other prompts, "
         f"{words.percent(other['changed'])} change",
-        "needs other prompts",
     )
-    yield _scrubbing(summary.get("scrubbing", []))
 
 
 def _scrubbing(scrubbed: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def _scrubbing(scrubbed: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(
-    kind: str, found: tuple[float, float | None] | None, says: str, missing: str
+    kind: str, found: tuple[float, float | None] | None, says: str, missing: str = ""
 ) -> dict[str, Any]:
     value, control = found or (None, None)
     return {
