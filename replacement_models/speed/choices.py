@@ -99,11 +99,13 @@ Probe = Callable[[list[str], Tensor, Tensor, int], str]
 class Choices:
     """The ways chosen in one process."""
 
-    def __init__(self, file: ChoiceFile | None = None, probe: Probe = fastest) -> None:
+    def __init__(
+        self, file: ChoiceFile | None = None, probe: Probe = fastest, budget: float = BUDGET
+    ) -> None:
         """Nothing is chosen yet but what the file holds, read when it is first asked for."""
         self._file, self._probe = file or ChoiceFile(), probe
         self._ways: dict[ProductClass, str] = {}
-        self._left, self._lock = BUDGET, Lock()
+        self._left, self._lock = budget, Lock()
 
     def way(self, product: ProductClass, x: Tensor, weight: Tensor) -> str:
         """The name of the way for products like `x @ weight.T`, which are of that class."""
