@@ -30,7 +30,7 @@ MAPS = (nn.functional.linear, torch.addmm)
 
 def few_rows_fit(x: Tensor, weight: Tensor) -> bool:
     """Whether `x @ weight.T` is one for a way of its own: a few rows by a large weight."""
-    return _fits(x, weight)
+    return FEWEST <= len(x) <= MOST and weight.numel() >= LARGE and _plain(x, weight)
 
 
 @contextmanager
@@ -94,10 +94,13 @@ def _as_linear(func: Callable[..., Any], *args: Any) -> tuple[Any, ...] | None:
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    if weight.numel() < LARGE or x.device.type != "cpu":
+    if weight.numel() < LARGE or not _plain(x, weight, bias):
         return False
-    plain = all(t.dtype == torch.float32 for t in (x, weight, bias) if t is not None)
-    return plain and weight.is_contiguous() and FEWEST <= _rows(x) <= MOST
+    return weight.is_contiguous() and FEWEST <= _rows(x) <= MOST
+
+
+def _plain(*given: Tensor | None) -> bool:
+    return all(t.dtype == torch.float32 and t.is_cpu for t in given if t is not None)
 
 
 def _rows(x: Tensor) -> int:

@@ -6,21 +6,24 @@ its helpers spins.
 
 import time
 from collections.abc import Iterable
+from itertools import cycle
 
 import torch
 from torch import Tensor
 
 from replacement_models.speed.ways import COMPILED, WAYS, gathered, layout
 
-ROUNDS = 3
-SLOW = 1.3
-"""Ways that took so many times the best of the first round take part in no other."""
+ROUNDS, MOST_ROUNDS = 4, 16
+"""Most rounds of calls, and of short ones, which something else disturbs more."""
+FIRST_SLOW, SLOW = 4.0, 1.3
+"""Ways that took so many times the best, of the first calls and later, are called no more."""
 BETTER = 0.97
 """Share of torch's own time that another way must stay below."""
-LIMIT = 0.03
-"""Seconds after which no other round begins."""
+LIMIT, SHORT = 0.03, 0.008
+"""Seconds after which no round after the second begins, and none beyond `ROUNDS`."""
 SAMPLE, FEW_SAMPLE = 128e6, 48e6
-"""Floating-point operations of what is timed in place of a larger product; with few rows."""
+"""Floating-point operations of what is timed in place of a larger product; of one of few rows or
+columns, which waits for memory."""
 FEW = 64
 ROWS, COLUMNS, LEAST = 256, 64, 16
 
@@ -35,17 +38,18 @@ def fastest(ways: Iterable[str], x: Tensor, weight: Tensor, uses: int) -> str:
         weight: (columns, inner).
         uses: products of one shape that share what compiling for it takes.
     """
-    some = _sample(x, weight)
-    scale = len(x) * len(weight) / (len(some[0]) * len(some[1]))
+    some, parts = _sample(x, weight)
+    scale, turn = len(x) * len(weight) / (len(some) * len(parts[0])), cycle(parts)
     begin = time.thread_time()
-    first = {way: _seconds(way, *some) for way in ways}
-    best = {way: _seconds(way, *some) for way in first}
-    for _ in range(1, ROUNDS):
-        if time.thread_time() - begin > LIMIT:
+    first = {way: _seconds(way, some, next(turn)) for way in ways}
+    best, slow = dict(first), FIRST_SLOW
+    for count in range(MOST_ROUNDS):
+        if count > 1 and time.thread_time() - begin > (LIMIT if count < ROUNDS else SHORT):
             break
-        keep = SLOW * min(best.values())
+        keep = slow * min(best.values())
         for way in [way for way in best if best[way] <= keep]:
-            best[way] = min(best[way], _seconds(way, *some))
+            best[way] = min(best[way], _seconds(way, some, next(turn)))
+        slow = SLOW
     whole = {
         way: seconds * scale + max(0.0, first[way] - seconds) / uses * (way in COMPILED)
         for way, seconds in best.items()
@@ -60,11 +64,19 @@ def _seconds(way: str, x: Tensor, weight: Tensor) -> float:
     return time.thread_time() - begin
 
 
-def _sample(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The first rows of both, laid out as they are, enough of them to tell the ways apart."""
-    most = (FEW_SAMPLE if len(x) < FEW else SAMPLE) / (2 * x.shape[1])
+def _sample(x: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Rows of both, laid out as they are, enough of them to tell the ways apart.
+
+    Of a large weight all parts that are so large: taken in turn, they come from memory, as it does.
+    """
+    few = min(len(x), len(weight)) < FEW
+    most = (FEW_SAMPLE if few else SAMPLE) / (2 * x.shape[1])
     columns = min(len(weight), max(COLUMNS, int(most / min(len(x), ROWS))))
-    return _cut(x, max(LEAST, int(most / columns))), _cut(weight, columns)
+    starts = range(0, len(weight) - columns + 1, columns)
+    if layout(weight) not in ("plain", "rows"):  # parts of others are copies
+        starts = starts[:1]
+    parts = [_cut(weight[start:], columns) for start in starts]
+    return _cut(x, max(LEAST, int(most / columns))), parts
 
 
 def _cut(matrix: Tensor, rows: int) -> Tensor:
