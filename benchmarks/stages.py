@@ -128,6 +128,7 @@ def metered() -> Iterator[Meter]:
             put(owner, name, meter.timed(stage, getattr(owner, name)))
     put(sweep, "product", meter.counted(sweep.product))
     put(scoring, "product", meter.counted(scoring.product))
+    put(scoring, "scores_product", meter.counted(scoring.scores_product))
     put(sweep, "add_product", meter.counted(sweep.add_product))
     for kind, names in PRODUCTS.items():
         for name in names:

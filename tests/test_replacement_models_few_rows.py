@@ -1,5 +1,7 @@
 """Maps of a few rows: the same numbers by another way, and only where they fit."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,9 @@ from transformers.pytorch_utils import Conv1D
 
 from replacement_models.hosts.weights import store_outputs_first
 from replacement_models.speed import few_rows
-from replacement_models.speed.few_rows import fast_maps, linear_in_blocks
+from replacement_models.speed.few_rows import fast_maps
+from replacement_models.speed.ways import WAYS
+from tests.chosen_ways import always
 from tests.random_models import PROMPT, replacement_model
 from tracer.attribution import product
 
@@ -25,14 +29,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return answers
 
 
-@pytest.mark.parametrize("at_home", [False, True], ids=["onednn", "blocks"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("rows", [8, 12, 32, 48, 64])
 @pytest.mark.parametrize("bias", [False, True])
 @torch.no_grad()
 def test_a_large_weight_gives_the_same_numbers(
-    monkeypatch: pytest.MonkeyPatch, rows: int, at_home: bool, bias: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int, way: str, bias: bool
 ):
-    monkeypatch.setattr(few_rows, "MKL_AT_HOME", at_home)
+    asked = always(monkeypatch, tmp_path, way)
     torch.manual_seed(0)
     layer = nn.Linear(1024, 2048, bias=bias)
     x = torch.randn(1, rows, 1024)
@@ -40,34 +44,37 @@ def test_a_large_weight_gives_the_same_numbers(
     with fast_maps(rows):
         found = layer(x)
     assert answers == [True]
+    assert len(asked) == 1
     assert found.shape == expected.shape
     assert found.is_contiguous()
     assert float((found - expected).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("at_home", [False, True])
-def test_blocks_are_for_processors_that_mkl_is_made_for(
-    monkeypatch: pytest.MonkeyPatch, at_home: bool
+@torch.no_grad()
+def test_a_map_whose_input_has_strides_gives_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(few_rows, "MKL_AT_HOME", at_home)
-    weight = torch.zeros(1024, 2048)
-    assert few_rows.fits_blocks(torch.zeros(16, 2048), weight) == at_home
-    assert not few_rows.fits_blocks(torch.zeros(64, 2048), weight)
-    assert not few_rows.fits_blocks(torch.zeros(16, 2048), weight[:1000])
+    torch.manual_seed(0)
+    layer, x = nn.Linear(1024, 2048), torch.randn(2, 1024, 8).mT
+    expected = layer(x)
+    for way in WAYS:
+        always(monkeypatch, tmp_path / way, way)
+        with fast_maps(16):
+            found = layer(x)
+        assert float((found - expected).abs().max()) < 1e-5
 
 
-def test_a_product_of_the_sweep_goes_through_blocks_where_they_fit(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_product_of_the_sweep_goes_through_blocks_where_they_are_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(few_rows, "MKL_AT_HOME", True)
     taken: list[int] = []
 
     def watched(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         taken.append(len(x))
-        return linear_in_blocks(x, weight)
+        return WAYS["blocks"](x, weight)
 
-    monkeypatch.setattr(product, "linear_in_blocks", watched)
-    monkeypatch.setattr(product, "ONEDNN_IS_FASTER", False)
+    always(monkeypatch, tmp_path, "blocks")
+    monkeypatch.setattr(product, "WAYS", WAYS | {"blocks": watched})
     torch.manual_seed(0)
     weight = torch.randn(1024, 2048)
     for rows in (2, 16, 64):
@@ -78,7 +85,8 @@ def test_a_product_of_the_sweep_goes_through_blocks_where_they_fit(
 
 
 @torch.no_grad()
-def test_weights_of_gpt2_are_stored_outputs_first(monkeypatch: pytest.MonkeyPatch):
+def test_weights_of_gpt2_are_stored_outputs_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    always(monkeypatch, tmp_path, "onednn")
     torch.manual_seed(0)
     module = Conv1D(2048, 1024)
     x = torch.randn(1, 8, 1024)
@@ -121,7 +129,10 @@ def test_transposed_weights_are_left_alone():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-def test_a_recording_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch, family: str):
+def test_a_recording_is_the_same_either_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str
+):
+    always(monkeypatch, tmp_path, "onednn")
     model = replacement_model(family, torch.float32)
     plain = model.record(PROMPT)
     monkeypatch.setattr(few_rows, "LARGE", 1)

@@ -1,14 +1,13 @@
 """Matrix products of the sweep.
 
-On CPUs, large float32 products go where they are fastest. MKL, torch's default, takes a slow path
-on other makers' processors; there oneDNN's linear operator, which torch ships too, does the same in
-half the time. It compiles a kernel for every new shape, which small products do not earn back.
-Few rows by a large weight go through blocks of it (speed/few_rows.py in replacement_models), as
-rows do that have just joined. benchmarks/products.py measures all of them. Everything else is
-torch's own product, unless the user asks for the kernel in native/.
+On CPUs, large float32 products go whichever way is fastest here (speed/choices.py in
+replacement_models): through MKL, torch's default, or oneDNN, in either order, rows by a large
+weight in blocks of it too. oneDNN compiles a kernel for every new shape, which small products do
+not earn back; these are torch's own. benchmarks/products.py measures all of them. So is everything
+of other types and on other devices, unless the user asks for the kernel in native/.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
@@ -16,20 +15,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replacement_models.speed.few_rows import (
-    INTEL,
-    ONEDNN,
-    fits_blocks,
-    linear_in_blocks,
-    onednn_linear,
-)
+from replacement_models.speed.choices import chosen, noted, refused
+from replacement_models.speed.few_rows import few_rows_fit
+from replacement_models.speed.ways import WAYS, gathered, onednn_add
 from tracer.attribution import native
+from tracer.errors import TraceError
 
 kernel: ContextVar[native.Kernel | None] = ContextVar("kernel", default=None)
 """Takes the products that it fits, while `split_products` is entered: in this context alone."""
 EARNS_A_KERNEL = 100e6
 """Floating-point operations from which a product is worth compiling for."""
-ONEDNN_IS_FASTER = ONEDNN and not INTEL
+FEW, SOME = 12, range(49, 129)
+"""Numbers of rows with which a small product of scores is faster the other way around."""
 
 
 def product(
@@ -39,11 +36,22 @@ def product(
     taker = kernel.get()
     if taker is not None and taker.fits(x, weight):
         return taker.add(x, weight)
-    if _fits_onednn(x, weight):
-        return onednn_linear(x, weight)
-    if fits_blocks(x, weight):
-        return linear_in_blocks(x, weight)
-    return x @ weight.T
+    way = _way(x, weight)
+    if way is None:
+        return x @ weight.T
+    return WAYS[way](gathered(x), gathered(weight)).contiguous()
+
+
+def scores_product(
+    x: Float[Tensor, "rows inner"], weight: Float[Tensor, "columns inner"]
+) -> Float[Tensor, "rows columns"]:
+    """`x @ weight.T`, in memory as it was made: transposed where that is faster."""
+    taker = kernel.get()
+    if _earns_a_kernel(x, weight) and not (taker is not None and taker.fits(x, weight)):
+        return WAYS[chosen("product", x, weight)](gathered(x), gathered(weight))
+    if len(weight) <= FEW or len(weight) in SOME:
+        return product(weight, x).T
+    return product(x, weight)
 
 
 def add_product(
@@ -55,10 +63,24 @@ def add_product(
     taker = kernel.get()
     if taker is not None and taker.fits(x, weight):
         return taker.add(x, weight, base)
-    if _fits_onednn(x, weight):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, base, weight, None, "add")
-        return found
-    return base.addmm_(x, weight.T)
+    way = _way(x, weight)
+    if way is None:
+        return base.addmm_(x, weight.T)
+    x, weight = gathered(x), gathered(weight)
+    if way == "onednn":
+        return onednn_add(base, x, weight)
+    return base.addmm_(x, weight.T) if way == "torch" else base.add_(WAYS[way](x, weight))
+
+
+def noted_products(given: Mapping[str, str] | None) -> AbstractContextManager[dict[str, str]]:
+    """Inside, note which way large products go; `given` ways, as noted before, come first.
+
+    Raises:
+        TraceError: one of those cannot be had, at once.
+    """
+    if given is not None and (lack := refused(given)):
+        raise TraceError(f"products: {lack}; leave it out to measure what is fastest here")
+    return noted(given)
 
 
 def split_products() -> AbstractContextManager[None]:
@@ -84,6 +106,14 @@ def summed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
-def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
+def _way(x: Tensor, weight: Tensor) -> str | None:
+    """The name of the way for a product; None for one that earns no choice."""
+    large = _earns_a_kernel(x, weight)
+    if not large and not few_rows_fit(x, weight):
+        return None
+    return chosen("product" if large else "few", x, weight)
+
+
+def _earns_a_kernel(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return ONEDNN_IS_FASTER and on_cpu and 2 * len(x) * weight.numel() > EARNS_A_KERNEL
+    return on_cpu and 2 * len(x) * weight.numel() > EARNS_A_KERNEL

@@ -13,12 +13,9 @@ from torch import Tensor
 
 from replacement_models.speed.threads import one_thread
 from tracer.attribution.local_model import LocalModel
-from tracer.attribution.product import EARNS_A_KERNEL, product
+from tracer.attribution.product import EARNS_A_KERNEL, product, scores_product
 from tracer.attribution.targets import TargetRows, on_device, runs
 from tracer.attribution.writers import Writers
-
-FEW, SOME = 12, range(49, 129)
-"""Numbers of rows with which the product is faster the other way around."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +51,7 @@ def score_writers(
         found = _products(writers, gradient, local.start)
         _add_scores(local, layer, found, scores, (local.start, slice(rows)))
     for position, here in joining.by_position():
-        one = [_scored(writers.at(position), joining.vector[here])]
+        one = [scores_product(writers.at(position), joining.vector[here])]
         at = slice(rows + here.start, rows + here.stop)
         _add_scores(local, layer, one, scores, (position, at))
 
@@ -74,18 +71,9 @@ def _products(
     operations = 2 * gradient[:, 0].numel() * len(writers.vectors) / len(writers.first)
     with one_thread(operations < EARNS_A_KERNEL):
         return [
-            _scored(writers.at(position), vectors)
+            scores_product(writers.at(position), vectors)
             for position, vectors in enumerate(gradient.unbind(1), start=start)
         ]
-
-
-def _scored(
-    written: Float[Tensor, "writers width"], vectors: Float[Tensor, "rows width"]
-) -> Float[Tensor, "writers rows"]:
-    """What is written at one position, scored by the rows there."""
-    if len(vectors) <= FEW or len(vectors) in SOME:
-        return product(vectors, written).T
-    return product(written, vectors)
 
 
 def _add_scores(

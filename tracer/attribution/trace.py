@@ -1,6 +1,6 @@
 """Trace a prompt: record, linearise, sweep the logits and then the features, build the graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -52,6 +52,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     edge_floor: float = 0.0,
     recompute_patterns: bool | None = None,
     split_products: bool = False,
+    products: Mapping[str, str] | None = None,
     memory_limit: float | None = None,
     on_recording: Callable[[Recording], None] | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
@@ -79,6 +80,9 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             None does so where they would take over a gigabyte.
         split_products: make large float32 products in split bfloat16, on processors with AMX, by a
             kernel compiled at first use (native/); effects differ by 1e-5 of the largest.
+        products: the way that each class of large float32 products goes on the CPU, as
+            `metadata["versions"]["products"]` of a graph has it: on the same machine the same bytes
+            again; None, and for classes that it leaves out, is what is fastest here, measured once.
         memory_limit: gigabytes (10^9 bytes) that tracing may take once the prompt is recorded;
             None is what the model's device has free, infinity never refuses.
         on_recording: called with the forward pass that is traced, which ends at `position` and has
@@ -92,56 +96,61 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         The unpruned graph, edges in units of the target's pre-activation or logit.
 
     Raises:
-        TraceError: an argument is out of range, a target cannot be resolved, split products cannot
-            be had, or memory will not do: the message says how much is needed and what would fit,
-            the error's `proposals` in parts.
+        TraceError: an argument is out of range, a target cannot be resolved, split products or
+            `products` cannot be had, or memory will not do: the message says how much is needed and
+            what would fit, the error's `proposals` in parts.
         ModelError: the prompt does not fit the model.
 
     Source: Ameisen et al. 2025, "Circuit Tracing".
     """
-    products = product.split_products() if split_products else nullcontext()
+    splitting = product.split_products() if split_products else nullcontext()
+    noting = product.noted_products(products)
     tokens = model.tokenize(prompt)
     _check_counts(max_features, rank_every, skip_positions)
     _check_amounts(edge_floor, memory_limit)
     last = _position(position, len(tokens))
-    keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
-    recording = model.record(tokens[: last + 1], keep_patterns=keep, last_logits=True)
-    if on_recording is not None:
-        on_recording(recording)
-    logits = logit_targets(model, recording, targets, max_logits, logit_mass)
-    sizes = sizes_of(
-        model,
-        recording,
-        skip_positions=skip_positions,
-        logits=len(logits.rows),
-        max_features=max_features,
-        rank_every=rank_every,
-        edge_floor=edge_floor,
-    )
-    _make_room(model, sizes, memory_limit, on_estimate)
-    bare = skip_alone(model, recording, logits, skip_positions)
-    local = linearise(model, recording, skip_positions, sizes.explained)
-    give_back()
-    plan = Plan(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial)
-    # Eager attention is for patterns made anew, from several threads.
-    with eager_attention(model.host.model), products:
-        traced = _sweep_all(model, recording, local, logits, plan)
-    settings = {
-        "max_features": max_features,
-        "rank_every": rank_every,
-        "max_logits": max_logits,
-        "logit_mass": logit_mass,
-        "targets": None if targets is None else [_target_name(target) for target in targets],
-        "position": position,
-        "skip_positions": skip_positions,
-        "edge_floor": edge_floor,
-        "recompute_patterns": recompute_patterns,
-        "split_products": split_products,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-    }
-    about = metadata(model, prompt, tokens, settings) | bare
-    return assemble(model, local, logits, traced, about)
+    with noting as used:
+        keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
+        recording = model.record(tokens[: last + 1], keep_patterns=keep, last_logits=True)
+        if on_recording is not None:
+            on_recording(recording)
+        logits = logit_targets(model, recording, targets, max_logits, logit_mass)
+        sizes = sizes_of(
+            model,
+            recording,
+            skip_positions=skip_positions,
+            logits=len(logits.rows),
+            max_features=max_features,
+            rank_every=rank_every,
+            edge_floor=edge_floor,
+        )
+        _make_room(model, sizes, memory_limit, on_estimate)
+        bare = skip_alone(model, recording, logits, skip_positions)
+        local = linearise(model, recording, skip_positions, sizes.explained)
+        give_back()
+        plan = Plan(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial)
+        # Eager attention is for patterns made anew, from several threads.
+        with eager_attention(model.host.model), splitting:
+            traced = _sweep_all(model, recording, local, logits, plan)
+        settings = {
+            "max_features": max_features,
+            "rank_every": rank_every,
+            "max_logits": max_logits,
+            "logit_mass": logit_mass,
+            "targets": None if targets is None else [_target_name(target) for target in targets],
+            "position": position,
+            "skip_positions": skip_positions,
+            "edge_floor": edge_floor,
+            "recompute_patterns": recompute_patterns,
+            "split_products": split_products,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+        }
+        about = metadata(model, prompt, tokens, settings) | bare
+        graph = assemble(model, local, logits, traced, about)
+    # Labels came last, and made products of their own.
+    graph.metadata["versions"]["products"] = dict(sorted(used.items()))
+    return graph
 
 
 def _check_counts(max_features: int | None, rank_every: int | None, skip_positions: int) -> None:

@@ -1,0 +1,84 @@
+"""A short probe: which way makes products like a given one in the least time, here and now.
+
+Time is that of the calling thread, since others may work on the machine; a thread that waits for
+its helpers spins.
+"""
+
+import time
+from collections.abc import Iterable
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from replacement_models.speed.ways import COMPILED, WAYS, gathered, layout
+
+ROUNDS, MOST_ROUNDS = 4, 16
+"""Most rounds of calls, and of short ones, which something else disturbs more."""
+FIRST_SLOW, SLOW = 4.0, 1.3
+"""Ways that took so many times the best, of the first calls and later, are called no more."""
+BETTER = 0.97
+"""Share of torch's own time that another way must stay below."""
+LIMIT, SHORT = 0.03, 0.008
+"""Seconds after which no round after the second begins, and none beyond `ROUNDS`."""
+SAMPLE, FEW_SAMPLE = 128e6, 48e6
+"""Floating-point operations of what is timed in place of a larger product; of one of few rows or
+columns, which waits for memory."""
+FEW = 64
+ROWS, COLUMNS, LEAST = 256, 64, 16
+
+
+@torch.no_grad()
+def fastest(ways: Iterable[str], x: Tensor, weight: Tensor, uses: int) -> str:
+    """The name of the fastest of `ways`, of which torch's own is one.
+
+    Args:
+        ways: their names.
+        x: (rows, inner).
+        weight: (columns, inner).
+        uses: products of one shape that share what compiling for it takes.
+    """
+    some, parts = _sample(x, weight)
+    scale, turn = len(x) * len(weight) / (len(some) * len(parts[0])), cycle(parts)
+    begin = time.thread_time()
+    first = {way: _seconds(way, some, next(turn)) for way in ways}
+    best, slow = dict(first), FIRST_SLOW
+    for count in range(MOST_ROUNDS):
+        if count > 1 and time.thread_time() - begin > (LIMIT if count < ROUNDS else SHORT):
+            break
+        keep = slow * min(best.values())
+        for way in [way for way in best if best[way] <= keep]:
+            best[way] = min(best[way], _seconds(way, some, next(turn)))
+        slow = SLOW
+    whole = {
+        way: seconds * scale + max(0.0, first[way] - seconds) / uses * (way in COMPILED)
+        for way, seconds in best.items()
+    }
+    quickest = min(whole, key=lambda way: whole[way])
+    return quickest if whole[quickest] < BETTER * whole["torch"] else "torch"
+
+
+def _seconds(way: str, x: Tensor, weight: Tensor) -> float:
+    begin = time.thread_time()
+    WAYS[way](x, weight).contiguous()
+    return time.thread_time() - begin
+
+
+def _sample(x: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Rows of both, laid out as they are, enough of them to tell the ways apart.
+
+    Of a large weight all parts that are so large: taken in turn, they come from memory, as it does.
+    """
+    few = min(len(x), len(weight)) < FEW
+    most = (FEW_SAMPLE if few else SAMPLE) / (2 * x.shape[1])
+    columns = min(len(weight), max(COLUMNS, int(most / min(len(x), ROWS))))
+    starts = range(0, len(weight) - columns + 1, columns)
+    if layout(weight) not in ("plain", "rows"):  # parts of others are copies
+        starts = starts[:1]
+    parts = [_cut(weight[start:], columns) for start in starts]
+    return _cut(x, max(LEAST, int(most / columns))), parts
+
+
+def _cut(matrix: Tensor, rows: int) -> Tensor:
+    part = gathered(matrix[:rows])
+    return part.T.contiguous().T if layout(matrix) == "transposed" else part
