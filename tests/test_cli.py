@@ -762,3 +762,18 @@ def test_patch_prints_a_table_and_draws_a_heat_map():
     assert heads != said
     assert "needs as many of each" in refused("patch", "w5 w6", *prompts[1:])
     assert "expected a suffix of .svg" in refused("patch", *prompts, "-o", "map.png")
+
+
+def test_products_are_taken_from_a_graph_that_records_them(tmp_path: Path):
+    from graphs import AttributionGraph
+
+    first, second = tmp_path / "first.graph", tmp_path / "second.graph"
+    succeed("trace", *IDS, "-o", str(first))
+    succeed("trace", *IDS, "--products", str(first), "-o", str(second))
+    assert (second / "edges.arrow").read_bytes() == (first / "edges.arrow").read_bytes()
+    graph = AttributionGraph.load(first)
+    del graph.metadata["versions"]["products"]
+    graph.save(tmp_path / "silent.graph")
+    silent = ["--products", str(tmp_path / "silent.graph"), "-o", str(tmp_path / "third.graph")]
+    assert "does not say how its products were made" in refused("trace", *IDS, *silent)
+    assert not (tmp_path / "third.graph").exists()

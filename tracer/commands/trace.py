@@ -10,10 +10,11 @@ import click
 
 import tracer
 from tracer.commands.graph_files import refuse_unwritable_graph
-from tracer.commands.group import Interrupted
+from tracer.commands.group import Failure, Interrupted
 from tracer.commands.models import load_model
 from tracer.commands.options import (
     COUNT,
+    EXISTING,
     POSITIVE,
     SHARE,
     examples,
@@ -101,6 +102,13 @@ trace_options = together(
         show_default="off",
     ),
     click.option(
+        "--products",
+        type=EXISTING,
+        metavar="GRAPH",
+        help="Multiply the ways that this graph was made in, for the same bytes again.",
+        show_default="what is fastest here",
+    ),
+    click.option(
         "--memory-limit",
         type=click.FloatRange(min=0, min_open=True),
         metavar="GB",
@@ -128,6 +136,7 @@ def trace(
     output = output or Path(f"{slug(text)}.graph")
     refuse_unwritable_graph(output)
     options["targets"] = targets(options.pop("target"), options.pop("minus"))
+    options["products"] = products_of(options["products"])
     model = load_model(options)
     answers: list[tuple[str, Tensor]] = []
     options["on_recording"] = lambda seen: answers.append(("next token", seen.logits[-1]))
@@ -146,6 +155,21 @@ def trace(
     say(f"Saved {output}. To draw it: tracer render {place} -o {picture}")
     if partial:
         raise Interrupted(f"interrupted; {output} holds what was finished")
+
+
+def products_of(graph: Path | None) -> dict[str, str] | None:
+    """The ways of multiplying that a graph says it was made in.
+
+    Raises:
+        Failure: the graph says none.
+    """
+    if graph is None:
+        return None
+    versions = tracer.AttributionGraph.load(graph).metadata.get("versions")
+    found = versions.get("products") if isinstance(versions, dict) else None
+    if not isinstance(found, dict):
+        raise Failure(f"--products: {graph} does not say how its products were made; leave it out")
+    return found
 
 
 def slug(text: str | list[int]) -> str:
