@@ -20,6 +20,7 @@ import torch
 
 from replacement_models import ReplacementModel
 from replacement_models.process import one_call
+from replacement_models.replaced import special_tokens
 from tracer.errors import TraceError
 from tracer.features.choose import examples
 from tracer.features.corpus import Corpus, documents
@@ -139,6 +140,7 @@ def _about(model: ReplacementModel, packed: Packed, settings: Settings) -> dict[
         "rows": len(packed.tokens),
         "settings": settings.as_json(),
         "features": {str(at): len(transcoder.layers[at].W_enc) for at in transcoder.present},
+        "special": sorted(map(model.token_string, special_tokens(model))),
         "quantiles": list(QUANTILES),
         "bins": {"lowest_power": LOWEST, "octaves": OCTAVES, "parts": PARTS},
     }

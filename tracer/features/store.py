@@ -1,7 +1,7 @@
 """A feature store, read: what is known of every feature of a dictionary."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import compute, parquet
 
+from graphs import words
 from tracer.errors import TraceError
+from tracer.features.search import Hit, Index
 from tracer.features.tables import (
     ABOUT,
     EXAMPLES,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from tracer.features.build import Progress
     from tracer.features.corpus import Corpus
 
+NAMED = 3
+"""Promoted tokens that stand for a feature without a label."""
 Place = tuple[int, int]
 """A feature: layer and number."""
 
@@ -46,6 +50,8 @@ class Example:
     """The token that the example is of."""
     activation: float
     """There."""
+    document: range
+    """Tokens of the window that belong to the same document as this one."""
 
 
 @dataclass(frozen=True)
@@ -236,27 +242,63 @@ class FeatureStore:
         [row] = table.slice(feature, 1).to_pylist()
         return Feature(layer, feature, row, self._examples(layer, feature))
 
+    def name(self, layer: int, feature: int) -> str:
+        """A feature in a few words: its label, or the tokens it promotes most."""
+        table = self.features(layer)
+        label: str | None = table["label"][feature].as_py()
+        promoted = table["promoted"][feature].as_py()[:NAMED]
+        return words.visible(label or ", ".join(words.token(token) for token in promoted))
+
+    def search(self, query: str, by: str = "token", limit: int = 20) -> list[Hit]:
+        """The features that match a query best.
+
+        Args:
+            query: a token (spaces around it and capitals do not matter), part of a label, part of
+                the text of an example's window, or `layer/feature`.
+            by: "token" that it fires on, "promoted" token, "label", "text" of its examples, or
+                "similar": decoders closest to that of a feature.
+            limit: at most so many.
+
+        Returns:
+            Features with a score (search.Hit), the best first.
+
+        Raises:
+            TraceError: no such way to search, or a query that does not fit it.
+        """
+        return self._index.search(query, by, limit)
+
+    @cached_property
+    def _index(self) -> Index:
+        return Index(self.path, self.layers)
+
     def _examples(self, layer: int, feature: int) -> tuple[Example, ...]:
         file = layer_file(self.path, EXAMPLES, layer)
         rows = _read(file, filters=compute.field("feature") == feature).to_pylist()
         wanted = sorted({row["window"] for row in rows})
         shown = _read(self.path / WINDOWS, filters=compute.field("window").isin(wanted))
         texts = dict(zip(*(shown[name].to_pylist() for name in ("window", "texts")), strict=True))
-        return tuple(
-            Example(
-                kind=row["kind"],
-                rank=row["rank"],
-                texts=tuple(texts[row["window"]]),
-                activations=tuple(row["activations"][: len(texts[row["window"]])]),
-                position=row["position"],
-                activation=row["activation"],
-            )
-            for row in rows
-        )
+        special = {*self.about["special"]}
+        return tuple(_example(row, texts[row["window"]], special) for row in rows)
 
     @cached_property
     def _tables(self) -> dict[int, pa.Table]:
         return {}
+
+
+def _example(row: Mapping[str, Any], texts: Sequence[str], special: Collection[str]) -> Example:
+    position = row["position"]
+    ends = [at for at, text in enumerate(texts) if text in special]
+    first = max((at + 1 for at in ends if at < position), default=0)
+    last = min((at for at in ends if at > position), default=len(texts))
+    return Example(
+        kind=row["kind"],
+        rank=row["rank"],
+        texts=tuple(texts),
+        activations=tuple(row["activations"][: len(texts)]),
+        position=position,
+        activation=row["activation"],
+        document=range(first, last),
+    )
 
 
 def _read(file: Path, **options: Any) -> pa.Table:

@@ -10,14 +10,15 @@ Any Parquet tool reads them, and takes the layer from the folder's name.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 from pyarrow import parquet
 
-from tracer.features.choose import Examples
+if TYPE_CHECKING:
+    from tracer.features.choose import Examples
 
 FEATURES, EXAMPLES, WINDOWS, ABOUT = "features", "examples", "windows.parquet", "store.json"
 NAME, VERSION = "tracer-feature-store", 1
@@ -101,7 +102,7 @@ def places(
     return pa.ListArray.from_arrays(pa.array(offsets), values, PLACES)
 
 
-def example_table(found: Examples) -> pa.Table:
+def example_table(found: "Examples") -> pa.Table:
     """One row an example."""
     names = [name for name in EXAMPLE_COLUMNS.names if name != "activations"]
     columns = {
