@@ -44,7 +44,8 @@ def examples(state: LayerState, settings: Settings) -> Examples:
 
 def _extreme(kept: Kept, kind: str) -> tuple[np.ndarray, ...]:
     """Every window of a ranking, strongest first."""
-    keys, held = kept.keys.cpu(), kept.activations.cpu()
+    kept = kept.ordered()
+    keys, held = kept.keys, kept.activations
     feature, rank = (keys != NONE).numpy().nonzero()
     sign = -1 if kind == BOTTOM else 1
     return (
@@ -52,7 +53,7 @@ def _extreme(kept: Kept, kind: str) -> tuple[np.ndarray, ...]:
         feature,
         rank,
         windows_of(keys).numpy()[feature, rank],
-        kept.positions.cpu().numpy()[feature, rank],
+        kept.positions.numpy()[feature, rank],
         sign * peaks_of(keys).numpy()[feature, rank],
         held[feature, rank].float().numpy(),
     )
@@ -60,8 +61,9 @@ def _extreme(kept: Kept, kind: str) -> tuple[np.ndarray, ...]:
 
 def _by_decile(state: LayerState, settings: Settings) -> tuple[np.ndarray, ...]:
     """Windows drawn at random, each for one token of the decile that has fewest."""
-    keys, held = state.drawn.keys.cpu(), state.drawn.activations.cpu()
-    found = list(_dealt(state, settings.per_decile))
+    kept = state.drawn.ordered()
+    keys, held = kept.keys, kept.activations
+    found = list(_dealt(kept, state.quantiles(), settings.per_decile))
     decile, feature, place, position = (
         np.concatenate(column) for column in zip(*found, strict=True)
     )
@@ -78,15 +80,16 @@ def _by_decile(state: LayerState, settings: Settings) -> tuple[np.ndarray, ...]:
     )
 
 
-def _dealt(state: LayerState, rounds: int) -> Iterator[tuple[np.ndarray, ...]]:
+def _dealt(
+    kept: Kept, quantiles: Float[np.ndarray, "features shares"], rounds: int
+) -> Iterator[tuple[np.ndarray, ...]]:
     """(decile, feature, place among those drawn, position in the window) of what is shown.
 
     Each round every decile takes, for each feature, one more of its windows that is still free.
     """
-    active = state.drawn.activations.cpu().float().numpy()
-    active[state.drawn.keys.cpu().numpy() == NONE] = 0
+    active = kept.activations.float().numpy()
     feature, place, position = active.nonzero()
-    bounds = state.quantiles()[:, : DECILES - 1]
+    bounds = quantiles[:, : DECILES - 1]
     decile = (active[feature, place, position][:, None] > bounds[feature]).sum(1)
     free = np.ones(active.shape[:2], dtype=bool)
     for _ in range(rounds):

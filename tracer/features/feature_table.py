@@ -11,7 +11,7 @@ from replacement_models import ReplacementModel
 from tracer.features.packing import Packed
 from tracer.features.running import LayerState, Running
 from tracer.features.settings import Settings
-from tracer.features.strongest import NONE, windows_of
+from tracer.features.strongest import windows_of
 from tracer.features.tables import FEATURE_COLUMNS, even, lists, places
 from tracer.features.together import Sample
 from tracer.features.unembedded import Unembedded
@@ -97,9 +97,8 @@ def _statistics(state: LayerState, counted: int) -> dict[str, pa.Array]:
 
 def _fires_on(about: Described, state: LayerState) -> dict[str, pa.Array]:
     """Tokens that hold most of each feature's activation in the windows drawn at random."""
-    keys = state.drawn.keys.cpu()
-    held = state.drawn.activations.cpu().float().abs().numpy()
-    held[(keys == NONE).numpy()] = 0
+    drawn = state.drawn.ordered()
+    keys, held = drawn.keys, drawn.activations.float().abs().numpy()
     feature, place, position = held.nonzero()
     token = about.windows[windows_of(keys).numpy()[feature, place], position]
     pairs, where = np.unique(np.stack([feature, token]), axis=1, return_inverse=True)

@@ -24,7 +24,7 @@ from tracer.features.statistics import Moments, may_be_negative, quantiles
 from tracer.features.strongest import Kept, by_lot, by_strength, peaks_of
 from tracer.features.together import drawn, most, strongest
 
-KEPT = ("keys", "positions", "activations")
+KEPT = ("keys", "slots", "positions", "activations")
 """Fields of `Kept`."""
 
 

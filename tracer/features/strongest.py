@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NONE = -1
-"""The key of a place that holds no window yet; real ones are larger."""
+NONE, UNWANTED = -1, -2
+"""The key of a place that holds no window yet, below those of windows; and that of a window which
+may not take such a place."""
 LOW = (1 << 32) - 1
 """The lower half of a key. A window's number is turned round there: earlier ones rank higher."""
 STORED = torch.bfloat16
@@ -22,20 +23,26 @@ STORED = torch.bfloat16
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """So many windows of each feature of one layer, in descending order of their keys."""
+    """So many windows of each feature of one layer, in descending order of their keys.
+
+    What stands beside the keys stays where it is when keys move; `slots` says where that is.
+    """
 
     keys: Int[Tensor, "features places"]
-    positions: Int[Tensor, "features places"]
+    slots: Int[Tensor, "features places"]
+    """Of each key, its place in the following two."""
+    positions: Int[Tensor, "features slots"]
     """Where in its window each feature is strongest."""
-    activations: Float[Tensor, "features places window"]
+    activations: Float[Tensor, "features slots window"]
 
     @classmethod
     def empty(cls, features: int, places: int, window: int, device: torch.device) -> "Kept":
         """Nothing seen yet."""
         keys = torch.full((features, places), NONE, dtype=torch.int64, device=device)
+        slots = torch.arange(places, device=device).repeat(features, 1)
         positions = torch.zeros(features, places, dtype=torch.int32, device=device)
         held = torch.zeros(features, places, window, dtype=STORED, device=device)
-        return cls(keys, positions, held)
+        return cls(keys, slots, positions, held)
 
     def add(
         self,
@@ -53,14 +60,28 @@ class Kept:
         places = self.keys.shape[1]
         best = torch.cat([self.keys, keys], 1).topk(places, dim=1)
         self.keys.copy_(best.values)
-        changed = (best.indices >= places).any(1).nonzero()[:, 0]
-        if not len(changed):
+        enters = best.indices >= places
+        feature, place = enters.nonzero(as_tuple=True)
+        if not len(feature):
             return
-        new = active[:, :, changed].permute(2, 0, 1)
-        peaks = (-new if lowest else new).argmax(2).int()
-        for kept, ours in ((self.positions, peaks), (self.activations, new.to(STORED))):
-            rows = torch.arange(len(changed), device=keys.device)[:, None]
-            kept[changed] = torch.cat([kept[changed], ours], 1)[rows, best.indices[changed]]
+        stays = self.slots.gather(1, best.indices.clamp(max=places - 1))
+        # As many slots of a feature are free as windows enter, and both are listed by feature.
+        free = torch.ones_like(enters).scatter_reduce(1, stays, enters, "amin")
+        slot = free.nonzero(as_tuple=True)[1]
+        self.slots.copy_(stays)
+        self.slots[feature, place] = slot
+        new = active[best.indices[feature, place] - places, :, feature]
+        self.positions[feature, slot] = (-new if lowest else new).argmax(1).int()
+        self.activations[feature, slot] = new.to(STORED)
+
+    def ordered(self) -> "Kept":
+        """The same on the CPU, with everything in the order of the keys."""
+        keys, slots, positions, held = (
+            one.cpu() for one in (self.keys, self.slots, self.positions, self.activations)
+        )
+        rows = torch.arange(len(keys))[:, None]
+        places = torch.arange(keys.shape[1]).expand_as(slots)
+        return Kept(keys, places, positions[rows, slots], held[rows, slots])
 
 
 def by_strength(
@@ -89,9 +110,9 @@ def mixed(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 def _keys(rank: Tensor, windows: Tensor, wanted: Tensor) -> Tensor:
-    """Rank (31 bits) above, the window turned round below; NONE where it is not wanted."""
+    """Rank (31 bits) above, the window turned round below; UNWANTED where it is not wanted."""
     keys = (rank << 32) | (LOW - windows)[:, None]
-    return keys.where(wanted, NONE).T
+    return keys.where(wanted, UNWANTED).T
 
 
 def windows_of(keys: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
