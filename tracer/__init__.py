@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
     from tracer.errors import TraceError
+    from tracer.features.differing import differing
+    from tracer.features.store import Feature, FeatureStore
     from tracer.interventions.generate import generate
     from tracer.interventions.intervene import Change, intervene
     from tracer.interventions.steering import contrast, feature_maxima
@@ -48,6 +50,8 @@ __all__ = [
     "DenseDecoder",
     "Difference",
     "Direction",
+    "Feature",
+    "FeatureStore",
     "GraphError",
     "Intervention",
     "JumpReLU",
@@ -70,6 +74,7 @@ __all__ = [
     "contrast",
     "convert",
     "corpus_means",
+    "differing",
     "feature_maxima",
     "generate",
     "intervene",
@@ -88,6 +93,8 @@ _PLACES = {
     "DenseDecoder": "replacement_models",
     "Difference": "tracer.attribution.targets",
     "Direction": "tracer.attribution.targets",
+    "Feature": "tracer.features.store",
+    "FeatureStore": "tracer.features.store",
     "GraphError": "graphs",
     "Intervention": "tracer.interventions.values",
     "JumpReLU": "replacement_models",
@@ -110,6 +117,7 @@ _PLACES = {
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",
+    "differing": "tracer.features.differing",
     "feature_maxima": "tracer.interventions.steering",
     "generate": "tracer.interventions.generate",
     "intervene": "tracer.interventions.intervene",

@@ -102,6 +102,33 @@ def heat_map(
     return _svg(width, height, drawn)
 
 
+def bars(
+    title: str, label: str, bounds: Sequence[float], counts: Sequence[float], across: str
+) -> str:
+    """Counts between neighbouring bounds, a bar each, all of one width whatever the bounds.
+
+    Args:
+        title: above the chart.
+        label: of the counts.
+        bounds: one more than counts; some are written below.
+        counts: at least one.
+        across: what the bounds are.
+    """
+    up, width = Axis.around(label, counts), (WIDTH - LEFT - RIGHT) / len(counts)
+    place = _placing(Axis(across, 0, len(counts)), up)
+    base = HEIGHT - BOTTOM
+    drawn = [
+        f'<path d="M{x:.1f},{base}V{y:.1f}h{width:.1f}V{base}Z" fill="{COLOURS[0]}" '
+        'fill-opacity="0.75"/>'
+        for x, y in (place(at, count) for at, count in enumerate(counts) if count)
+    ]
+    step = max(1, len(counts) // 5)
+    for at in range(0, len(counts) + 1, step):
+        x = place(at, 0)[0]
+        drawn.append(_text(x, HEIGHT - BOTTOM + 16, f"{bounds[at]:.3g}", anchor="middle"))
+    return _chart(title, Axis(across, 0, len(counts)), up, drawn, numbers=False)
+
+
 def _cell(x: float, middle: float, value: float, share: float) -> list[str]:
     """One coloured cell with its number."""
     fade = round(255 * (1 - 0.75 * abs(share)))
@@ -123,8 +150,8 @@ def _placing(across: Axis, up: Axis) -> Callable[[float, float], tuple[float, fl
     return place
 
 
-def _chart(title: str, across: Axis, up: Axis, drawn: Sequence[str]) -> str:
-    """Axes, ticks and labels around what is drawn."""
+def _chart(title: str, across: Axis, up: Axis, drawn: Sequence[str], numbers: bool = True) -> str:
+    """Axes, ticks and labels around what is drawn; `numbers` below the axis across as well."""
     place = _placing(across, up)
     frame = [
         f'<path d="M{LEFT},{TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" fill="none" stroke="#444"/>',
@@ -133,7 +160,7 @@ def _chart(title: str, across: Axis, up: Axis, drawn: Sequence[str]) -> str:
         f'<g transform="rotate(-90 12 {HEIGHT / 2})">'
         f"{_text(12, HEIGHT / 2, up.label, anchor='middle')}</g>",
     ]
-    for x in across.ticks():
+    for x in across.ticks() if numbers else ():
         frame.append(_text(place(x, up.low)[0], HEIGHT - BOTTOM + 16, f"{x:.3g}", anchor="middle"))
     for y in up.ticks():
         frame.append(_text(LEFT - 6, place(across.low, y)[1] + 4, f"{y:.3g}", anchor="end"))

@@ -85,7 +85,7 @@ def promoted_tokens(
     """
     norm = model.host.final_norm
     layers = features[0].unique().tolist()
-    total = [_written_by(model, layer, features[1][features[0] == layer]) for layer in layers]
+    total = [written_by(model, layer, features[1][features[0] == layer]) for layer in layers]
     found: list[list[str]] = []
     for part in torch.cat(total).split(AT_ONCE) if total else ():
         with fast_maps(len(part)):
@@ -95,7 +95,7 @@ def promoted_tokens(
     return found
 
 
-def _written_by(
+def written_by(
     model: ReplacementModel, layer: int, features: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows d_model"]:
     """What one unit of features of one layer writes, summed over the layers it writes to."""

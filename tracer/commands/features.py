@@ -1,0 +1,164 @@
+"""`tracer features`: know what the features of a dictionary do on text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tracer
+from tracer.commands.feature_words import (
+    print_differing,
+    print_example_list,
+    print_feature,
+    print_hits,
+)
+from tracer.commands.group import Failure, Group
+from tracer.commands.models import load_model
+from tracer.commands.options import COUNT, EXISTING, POSITIVE, examples, model_options, output
+from tracer.commands.progress import progress
+from tracer.commands.say import say
+
+if TYPE_CHECKING:
+    from tracer import FeatureStore
+
+store_option = click.option(
+    "--store",
+    type=EXISTING,
+    help="Folder that `tracer features build` wrote.",
+    show_default="beside the embedded dictionary",
+)
+
+
+@click.group(
+    cls=Group,
+    epilog=examples(
+        "tracer features build --corpus texts.jsonl -o my.features",
+        "tracer features show 2/311 --store my.features -o feature.html",
+    ),
+)
+def features() -> None:
+    """Know what features do: statistics, examples, search."""
+
+
+@features.command(
+    epilog=examples(
+        "tracer features build --corpus prompts.txt --lines --alone -o my.features",
+        "tracer features build --corpus docs/ --model M --transcoders neurons -o my.features",
+    )
+)
+@click.option(
+    "--corpus",
+    required=True,
+    metavar="FILE|FOLDER|hf:NAME",
+    help="Plain text, JSONL or Parquet, or a folder of them; hf:owner/name[:config][@split].",
+)
+@model_options
+@click.option("--field", default="text", help="Key or column that holds the text.")
+@click.option("--lines", is_flag=True, help="Every line of plain text is a document.")
+@click.option("--alone", is_flag=True, help="Every document begins a row, as a prompt does.")
+@click.option(
+    "--context", type=POSITIVE, help="Tokens a row.", show_default="256, or what the model reads"
+)
+@click.option("--window", type=POSITIVE, help="Tokens an example shows.", show_default="64")
+@click.option("--batch", type=POSITIVE, default=32, help="Rows a forward pass.")
+@click.option("--examples", type=POSITIVE, default=10, help="Strongest windows kept a feature.")
+@click.option("--neighbours", type=COUNT, default=8, help="Neighbours kept a feature; 0 none.")
+@click.option("--max-tokens", type=POSITIVE, help="Read at most so many.", show_default="all")
+@click.option("--shard", type=POSITIVE, default=64, help="Batches between two commits.")
+@output("Folder to write, the store.", required=True)
+def build(corpus: str, output: Path, **options: Any) -> None:
+    """Run a model over text once and write down what its features do.
+
+    Interrupted, it goes on where it was when it is called again.
+    """
+    if output.exists():
+        raise Failure(f"cannot write {output}: it exists; choose another name, or remove it first")
+    model = load_model(options)
+    with progress("Reading the corpus") as advance:
+        store = tracer.FeatureStore.build(model, corpus, output, **options, progress=advance)
+    counted = f"{store.about['tokens_counted']:,} tokens counted"
+    say(f"Saved {output}: {counted}. To see a feature: tracer features show 0/0 --store ...")
+
+
+@features.command(
+    epilog=examples(
+        "tracer features show 2/311 --store my.features",
+        "tracer features show 2/311 --store my.features -o feature.html",
+    )
+)
+@click.argument("feature", metavar="L/F")
+@store_option
+@click.option("--examples", "shown", type=COUNT, default=8, help="How many of the strongest.")
+@output("Web page to write: .html.", show_default="none")
+def show(feature: str, store: Path | None, shown: int, output: Path | None) -> None:
+    """Print what is known of feature F of layer L."""
+    if output is not None and output.suffix not in (".html", ".htm"):
+        raise Failure(f"cannot write {output}: expected a suffix of .html")
+    wanted = place(feature)
+    opened = open_store(store)
+    known = opened[wanted]
+    print_feature(opened, known)
+    print_example_list(known, shown)
+    if output is not None:
+        from graphs.exchange.files import writing
+        from tracer.features.page import page
+
+        with writing(output) as partial:
+            partial.write_text(page(opened, known), encoding="utf-8")
+        say(f"Saved {output}")
+
+
+@features.command(
+    epilog=examples(
+        "tracer features search Texas --store my.features",
+        "tracer features search 2/311 --by similar --store my.features",
+    )
+)
+@click.argument("query")
+@store_option
+@click.option(
+    "--by",
+    type=click.Choice(["token", "promoted", "label", "text", "similar"]),
+    default="token",
+    help="Match the tokens it fires on or promotes, its label, its examples; or its decoder.",
+)
+@click.option("--limit", type=POSITIVE, default=20, help="At most so many.")
+def search(query: str, store: Path | None, by: str, limit: int) -> None:
+    """Find features by a token, a promoted token, a label, text, or likeness to L/F."""
+    opened = open_store(store)
+    print_hits(opened, opened.search(query, by, limit), by)
+
+
+@features.command(
+    epilog=examples('tracer features differ "The opposite of hot is" "The opposite of day is"')
+)
+@click.argument("prompt")
+@click.argument("other")
+@model_options
+@click.option("--weaker", is_flag=True, help="Those too that fire on OTHER, if less.")
+@click.option("--limit", type=POSITIVE, default=20, help="At most so many.")
+def differ(prompt: str, other: str, weaker: bool, limit: int, **options: Any) -> None:
+    """List features that fire on PROMPT and not on OTHER."""
+    model = load_model(options)
+    found = tracer.differing(model, prompt, other, silent=not weaker, limit=limit)
+    print_differing(model, prompt, found)
+
+
+def open_store(path: Path | None) -> "FeatureStore":
+    """The store that was named, or the one beside the embedded dictionary."""
+    return tracer.FeatureStore.load(embedded_store() if path is None else path)
+
+
+def embedded_store() -> Path:
+    """Where the embedded dictionary's own store stands."""
+    import replacement_models
+
+    return Path(replacement_models.__file__).parent / "tiny" / "clt.features"
+
+
+def place(text: str) -> tuple[int, int]:
+    """Read `2/311`."""
+    layer, _, feature = text.partition("/")
+    if not (layer.isdecimal() and feature.isdecimal() and len(text) < 20):
+        raise click.UsageError(f"{text!r} is not L/F, as in 2/311", click.get_current_context())
+    return int(layer), int(feature)

@@ -1,0 +1,316 @@
+"""A feature store, read: what is known of every feature of a dictionary."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyarrow import compute, parquet
+
+from graphs import words
+from tracer.errors import TraceError
+from tracer.features.search import Hit, Index
+from tracer.features.tables import (
+    ABOUT,
+    EXAMPLES,
+    FEATURES,
+    NAME,
+    VERSION,
+    WINDOWS,
+    layer_file,
+)
+
+if TYPE_CHECKING:
+    from replacement_models import ReplacementModel
+    from tracer.features.build import Progress
+    from tracer.features.corpus import Corpus
+
+NAMED = 3
+"""Promoted tokens that stand for a feature without a label."""
+Place = tuple[int, int]
+"""A feature: layer and number."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One place in the corpus where a feature fires."""
+
+    kind: str
+    """`top`, `bottom` (most negative) or `decile`."""
+    rank: int
+    """Among examples of a kind, from 0; of kind `decile` the decile, 0 the weakest."""
+    texts: tuple[str, ...]
+    """Tokens of the window."""
+    activations: tuple[float, ...]
+    """Of each of them, to three digits; 0 at tokens that do not count."""
+    position: int
+    """The token that the example is of."""
+    activation: float
+    """There."""
+    document: range
+    """Tokens of the window that belong to the same document as this one."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a store knows of one feature."""
+
+    layer: int
+    feature: int
+    row: Mapping[str, Any] = field(repr=False)
+    """Its row of the table of features (tables.py), by column."""
+    examples: tuple[Example, ...] = field(repr=False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Columns by name: `density`, `mean`, `maximum`, `promoted`, `inputs`, ..."""
+        try:
+            return self.__dict__["row"][name]
+        except KeyError:
+            raise AttributeError(f"a feature has no {name!r}") from None
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """Statistics, examples and neighbours of a dictionary's features over a corpus.
+
+    Tables are read when they are first asked for, and those of features then stay in memory.
+    """
+
+    path: Path
+    about: Mapping[str, Any] = field(repr=False)
+    """store.json: model, dictionary, corpus, settings, tokens counted."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FeatureStore":
+        """Open a store.
+
+        Args:
+            path: its folder.
+
+        Returns:
+            The store; its tables stay on disk until they are needed.
+
+        Raises:
+            TraceError: no store is there, or one of a later version.
+        """
+        folder = Path(path)
+        try:
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise TraceError(_missing(folder)) from error
+        except (OSError, ValueError) as error:
+            raise TraceError(
+                f"{folder / ABOUT}: cannot be read ({error}); build it anew"
+            ) from error
+        if not isinstance(about, dict) or about.get("format") != NAME:
+            raise TraceError(f"{folder}: is no feature store ({ABOUT} does not say {NAME!r})")
+        if about.get("version") != VERSION:
+            raise TraceError(
+                f"{folder}: is a feature store of version {about.get('version')}, expected "
+                f"{VERSION}; build it anew"
+            )
+        return cls(folder, about)
+
+    @classmethod
+    def build(  # noqa: PLR0913  keyword arguments are the public interface
+        cls,
+        model: "ReplacementModel",
+        corpus: "Corpus",
+        path: str | Path,
+        *,
+        context: int | None = None,
+        window: int | None = None,
+        batch: int = 32,
+        examples: int = 10,
+        per_decile: int = 2,
+        tokens: int = 10,
+        neighbours: int = 8,
+        sampled_tokens: int = 8192,
+        shard: int = 64,
+        skip_positions: int = 1,
+        alone: bool = False,
+        max_tokens: int | None = None,
+        field: str = "text",
+        lines: bool = False,
+        progress: "Progress | None" = None,
+    ) -> "FeatureStore":
+        """Run a model over a corpus once and write down what its features do.
+
+        Interrupted, even by kill -9, it goes on from its last commit when it is called again, and
+        ends with the same bytes (tests/test_tracer_features_build.py).
+
+        Args:
+            model: the model, with a dictionary or its own neurons.
+            corpus: a file or folder of text, JSONL or Parquet, `hf:owner/name` where the package
+                datasets is installed, or any iterable of texts or lists of token ids.
+            path: folder to write, which must not exist.
+            context: tokens a row; None: 256, or what the model reads if that is less.
+            window: tokens that an example shows; None: 64, or the context.
+            batch: rows a forward pass.
+            examples: windows kept where a feature is strongest.
+            per_decile: examples of every tenth of its activations.
+            tokens: promoted ones, suppressed ones, and those it fires on.
+            neighbours: features it reads from, writes to, resembles and fires with; 0 none.
+            sampled_tokens: how many tokens are looked at for what fires together.
+            shard: batches between two commits.
+            skip_positions: first positions of a row that do not count.
+            alone: every document begins a row, as a prompt does, instead of following another.
+            max_tokens: read at most so many; None is all.
+            field: key of JSONL, column of Parquet, that holds the text.
+            lines: every line of plain text is a document of its own.
+            progress: called before every batch with rows done, rows in all, and what is done.
+
+        Returns:
+            The store, from its folder.
+
+        Raises:
+            TraceError: something stands at `path`, the corpus cannot be read, or a build that was
+                begun there was begun with another model, corpus or setting.
+        """
+        from tracer.features.build import build, default_settings
+
+        settings = default_settings(
+            model,
+            context=context,
+            window=window,
+            batch=batch,
+            examples=examples,
+            per_decile=per_decile,
+            tokens=tokens,
+            neighbours=neighbours,
+            sampled_tokens=sampled_tokens,
+            shard=shard,
+            skip_positions=skip_positions,
+            alone=alone,
+            max_tokens=max_tokens,
+        )
+        build(model, corpus, Path(path), settings, field=field, lines=lines, progress=progress)
+        return cls.load(path)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have features."""
+        return tuple(int(layer) for layer in self.about["features"])
+
+    def check(self, model: "ReplacementModel") -> None:
+        """Refuse a model with another dictionary.
+
+        Raises:
+            TraceError: the content hashes differ.
+        """
+        from tracer.features.dictionary_hash import dictionary_hash
+
+        got, expected = dictionary_hash(model), self.about["dictionary_hash"]
+        if got != expected:
+            raise TraceError(
+                f"{self.path}: belongs to the dictionary {self.about['transcoders'] or 'of'} "
+                f"{self.about['model']} ({expected[:12]}), got {got[:12]}; name its own, or build "
+                "a store of this one"
+            )
+
+    def features(self, layer: int) -> pa.Table:
+        """Every feature of one layer, in order; columns as in tables.py.
+
+        Raises:
+            TraceError: the layer has no features.
+        """
+        if layer not in self.layers:
+            known = ", ".join(map(str, self.layers))
+            raise TraceError(
+                f"{self.path}: layer {layer} has no features; those that have: {known}"
+            )
+        if layer not in self._tables:
+            self._tables[layer] = _read(layer_file(self.path, FEATURES, layer))
+        return self._tables[layer]
+
+    def __getitem__(self, place: Place) -> Feature:
+        """`store[layer, feature]`.
+
+        Raises:
+            TraceError: there is no such feature.
+        """
+        layer, feature = place
+        table = self.features(layer)
+        if not 0 <= feature < table.num_rows:
+            raise TraceError(
+                f"{self.path}: feature {feature} is not in layer {layer}, expected 0 to "
+                f"{table.num_rows - 1}"
+            )
+        [row] = table.slice(feature, 1).to_pylist()
+        return Feature(layer, feature, row, self._examples(layer, feature))
+
+    def name(self, layer: int, feature: int) -> str:
+        """A feature in a few words: its label, or the tokens it promotes most."""
+        table = self.features(layer)
+        label: str | None = table["label"][feature].as_py()
+        promoted = table["promoted"][feature].as_py()[:NAMED]
+        return words.visible(label or ", ".join(words.token(token) for token in promoted))
+
+    def search(self, query: str, by: str = "token", limit: int = 20) -> list[Hit]:
+        """The features that match a query best.
+
+        Args:
+            query: a token (spaces around it and capitals do not matter), part of a label, part of
+                the text of an example's window, or `layer/feature`.
+            by: "token" that it fires on, "promoted" token, "label", "text" of its examples, or
+                "similar": decoders closest to that of a feature.
+            limit: at most so many.
+
+        Returns:
+            Features with a score (search.Hit), the best first.
+
+        Raises:
+            TraceError: no such way to search, or a query that does not fit it.
+        """
+        return self._index.search(query, by, limit)
+
+    @cached_property
+    def _index(self) -> Index:
+        return Index(self.path, self.layers)
+
+    def _examples(self, layer: int, feature: int) -> tuple[Example, ...]:
+        file = layer_file(self.path, EXAMPLES, layer)
+        rows = _read(file, filters=compute.field("feature") == feature).to_pylist()
+        wanted = sorted({row["window"] for row in rows})
+        shown = _read(self.path / WINDOWS, filters=compute.field("window").isin(wanted))
+        texts = dict(zip(*(shown[name].to_pylist() for name in ("window", "texts")), strict=True))
+        special = {*self.about["special"]}
+        return tuple(_example(row, texts[row["window"]], special) for row in rows)
+
+    @cached_property
+    def _tables(self) -> dict[int, pa.Table]:
+        return {}
+
+
+def _example(row: Mapping[str, Any], texts: Sequence[str], special: Collection[str]) -> Example:
+    position = row["position"]
+    ends = [at for at, text in enumerate(texts) if text in special]
+    first = max((at + 1 for at in ends if at < position), default=0)
+    last = min((at for at in ends if at > position), default=len(texts))
+    return Example(
+        kind=row["kind"],
+        rank=row["rank"],
+        texts=tuple(texts),
+        activations=tuple(row["activations"][: len(texts)]),
+        position=position,
+        activation=row["activation"],
+        document=range(first, last),
+    )
+
+
+def _read(file: Path, **options: Any) -> pa.Table:
+    try:
+        return parquet.read_table(file, partitioning=None, **options)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TraceError(f"{file}: cannot be read ({reason}); build the store anew") from error
+
+
+def _missing(folder: Path) -> str:
+    beside = folder.with_name(f"{folder.name}.building")
+    if beside.is_dir():
+        return f"{folder}: is not finished; build it again with what it was begun with to go on"
+    return f"{folder}: holds no feature store; make one with tracer features build, or name another"
