@@ -263,8 +263,9 @@ def held_at_mean(
     return pending[layer] + weights.b_dec + error
 
 
-def test_cut_edges_are_those_of_the_circuit_between_features():
-    about, _ = made()
+@pytest.mark.parametrize("options", [{}, {"family": "llama", "seed": 5}])
+def test_cut_edges_are_those_of_the_circuit_between_features(options: dict[str, Any]):
+    about, _ = made(**options)
     found = composition(Prediction(about))
     assert found is not None
     small = about.graph.prune(0.8, 0.98)
@@ -288,6 +289,7 @@ def test_cut_edges_are_those_of_the_circuit_between_features():
         for name, node in known.items()
         if name in cut
     ]
+    assert not options or any(change.value == 0 for change in changes), "none is cut to nothing"
     clean = float(about.aim.lead(about.recording.logits_before_cap[-1:]))
     for held in HELD:
         frozen = {"freeze_attention": held != NOTHING, "freeze_norms": held == NORMS}
