@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tracer.interventions.intervene import Change, intervene
     from tracer.interventions.steering import contrast, feature_maxima
     from tracer.interventions.values import Intervention, Steering, Supernode
+    from tracer.lenses.local import local_lens
     from tracer.validation.means import corpus_means
     from tracer.validation.validate import Validation, validate
 
@@ -74,6 +75,7 @@ __all__ = [
     "generate",
     "intervene",
     "load_transcoder",
+    "local_lens",
     "patching",
     "save_transcoder",
     "trace",
@@ -114,6 +116,7 @@ _PLACES = {
     "generate": "tracer.interventions.generate",
     "intervene": "tracer.interventions.intervene",
     "load_transcoder": "replacement_models",
+    "local_lens": "tracer.lenses.local",
     "patching": "tracer",
     "save_transcoder": "replacement_models",
     "trace": "tracer.attribution.trace",
