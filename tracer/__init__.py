@@ -37,11 +37,15 @@ if TYPE_CHECKING:
     from tracer.interventions.intervene import Change, intervene
     from tracer.interventions.steering import contrast, feature_maxima
     from tracer.interventions.values import Intervention, Steering, Supernode
-    from tracer.lenses.local import local_lens
+    from tracer.lenses.affine import AffineLens
+    from tracer.lenses.fit import fit_lens
+    from tracer.lenses.lens import LensReading, lens
+    from tracer.lenses.local import LocalLens, local_lens
     from tracer.validation.means import corpus_means
     from tracer.validation.validate import Validation, validate
 
 __all__ = [
+    "AffineLens",
     "AttributionGraph",
     "BatchTopK",
     "Change",
@@ -52,6 +56,8 @@ __all__ = [
     "GraphError",
     "Intervention",
     "JumpReLU",
+    "LensReading",
+    "LocalLens",
     "ModelError",
     "NodeKind",
     "NodePath",
@@ -72,8 +78,10 @@ __all__ = [
     "convert",
     "corpus_means",
     "feature_maxima",
+    "fit_lens",
     "generate",
     "intervene",
+    "lens",
     "load_transcoder",
     "local_lens",
     "patching",
@@ -83,6 +91,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "AffineLens": "tracer.lenses.affine",
     "AttributionGraph": "graphs",
     "BatchTopK": "replacement_models",
     "Change": "tracer.interventions.intervene",
@@ -93,6 +102,8 @@ _PLACES = {
     "GraphError": "graphs",
     "Intervention": "tracer.interventions.values",
     "JumpReLU": "replacement_models",
+    "LensReading": "tracer.lenses.lens",
+    "LocalLens": "tracer.lenses.local",
     "ModelError": "replacement_models",
     "NodeKind": "graphs",
     "NodePath": "graphs",
@@ -113,8 +124,10 @@ _PLACES = {
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",
     "feature_maxima": "tracer.interventions.steering",
+    "fit_lens": "tracer.lenses.fit",
     "generate": "tracer.interventions.generate",
     "intervene": "tracer.interventions.intervene",
+    "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
     "local_lens": "tracer.lenses.local",
     "patching": "tracer",
