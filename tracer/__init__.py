@@ -38,9 +38,13 @@ if TYPE_CHECKING:
     from tracer.interventions.steering import contrast, feature_maxima
     from tracer.interventions.values import Intervention, Steering, Supernode
     from tracer.lenses.affine import AffineLens
+    from tracer.lenses.contrasts import direction
+    from tracer.lenses.directions import Directions
     from tracer.lenses.fit import fit_lens
     from tracer.lenses.lens import LensReading, lens
     from tracer.lenses.local import LocalLens, local_lens
+    from tracer.lenses.patchscope import patchscope
+    from tracer.lenses.probes import Probe, probe
     from tracer.validation.means import corpus_means
     from tracer.validation.validate import Validation, validate
 
@@ -53,6 +57,7 @@ __all__ = [
     "DenseDecoder",
     "Difference",
     "Direction",
+    "Directions",
     "GraphError",
     "Intervention",
     "JumpReLU",
@@ -62,6 +67,7 @@ __all__ = [
     "NodeKind",
     "NodePath",
     "PerLayerTranscoder",
+    "Probe",
     "ReLU",
     "ReLUTopK",
     "ReplacementModel",
@@ -77,6 +83,7 @@ __all__ = [
     "contrast",
     "convert",
     "corpus_means",
+    "direction",
     "feature_maxima",
     "fit_lens",
     "generate",
@@ -85,6 +92,8 @@ __all__ = [
     "load_transcoder",
     "local_lens",
     "patching",
+    "patchscope",
+    "probe",
     "save_transcoder",
     "trace",
     "validate",
@@ -99,6 +108,7 @@ _PLACES = {
     "DenseDecoder": "replacement_models",
     "Difference": "tracer.attribution.targets",
     "Direction": "tracer.attribution.targets",
+    "Directions": "tracer.lenses.directions",
     "GraphError": "graphs",
     "Intervention": "tracer.interventions.values",
     "JumpReLU": "replacement_models",
@@ -108,6 +118,7 @@ _PLACES = {
     "NodeKind": "graphs",
     "NodePath": "graphs",
     "PerLayerTranscoder": "replacement_models",
+    "Probe": "tracer.lenses.probes",
     "ReLU": "replacement_models",
     "ReLUTopK": "replacement_models",
     "ReplacementModel": "replacement_models",
@@ -123,6 +134,7 @@ _PLACES = {
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",
+    "direction": "tracer.lenses.contrasts",
     "feature_maxima": "tracer.interventions.steering",
     "fit_lens": "tracer.lenses.fit",
     "generate": "tracer.interventions.generate",
@@ -130,7 +142,9 @@ _PLACES = {
     "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
     "local_lens": "tracer.lenses.local",
+    "patchscope": "tracer.lenses.patchscope",
     "patching": "tracer",
+    "probe": "tracer.lenses.probes",
     "save_transcoder": "replacement_models",
     "trace": "tracer.attribution.trace",
     "validate": "tracer.validation.validate",
