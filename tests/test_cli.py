@@ -95,6 +95,7 @@ def defaults(command: str) -> dict[str, Any]:
         **{name: ["x"] for name in ("show", "validate")},
         "convert": ["x", "x"],
         "patch": ["x", "x", "--target", "x"],
+        "direction": ["x", "--layer", "1", "-o", "x"],
     }
     needed = arguments.get(command, ["x", "-o", "x"])
     return command_of(command).make_context(command, needed).params
@@ -137,6 +138,7 @@ def test_trace_has_the_defaults_of_the_python_functions():
     expected = python_defaults(tracer.trace)
     assert shown.pop("target") == ()
     assert shown.pop("minus") is None
+    assert shown.pop("target_direction") == ()
     assert expected.pop("targets") is None
     for name in ("progress", "keep_partial", "on_estimate", "on_recording"):
         del expected[name]
@@ -617,7 +619,7 @@ def test_a_change_names_layer_position_feature_and_number(text: str, place: tupl
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ([], "expected --set, --scale or --add"),
+        ([], "expected --set, --scale or --add, --steer or --remove"),
         (["--set", "1/2=3"], "'1/2=3' is not L/P/F=X"),
         (["--set", "1/2/3"], "is not L/P/F=X"),
         (["--set", "-1/2/3=0"], "is not L/P/F=X"),
