@@ -95,7 +95,6 @@ def defaults(command: str) -> dict[str, Any]:
         **{name: ["x"] for name in ("show", "validate")},
         "convert": ["x", "x"],
         "patch": ["x", "x", "--target", "x"],
-        "direction": ["x", "--layer", "1", "-o", "x"],
     }
     needed = arguments.get(command, ["x", "-o", "x"])
     return command_of(command).make_context(command, needed).params

@@ -105,7 +105,8 @@ def test_pairs_held_out_that_share_a_prompt_are_not_measured(model: ReplacementM
 
 def test_a_metric_of_the_users_own_is_what_is_measured(model: ReplacementModel):
     metric = tracer.patching.probability(model, 4)
-    found = tracer.direction(model, PAIRS, 1, metric=metric)
+    found = tracer.direction(model, PAIRS, metric=metric)
+    assert found.site == SITE  # the middle of three layers
     assert found.about["held_out"]["steering"]["pairs"] == 6
     assert 0 < found.about["held_out"]["steering"]["before"] < 1
 

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 @click.argument("pairs", type=EXISTING)
 @model_options
 @click.option(
-    "--layer", type=COUNT, required=True, help="Read and steer the stream entering this layer."
+    "--layer",
+    type=COUNT,
+    help="Read and steer the stream entering this layer.",
+    show_default="the middle one",
 )
 @click.option("--position", type=int, default=-1, help="At this token of every prompt.")
 @click.option(

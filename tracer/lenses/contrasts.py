@@ -44,7 +44,7 @@ class Seen:
 def direction(  # noqa: PLR0913  keyword arguments are the public interface
     model: ReplacementModel,
     pairs: Sequence[Pair],
-    layer: int,
+    layer: int | None = None,
     *,
     position: int = -1,
     method: str = "mean",
@@ -62,7 +62,8 @@ def direction(  # noqa: PLR0913  keyword arguments are the public interface
     Args:
         model: the model.
         pairs: (first, second): first has what the direction is to mean, second has it not.
-        layer: read and steer the stream entering this layer (L: that entering the final norm).
+        layer: read and steer the stream entering this layer (L: that entering the final norm); None
+            is the middle one, L // 2.
         position: which token's, counted in each prompt for itself.
         method: "mean", the mean difference of the pairs; or "pca", their first principal component
             (Zou et al. 2023, "Representation Engineering"): of the differences, uncentred.
@@ -85,6 +86,7 @@ def direction(  # noqa: PLR0913  keyword arguments are the public interface
         TraceError: an argument is out of range, or there are too few pairs.
         ModelError: a prompt does not fit the model.
     """
+    layer = len(model.host.blocks) // 2 if layer is None else layer
     _check(model, pairs, layer, method, held_out)
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
