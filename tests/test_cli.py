@@ -138,6 +138,7 @@ def test_trace_has_the_defaults_of_the_python_functions():
     expected = python_defaults(tracer.trace)
     assert shown.pop("target") == ()
     assert shown.pop("minus") is None
+    assert shown.pop("target_direction") == ()
     assert expected.pop("targets") is None
     for name in ("progress", "keep_partial", "on_estimate", "on_recording"):
         del expected[name]
@@ -651,7 +652,7 @@ def test_a_change_names_layer_position_feature_and_number(text: str, place: tupl
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ([], "expected --set, --scale or --add"),
+        ([], "expected --set, --scale or --add, --steer or --remove"),
         (["--set", "1/2=3"], "'1/2=3' is not L/P/F=X"),
         (["--set", "1/2/3"], "is not L/P/F=X"),
         (["--set", "-1/2/3=0"], "is not L/P/F=X"),

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 CHANGE = [Intervention(layer=0, position=2, feature=3, scale=2.0)]
 SITES = [PatchSite(Kind.HEAD, 1, 2, 3), PatchSite(Kind.RESIDUAL, 1, 4), PatchSite(Kind.MLP, 0, 1)]
 OTHER = (1, 3, 12, 5, 22, 9)
+TEXTS = [[(3 * n + k * k) % 27 + 2 for k in range(12)] for n in range(30)]
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,12 @@ CALLS: dict[str, Callable[[ReplacementModel], Any]] = {
     "means": lambda model: tracer.corpus_means(model, [PROMPT]),
     "maxima": lambda model: tracer.feature_maxima(model, [PROMPT]),
     "contrast": lambda model: tracer.contrast(model, [(PROMPT, OTHER)], 1),
+    "lens": lambda model: tracer.lens(model, PROMPT, "local", tokens=[3]),
+    "fit a tuned lens": lambda model: tracer.fit_lens(model, TEXTS, "tuned", steps=1),
+    "fit a Jacobian lens": lambda model: tracer.fit_lens(model, TEXTS, "jacobian", steps=1),
+    "direction": lambda model: tracer.direction(model, [(PROMPT, OTHER), (OTHER[:4], PROMPT[:4])]),
+    "probe": lambda model: tracer.probe(model, TEXTS[:4], list("abab"), 1, controls=1),
+    "patchscope": lambda model: tracer.patchscope(model, PROMPT, 1, 2, OTHER, max_new_tokens=2),
     "patch": lambda model: patching.patch(model, PROMPT, OTHER, metric, sites=SITES),
     "patch to first order": lambda model: patching.patch(
         model, PROMPT, OTHER, metric, sites=SITES, method="attribution"

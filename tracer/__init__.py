@@ -39,10 +39,19 @@ if TYPE_CHECKING:
     from tracer.interventions.intervene import Change, intervene
     from tracer.interventions.steering import contrast, feature_maxima
     from tracer.interventions.values import Intervention, Steering, Supernode
+    from tracer.lenses.affine import AffineLens
+    from tracer.lenses.contrasts import direction
+    from tracer.lenses.directions import Directions
+    from tracer.lenses.fit import fit_lens
+    from tracer.lenses.lens import LensReading, lens
+    from tracer.lenses.local import LocalLens, local_lens
+    from tracer.lenses.patchscope import patchscope
+    from tracer.lenses.probes import Probe, probe
     from tracer.validation.means import corpus_means
     from tracer.validation.validate import Validation, validate
 
 __all__ = [
+    "AffineLens",
     "AttributionGraph",
     "BatchTopK",
     "Change",
@@ -50,15 +59,19 @@ __all__ = [
     "DenseDecoder",
     "Difference",
     "Direction",
+    "Directions",
     "Feature",
     "FeatureStore",
     "GraphError",
     "Intervention",
     "JumpReLU",
+    "LensReading",
+    "LocalLens",
     "ModelError",
     "NodeKind",
     "NodePath",
     "PerLayerTranscoder",
+    "Probe",
     "ReLU",
     "ReLUTopK",
     "ReplacementModel",
@@ -75,17 +88,24 @@ __all__ = [
     "convert",
     "corpus_means",
     "differing",
+    "direction",
     "feature_maxima",
+    "fit_lens",
     "generate",
     "intervene",
+    "lens",
     "load_transcoder",
+    "local_lens",
     "patching",
+    "patchscope",
+    "probe",
     "save_transcoder",
     "trace",
     "validate",
 ]
 
 _PLACES = {
+    "AffineLens": "tracer.lenses.affine",
     "AttributionGraph": "graphs",
     "BatchTopK": "replacement_models",
     "Change": "tracer.interventions.intervene",
@@ -93,15 +113,19 @@ _PLACES = {
     "DenseDecoder": "replacement_models",
     "Difference": "tracer.attribution.targets",
     "Direction": "tracer.attribution.targets",
+    "Directions": "tracer.lenses.directions",
     "Feature": "tracer.features.store",
     "FeatureStore": "tracer.features.store",
     "GraphError": "graphs",
     "Intervention": "tracer.interventions.values",
     "JumpReLU": "replacement_models",
+    "LensReading": "tracer.lenses.lens",
+    "LocalLens": "tracer.lenses.local",
     "ModelError": "replacement_models",
     "NodeKind": "graphs",
     "NodePath": "graphs",
     "PerLayerTranscoder": "replacement_models",
+    "Probe": "tracer.lenses.probes",
     "ReLU": "replacement_models",
     "ReLUTopK": "replacement_models",
     "ReplacementModel": "replacement_models",
@@ -118,11 +142,17 @@ _PLACES = {
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",
     "differing": "tracer.features.differing",
+    "direction": "tracer.lenses.contrasts",
     "feature_maxima": "tracer.interventions.steering",
+    "fit_lens": "tracer.lenses.fit",
     "generate": "tracer.interventions.generate",
     "intervene": "tracer.interventions.intervene",
+    "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
+    "local_lens": "tracer.lenses.local",
+    "patchscope": "tracer.lenses.patchscope",
     "patching": "tracer",
+    "probe": "tracer.lenses.probes",
     "save_transcoder": "replacement_models",
     "trace": "tracer.attribution.trace",
     "validate": "tracer.validation.validate",

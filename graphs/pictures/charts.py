@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44
 COLOURS = ("#1f5fa8", "#c2571a", "#3b8a4f", "#8a8a8a", "#7a4fa0", "#b8860b", "#2a8c8c")
 CELL_WIDTH, CELL_HEIGHT = 44, 26
+LONGEST = 12
+"""Letters of a text that a cell shows."""
 TICKS = 4
 
 
@@ -79,24 +81,36 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     values: Float[np.ndarray, "rows columns"],
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """A table of numbers, blue below zero and red above; NaN stays empty."""
+    """A table of numbers, blue below zero and red above; NaN stays empty.
+
+    Args:
+        title: above it.
+        rows: their names, from the top.
+        columns: their names.
+        values: what colours the cells.
+        texts: what to write into them instead of the numbers, a row each.
+    """
     finite = np.abs(values[np.isfinite(values)])
     most = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     rows = [visible(name) for name in rows]
     left = 12 + 7 * max((len(name) for name in rows), default=0)
-    width = left + CELL_WIDTH * len(columns) + RIGHT
+    said = [name for line in texts or () for name in line]
+    wide = max([CELL_WIDTH, *(6 * len(name[:LONGEST]) + 8 for name in said)])
+    width = left + wide * len(columns) + RIGHT
     height = TOP + CELL_HEIGHT * len(rows) + 30
     drawn = [_text(8, 18, title, size=12)]
     for down, name in enumerate(rows):
         middle = TOP + CELL_HEIGHT * (down + 0.5)
         drawn.append(_text(left - 6, middle + 4, name, anchor="end"))
         for across, value in enumerate(values[down].tolist()):
+            text = f"{value:.2g}" if texts is None else texts[down][across][:LONGEST]
             if math.isfinite(value):
-                drawn += _cell(left + CELL_WIDTH * across, middle, value, value / most)
+                drawn += _cell((left + wide * across, middle), wide, text, value / most)
     base = TOP + CELL_HEIGHT * len(rows) + 16
     drawn += [
-        _text(left + CELL_WIDTH * (across + 0.5), base, name[:8], anchor="middle")
+        _text(left + wide * (across + 0.5), base, name[:8], anchor="middle")
         for across, name in enumerate(columns)
     ]
     return _svg(width, height, drawn)
@@ -129,14 +143,15 @@ def bars(
     return _chart(title, Axis(across, 0, len(counts)), up, drawn, numbers=False)
 
 
-def _cell(x: float, middle: float, value: float, share: float) -> list[str]:
-    """One coloured cell with its number."""
+def _cell(place: tuple[float, float], wide: float, text: str, share: float) -> list[str]:
+    """One coloured cell with what is written in it; `place` is its left end's middle."""
+    x, middle = place
     fade = round(255 * (1 - 0.75 * abs(share)))
     colour = f"rgb(255,{fade},{fade})" if share > 0 else f"rgb({fade},{fade},255)"
     return [
-        f'<rect x="{x:.1f}" y="{middle - CELL_HEIGHT / 2:.1f}" width="{CELL_WIDTH}" '
+        f'<rect x="{x:.1f}" y="{middle - CELL_HEIGHT / 2:.1f}" width="{wide}" '
         f'height="{CELL_HEIGHT}" fill="{colour}"/>',
-        _text(x + CELL_WIDTH / 2, middle + 4, f"{value:.2g}", anchor="middle"),
+        _text(x + wide / 2, middle + 4, text, anchor="middle"),
     ]
 
 

@@ -12,7 +12,7 @@ from tracer.commands.options import examples
 
 COMMANDS = (
     *("trace", "show", "prune", "render", "export", "validate"),
-    *("intervene", "generate", "patch", "convert", "features"),
+    *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
 )
 """Each is a function in the module of its name."""
 

@@ -1,6 +1,6 @@
 """`tracer generate`: the prompt continued, as it is and under changed features."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,9 +15,14 @@ from tracer.commands.options import (
     model_options,
     only_one,
     prompt_options,
+    steer_options,
+    steering_of,
 )
 from tracer.commands.progress import progress
 from tracer.commands.tables import print_table
+
+if TYPE_CHECKING:
+    from tracer import Intervention, Steering
 
 
 @click.command(
@@ -29,6 +34,7 @@ from tracer.commands.tables import print_table
 @prompt_options
 @model_options
 @change_options
+@steer_options
 @click.option("--max-new-tokens", type=POSITIVE, default=20, help="At most so many.")
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, help="0 takes the likeliest."
@@ -40,7 +46,7 @@ def generate(prompt: str | None, tokens: list[int] | None, **options: Any) -> No
     A slice without an end (2:) goes on through the new tokens.
     """
     text = only_one(prompt, tokens)
-    interventions = changes_of(options)
+    interventions: list[Intervention | Steering] = [*changes_of(options), *steering_of(options)]
     model = load_model(options)
     with progress("Running the model"):
         [found] = tracer.generate(model, [text], interventions, **options)

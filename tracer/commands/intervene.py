@@ -15,13 +15,15 @@ from tracer.commands.options import (
     model_options,
     only_one,
     prompt_options,
+    steer_options,
+    steering_of,
 )
 from tracer.commands.progress import progress
 from tracer.commands.say import say
 from tracer.commands.tables import print_answers, print_table, quoted
 
 if TYPE_CHECKING:
-    from tracer import Change
+    from tracer import Change, Intervention, Steering
 
 
 @click.command(
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 @prompt_options
 @model_options
 @change_options
+@steer_options
 @click.option(
     "--mode",
     type=click.Choice(["direct", "constrained", "free"]),
@@ -64,9 +67,11 @@ def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options
     P may count from the end (-1) or be a slice (2:5). Options may be repeated.
     """
     text = only_one(prompt, tokens)
-    interventions = changes_of(options)
+    interventions: list[Intervention | Steering] = [*changes_of(options), *steering_of(options)]
     if not interventions:
-        raise click.UsageError("expected --set, --scale or --add", click.get_current_context())
+        raise click.UsageError(
+            "expected --set, --scale or --add, --steer or --remove", click.get_current_context()
+        )
     model = load_model(options)
     with progress("Running the model"):
         result = tracer.intervene(model, text, interventions, mode, **options)

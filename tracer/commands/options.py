@@ -11,7 +11,7 @@ import click
 import tracer
 
 if TYPE_CHECKING:
-    from tracer import Intervention
+    from tracer import Intervention, Steering
 
 Command = Callable[..., Any]
 
@@ -131,6 +131,58 @@ def changes_of(options: dict[str, Any]) -> "list[Intervention]":
         for field, named in places.items()
         for layer, position, feature, number in named
     ]
+
+
+def strength(value: str) -> tuple[str, float]:
+    """Read `cold.safetensors=2` as ("cold.safetensors", 2.0)."""
+    path, _, text = value.rpartition("=")
+    number = float_or_nan(text)
+    if not path or not math.isfinite(number):
+        raise click.BadParameter(f"{value!r} is not FILE=SCALE, as in cold.safetensors=2")
+    return path, number
+
+
+def span(value: str) -> int | slice:
+    """Read `-1` as -1, `2:5` as slice(2, 5), `2:` as slice(2, None)."""
+    parts = re.fullmatch(r"(-?\d{1,9})|(-?\d{1,9})?:(-?\d{1,9})?", value)
+    if parts is None:
+        raise click.BadParameter(f"{value!r} is not a position or A:B, as in -1 or 2:5")
+    if parts[1]:
+        return int(parts[1])
+    return slice(*(int(part) if part else None for part in (parts[2], parts[3])))
+
+
+steer_options = together(
+    click.option(
+        "--steer",
+        type=strength,
+        metavar="FILE=SCALE",
+        multiple=True,
+        help="Add a saved direction times SCALE; FILE:LABEL is one of several in a file.",
+        show_default="none",
+    ),
+    click.option(
+        "--remove",
+        metavar="FILE",
+        multiple=True,
+        help="Project the saved directions out of the stream.",
+        show_default="none",
+    ),
+    click.option(
+        "--at",
+        type=span,
+        metavar="P",
+        help="Where to --steer and --remove: a position or A:B.",
+        show_default="everywhere",
+    ),
+)
+
+
+def steering_of(options: dict[str, Any]) -> "list[Steering]":
+    """Take --steer, --remove and --at out of `options` and read the files they name."""
+    added, removed, at = (options.pop(name) for name in ("steer", "remove", "at"))
+    found = [tracer.Directions.load(path).steering(scale, at) for path, scale in added]
+    return found + [tracer.Directions.load(path).removal(position=at) for path in removed]
 
 
 def only_one(prompt: str | None, tokens: list[int] | None) -> str | list[int]:

@@ -31,7 +31,7 @@ from tracer.commands.tables import print_answers, print_paths, print_summary
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tracer import Difference
+    from tracer import Difference, Direction
 
 trace_options = together(
     click.option(
@@ -67,6 +67,14 @@ trace_options = together(
         metavar="TOKEN",
         help="Explain each --target minus this token.",
         show_default="nothing",
+    ),
+    click.option(
+        "--target-direction",
+        metavar="FILE",
+        multiple=True,
+        help="Explain saved directions of the stream (tracer direction) instead or as well; "
+        "FILE:LABEL is one of several.",
+        show_default="none",
     ),
     click.option(
         "--position", type=int, default=-1, help="Explain what comes after this position."
@@ -135,7 +143,8 @@ def trace(
     text = only_one(prompt, tokens)
     output = output or Path(f"{slug(text)}.graph")
     refuse_unwritable_graph(output)
-    options["targets"] = targets(options.pop("target"), options.pop("minus"))
+    wanted = targets(options.pop("target"), options.pop("minus"))
+    options["targets"] = [*(wanted or ()), *directions(options.pop("target_direction"))] or None
     options["products"] = products_of(options["products"])
     model = load_model(options)
     answers: list[tuple[str, Tensor]] = []
@@ -186,3 +195,8 @@ def targets(plus: Sequence[str], minus: str | None) -> "list[str] | list[Differe
     if not plus:
         raise click.UsageError("--minus needs a --target", click.get_current_context())
     return [tracer.Difference(token, minus) for token in plus]
+
+
+def directions(files: Sequence[str]) -> "list[Direction]":
+    """Read what --target-direction names."""
+    return [target for file in files for target in tracer.Directions.load(file).targets()]

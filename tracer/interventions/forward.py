@@ -259,7 +259,7 @@ def steering_hooks(
     prompt: int,
     first: int = 0,
 ) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """Input changes that add directions to some rows of the batch.
+    """Input changes that add directions to some rows of the batch, or take them out.
 
     Args:
         model: the model.
@@ -271,11 +271,10 @@ def steering_hooks(
 
     def adding(steering: Steering, rows: Sequence[int]) -> Callable[[Tensor], Tensor]:
         def add(stream: Tensor) -> Tensor:
-            vector = torch.as_tensor(steering.vector, dtype=stream.dtype, device=stream.device)
             end = first + stream.shape[1]
             out = stream.clone()
             for position in positions_in(steering.position, prompt, first, end):
-                out[list(rows), position] += steering.scale * vector
+                out[list(rows), position] = steering.changed(out[list(rows), position])
             return out
 
         return add

@@ -10,6 +10,9 @@ from torch import Tensor
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
 
+SAME = 1e-6
+"""Of several directions to remove, those that add less than this share of length to the span."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention:
@@ -51,13 +54,30 @@ class Intervention:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Steering:
-    """A direction to add to the residual stream: contrastive activation addition."""
+    """A direction to add to the residual stream, or to take out of it.
+
+    Source: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition"; Arditi et
+    al. 2024, "Refusal in Language Models Is Mediated by a Single Direction", for removal.
+    """
 
     layer: int
-    """It is added to the stream entering this layer (L: the one entering the final norm)."""
-    vector: Sequence[float] | Float[Tensor, " d_model"]
+    """The stream entering this layer is changed (L: the one entering the final norm)."""
+    vector: Sequence[float] | Float[Tensor, " d_model"] | Float[Tensor, "directions d_model"]
+    """One direction; to remove, also several, whose span is removed."""
     position: int | slice = field(default_factory=lambda: slice(None))
     scale: float = 1.0
+    """What is added is the vector times this; of what is removed, this share."""
+    remove: bool = False
+    """Take away what the stream has along the vector, whatever its length, instead of adding."""
+
+    def changed(self, stream: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """The stream with the direction added, or projected out."""
+        vector = torch.as_tensor(self.vector, dtype=stream.dtype, device=stream.device)
+        if not self.remove:
+            return stream + self.scale * vector
+        _, sizes, basis = torch.linalg.svd(torch.atleast_2d(vector).double(), full_matrices=False)
+        span = basis[sizes > SAME * sizes.max()].to(stream.dtype)
+        return stream - self.scale * (stream @ span.T) @ span
 
 
 @dataclass(frozen=True)
@@ -128,17 +148,23 @@ def check_steering(model: ReplacementModel, wanted: Steering) -> None:
     """Refuse a direction that does not fit the residual stream.
 
     Raises:
-        TraceError: the layer is out of range, or the vector does not fit or is not finite.
+        TraceError: the layer is out of range, the vector does not fit or is not finite, or there is
+            nothing to remove.
     """
     layers = len(model.host.blocks)
     if not 0 <= wanted.layer <= layers:
         raise TraceError(f"steering: layer {wanted.layer} is not in 0..{layers}")
     vector = torch.as_tensor(wanted.vector)
-    if vector.shape != (model.host.d_model,) or not vector.isfinite().all():
+    width = model.host.d_model
+    several = wanted.remove and vector.ndim == 2 and vector.shape[1] == width and len(vector) > 0
+    if not (vector.shape == (width,) or several) or not vector.isfinite().all():
+        also = f" or (directions, {width})" if wanted.remove else ""
         raise TraceError(
-            f"steering: the vector has shape {tuple(vector.shape)}, expected "
-            f"({model.host.d_model},), finite"
+            f"steering: the vector has shape {tuple(vector.shape)}, expected ({width},){also}, "
+            "finite"
         )
+    if wanted.remove and not vector.any():
+        raise TraceError("steering: the vector to remove is zero; it names no direction")
 
 
 def positions_in(position: int | slice, prompt: int, first: int, end: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""What the residual stream says on its way: lenses, probes, directions, patchscopes."""

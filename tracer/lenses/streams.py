@@ -1,0 +1,43 @@
+"""One pass over a batch of rows, with the stream entering every layer kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement_models import ReplacementModel
+from replacement_models.hooks import first_tensor, float64_experts, forward_hooks
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """A batch of equally long rows."""
+
+    entering: Sequence[Float[Tensor, "rows positions d_model"]]
+    """Each layer, and last the final norm: L + 1."""
+    logits: Float[Tensor, "rows positions vocabulary"]
+    """As the model shows them."""
+
+
+def streams(model: ReplacementModel, tokens: Int[Tensor, "rows positions"]) -> Streams:
+    """Run the model on rows of one length; gradients flow where torch records them."""
+    host, seen = model.host, []
+
+    def keep(inputs: Any, output: Any) -> None:
+        seen.append(first_tensor(inputs))
+
+    modules = [*(block.module for block in host.blocks), host.final_norm.module]
+    with forward_hooks([(module, keep) for module in modules]), float64_experts(host.model):
+        logits: Tensor = host.model(input_ids=tokens, use_cache=False).logits
+    return Streams(seen, logits)
+
+
+def batches(
+    rows: Int[Tensor, "rows positions"], size: int, generator: torch.Generator
+) -> list[Int[Tensor, "batch positions"]]:
+    """All rows once, in an order drawn from the generator."""
+    order = torch.randperm(len(rows), generator=generator).to(rows.device)
+    return list(rows[order].split(size))
