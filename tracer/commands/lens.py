@@ -172,7 +172,8 @@ def print_named(found: "LensReading") -> None:
             for row in own
         ]
         print_table((quoted(way["name"]), *columns[1:]), lines)
-        say(f"{quoted(way['name'])} {said(way)}\n")
+        say(f"{quoted(way['name'])} {said(way)}")
+        say("")
 
 
 def said(way: dict[str, Any]) -> str:
