@@ -1,9 +1,10 @@
 """A short probe: which way makes products like a given one in the least time, here and now.
 
-Time is that of the calling thread, since others may work on the machine; a thread that waits for
-its helpers spins.
+Time is CPU time, since others may work on the machine: of the calling thread where it multiplies
+alone, beside others that do the same, and else of the process. All ways share their work out.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from itertools import cycle
@@ -50,8 +51,9 @@ def fastest(ways: Iterable[str], x: Tensor, weight: Tensor, uses: int) -> str:
         for way in [way for way in best if best[way] <= keep]:
             best[way] = min(best[way], _seconds(way, some, next(turn)))
         slow = SLOW
+    fresh = first["torch"] - best["torch"]  # what any first call takes besides compiling
     whole = {
-        way: seconds * scale + max(0.0, first[way] - seconds) / uses * (way in COMPILED)
+        way: seconds * scale + max(0.0, first[way] - seconds - fresh) / uses * (way in COMPILED)
         for way, seconds in best.items()
     }
     quickest = min(whole, key=lambda way: whole[way])
@@ -59,9 +61,10 @@ def fastest(ways: Iterable[str], x: Tensor, weight: Tensor, uses: int) -> str:
 
 
 def _seconds(way: str, x: Tensor, weight: Tensor) -> float:
-    begin = time.thread_time()
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.process_time
+    begin = clock()
     WAYS[way](x, weight).contiguous()
-    return time.thread_time() - begin
+    return clock() - begin
 
 
 def _sample(x: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -71,12 +74,17 @@ def _sample(x: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
     """
     few = min(len(x), len(weight)) < FEW
     most = (FEW_SAMPLE if few else SAMPLE) / (2 * x.shape[1])
-    columns = min(len(weight), max(COLUMNS, int(most / min(len(x), ROWS))))
+    columns = _some(len(weight), max(COLUMNS, most / min(len(x), ROWS)))
     starts = range(0, len(weight) - columns + 1, columns)
     if layout(weight) not in ("plain", "rows"):  # parts of others are copies
         starts = starts[:1]
     parts = [_cut(weight[start:], columns) for start in starts]
-    return _cut(x, max(LEAST, int(most / columns))), parts
+    return _cut(x, _some(len(x), max(LEAST, most / columns))), parts
+
+
+def _some(count: int, wanted: float) -> int:
+    """About so many rows: all, a half, a quarter, which keeps what powers of two do to caches."""
+    return max(1, count >> max(0, round(math.log2(count / wanted))))
 
 
 def _cut(matrix: Tensor, rows: int) -> Tensor:
