@@ -20,9 +20,14 @@ FIRST_SLOW, SLOW = 4.0, 1.3
 """Ways that took so many times the best, of the first calls and later, are called no more."""
 BETTER = 0.97
 """Share of torch's own time that another way must stay below."""
-LIMIT, SHORT = 0.03, 0.008
-"""Seconds after which no round after the second begins, and none beyond `ROUNDS`."""
-SAMPLE, FEW_SAMPLE = 128e6, 48e6
+TURNED = 1.05
+"""What is added to turned ways: amid other work their transposed results cost more than here."""
+COMPILES = 0.0015
+"""Seconds that compiling is taken to cost at most: it is seen once, and may have been disturbed."""
+LIMIT, SHORT = 0.03, 0.012
+"""Seconds after which no round after the second begins, and none beyond `ROUNDS`. Twice the former
+ends the first calls: where copies are slow the last ways on offer are not looked at."""
+SAMPLE, FEW_SAMPLE = 128e6, 112e6
 """Floating-point operations of what is timed in place of a larger product; of one of few rows or
 columns, which waits for memory."""
 FEW = 64
@@ -42,7 +47,10 @@ def fastest(ways: Iterable[str], x: Tensor, weight: Tensor, uses: int) -> str:
     some, parts = _sample(x, weight)
     scale, turn = len(x) * len(weight) / (len(some) * len(parts[0])), cycle(parts)
     begin = time.thread_time()
-    first = {way: _seconds(way, some, next(turn)) for way in ways}
+    first: dict[str, float] = {}
+    for way in ways:
+        if time.thread_time() - begin < 2 * LIMIT:
+            first[way] = _seconds(way, some, next(turn))
     best, slow = dict(first), FIRST_SLOW
     for count in range(MOST_ROUNDS):
         if count > 1 and time.thread_time() - begin > (LIMIT if count < ROUNDS else SHORT):
@@ -51,9 +59,9 @@ def fastest(ways: Iterable[str], x: Tensor, weight: Tensor, uses: int) -> str:
         for way in [way for way in best if best[way] <= keep]:
             best[way] = min(best[way], _seconds(way, some, next(turn)))
         slow = SLOW
-    fresh = first["torch"] - best["torch"]  # what any first call takes besides compiling
     whole = {
-        way: seconds * scale + max(0.0, first[way] - seconds - fresh) / uses * (way in COMPILED)
+        way: seconds * scale * (TURNED if "turned" in way else 1.0)
+        + min(COMPILES, first[way] - seconds) / uses * (way in COMPILED)
         for way, seconds in best.items()
     }
     quickest = min(whole, key=lambda way: whole[way])
