@@ -18,6 +18,7 @@ from tracer import TraceError
 from tracer.attribution import blocks, memory
 from tracer.attribution import trace as attribute
 from tracer.attribution.available import free_in_memory, free_on
+from tracer.attribution.finished import FlooredRun
 from tracer.attribution.frontier import Frontier
 from tracer.attribution.local_model import linearise, pattern_bytes
 from tracer.attribution.memory import Estimate, estimate
@@ -259,21 +260,21 @@ def test_no_row_keeps_more_entries_than_one_over_the_floor(
     monkeypatch: pytest.MonkeyPatch, floor: float
 ):
     kept: list[int] = []
-    make_sparse = blocks._finished
+    keep = blocks.finished
 
     def watched(*given: Any) -> Any:
-        found = make_sparse(*given)
-        kept.extend(found[2].tolist())
-        return found
+        run, sums = keep(*given)
+        kept.extend(np.diff(run.effects.indptr).tolist())
+        return run, sums
 
-    monkeypatch.setattr(blocks, "_finished", watched)
+    monkeypatch.setattr(blocks, "finished", watched)
     tracer.trace(replacement_model("llama", kind="cross_layer"), PROMPT, edge_floor=floor)
     assert 1 < max(kept) <= 1 / floor
 
 
 def test_what_an_edge_floor_drops_still_divides_what_is_left():
-    frontier = Frontier.over(np.arange(2))
-    rows = sparse.csr_array(np.array([[1.0, 0.0], [0.0, 3.0]]))
+    frontier = Frontier.over(np.arange(2), columns=2)
+    rows = [FlooredRun(sparse.csr_array(np.array([[1.0, 0.0], [0.0, 3.0]])))]
     own = np.array([6, 6]), np.array([-1, -1])
     frontier.add(rows, np.array([1.0, 10.0]), own, np.array([0.5, 0.5]))
     assert frontier.influence().tolist() == pytest.approx([0.5, 0.15])
