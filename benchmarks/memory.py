@@ -33,9 +33,11 @@ from replacement_models import (
     Transcoder,
 )
 from replacement_models.dictionaries.activation import Activation
+from replacement_models.dictionaries.neurons import neurons
+from replacement_models.hosts import host_of
 from tracer.attribution.memory import Estimate
 
-WIDTH, LAYERS, FEATURES, VOCABULARY = 512, 8, 4096, 8192
+WIDTH, LAYERS, FEATURES, VOCABULARY, NEURONS = 512, 8, 4096, 8192, 1408
 COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
@@ -55,7 +57,7 @@ class Case:
     kind: str
     positions: int
     active: int
-    """Features that fire a token and layer, on average."""
+    """Features that fire a token and layer, on average; a model's own neurons all do."""
     max_features: int | None = None
     edge_floor: float = 0.0
     recompute_patterns: bool | None = None
@@ -73,7 +75,11 @@ CASES = [
     Case("gpt2", "per_layer", 128, 40, max_features=1024),
     Case("gpt2", "per_layer", 64, 40, max_features=256, dtype="float64"),
     Case("gpt2", "per_layer", 32, 40, edge_floor=1e-3),
+    Case("llama", "neurons", 12, NEURONS, max_features=500),
+    Case("llama", "neurons", 12, NEURONS, max_features=2500),
+    Case("gpt2", "per_layer", 256, 40, max_features=4000),
 ]
+"""The last two have over 3e8 entries in their rows."""
 
 
 def random_model(case: Case, tokens: list[int]) -> ReplacementModel:
@@ -82,9 +88,11 @@ def random_model(case: Case, tokens: list[int]) -> ReplacementModel:
     config = (
         GPT2Config(**COMMON)
         if case.shape == "gpt2"
-        else LlamaConfig(**COMMON, num_key_value_heads=2, intermediate_size=1408)
+        else LlamaConfig(**COMMON, num_key_value_heads=2, intermediate_size=NEURONS)
     )
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype)).eval()
+    if case.kind == "neurons":
+        return ReplacementModel.from_huggingface(model, None, neurons(host_of(model)))
     silent = dictionary("per_layer", [ReLU()] * LAYERS, features=1)
     inputs = ReplacementModel.from_huggingface(model, None, silent).record(tokens).inputs
     torch.manual_seed(1)

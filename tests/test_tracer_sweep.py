@@ -15,7 +15,9 @@ from tests.random_models import PROMPT, replacement_model, transcoder
 from tracer import Intervention, TraceError
 from tracer.attribution import blocks, chunks, sweep
 from tracer.attribution import trace as attribute
+from tracer.attribution.finished import WholeRun
 from tracer.attribution.frontier import Frontier
+from tracer.attribution.local_model import Reach
 
 
 @pytest.mark.parametrize("budget", [1, 7, 50, 10**6])
@@ -159,11 +161,12 @@ def silenced(model: ReplacementModel, level: float | None) -> ReplacementModel:
 
 
 def test_the_frontier_takes_the_most_influential_first_and_breaks_ties_by_index():
-    frontier = Frontier.over(np.array([2, 0, 1]))
-    rows = sparse.csr_array(np.array([[1.0, 1.0, 1.0, 5.0]]))
+    frontier = Frontier.over(np.array([2, 0, 1]), columns=4)
+    whole = Reach.of(np.arange(4))
+    rows = [WholeRun(whole, np.array([[1.0, 1.0, 1.0, 5.0]]))]
     frontier.add(rows, np.array([8.0]), (np.array([6]), np.array([-1])), np.array([1.0]))
     assert frontier.next(3).tolist() == [2, 0, 1]
-    below = sparse.csr_array(np.array([[3.0, 0.0, 0.0, 1.0]]))
+    below = [WholeRun(Reach.of(np.array([0, 3])), np.array([[3.0, 1.0]]))]
     frontier.add(below, np.array([4.0]), (np.array([3]), np.array([1])), np.array([0.0]))
     assert frontier.next(3).tolist() == [0, 2]
 

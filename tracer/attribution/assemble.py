@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from graphs import AttributionGraph, NodeKind
-from graphs.influence import input_absolute, row_sums
 from replacement_models import ReplacementModel
 from replacement_models.sites import Site, Stage
 from replacement_models.speed.allocator import give_back
+from tracer.attribution.finished import RowRun, Sums
 from tracer.attribution.local_model import LocalModel
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.targets import LogitTargets
@@ -36,18 +36,12 @@ class Traced:
 
     columns: Int[np.ndarray, " features"]
     """Column of every feature row, in row order."""
-    effects: list[sparse.csr_array]
-    """Blocks of rows, (rows, columns of the local model) together. `assemble` empties the list, so
-    that the rows are not held twice."""
+    effects: list[RowRun]
+    """All rows. `assemble` empties the list, so that they are not held twice."""
     constant: Float[np.ndarray, " rows"]
     value: Float[np.ndarray, " rows"]
     """What the forward pass recorded for each row."""
-    floored: Float[np.ndarray, "rows 2"]
-    """What an edge floor dropped from each row: the sum, and the sum of sizes."""
-    sum: Float[np.ndarray, " rows"]
-    """Over all sources, with what the floor dropped."""
-    total: Float[np.ndarray, " rows"]
-    """Likewise, of sizes."""
+    sums: Sums
     complete: bool = True
     """False when the trace was interrupted."""
 
@@ -96,7 +90,7 @@ def assemble(
         "conservation": _conservation(traced, places, nodes["id"]),
         **_losses(traced),
     }
-    floored = np.where(places.row >= 0, traced.floored[places.row, 1], 0.0)
+    floored = np.where(places.row >= 0, traced.sums.floored[places.row, 1], 0.0)
     graph = AttributionGraph.build(nodes, effect, metadata | found, lost=floored)
     return graph.relabel(labelled(graph, model, local, places.column))
 
@@ -167,53 +161,46 @@ def _effect(
     node = np.full(local.columns, -1, dtype=np.int32)
     sources = np.flatnonzero(places.column >= 0)
     node[places.column[sources]] = sources
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    kept: list[sparse.csr_array] = []
     sums = []
     while traced.effects:
-        block = traced.effects.pop(0)
-        index = node[block.indices]
-        inside = np.flatnonzero(index >= 0)
-        counts = np.diff(np.searchsorted(inside, block.indptr))
-        data, index = block.data[inside], index[inside]
-        kept.append((data, index, counts))
-        lossy = counts < np.diff(block.indptr)
-        start = np.concatenate([[0], counts.cumsum()])
-        rows = sparse.csr_array((data, index, start), shape=(len(counts), nodes))
-        sums.append(np.stack([row_sums(rows), input_absolute(rows), lossy], axis=1))
+        rows = traced.effects.pop(0).among(node, nodes)
+        kept.append(rows.effects)
+        lossy = np.full(len(rows.signed), not rows.whole)
+        sums.append(np.stack([rows.signed, rows.absolute, lossy], axis=1))
     signed, absolute, lossy = np.concatenate(sums).T
-    left_out = np.stack([traced.sum - signed, traced.total - absolute], axis=1)
-    nothing = (lossy == 0) & (traced.floored[:, 1] == 0)
+    of = traced.sums
+    left_out = np.stack([of.signed - signed, of.absolute - absolute], axis=1)
+    nothing = (lossy == 0) & (of.floored[:, 1] == 0)
     return _ordered(kept, places.row, nodes), np.where(nothing[:, None], 0.0, left_out)
 
 
-def _ordered(
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]], row: np.ndarray, nodes: int
-) -> sparse.csr_array:
-    """Bring rows into node order. Uses up `kept`: data, columns and counts a row, by block."""
+def _ordered(kept: list[sparse.csr_array], row: np.ndarray, nodes: int) -> sparse.csr_array:
+    """Bring rows into node order. Uses up `kept`."""
     targets = np.flatnonzero(row >= 0)
     target = np.empty(len(targets), dtype=np.int64)
     target[row[targets]] = targets
     start = np.zeros(nodes + 1, dtype=np.int64)
-    start[target + 1] = np.concatenate([counts for *_, counts in kept])
+    start[target + 1] = np.concatenate([np.diff(rows.indptr) for rows in kept])
     start = start.cumsum()
-    data = np.empty(start[-1], dtype=kept[0][0].dtype)
+    data = np.empty(start[-1], dtype=kept[0].data.dtype)
     index = np.empty(start[-1], dtype=np.int32)
     done = 0
     while kept:
-        values, columns, counts = kept.pop(0)
-        ends = np.cumsum(counts)
-        for end, count, at in zip(ends, counts, target[done : done + len(counts)], strict=True):
-            here = slice(start[at], start[at] + count)
-            data[here], index[here] = values[end - count : end], columns[end - count : end]
-        done += len(counts)
-    effect = sparse.csr_array((data, index, start), shape=(nodes, nodes))
-    effect.sort_indices()
-    return effect
+        rows = kept.pop(0)
+        ends = rows.indptr[1:]
+        for at, begin, end in zip(target[done:], rows.indptr, ends, strict=False):
+            here = slice(start[at], start[at] + end - begin)
+            data[here], index[here] = rows.data[begin:end], rows.indices[begin:end]
+        done += len(ends)
+    few = start[-1] < np.iinfo(np.int32).max
+    start = start.astype(np.int32) if few else start
+    return sparse.csr_array((data, index, start), shape=(nodes, nodes))
 
 
 def _conservation(traced: Traced, places: Places, ids: list[str]) -> dict[str, Any]:
     """The worst row of the conservation law: inputs and constant against the forward pass."""
-    wrong = np.abs(traced.sum + traced.constant - traced.value)
+    wrong = np.abs(traced.sums.signed + traced.constant - traced.value)
     worst = int(wrong.argmax())
     size = float(np.abs(traced.value).max())
     node = int(np.flatnonzero(places.row == worst)[0])
@@ -227,9 +214,9 @@ def _conservation(traced: Traced, places: Places, ids: list[str]) -> dict[str, A
 def _losses(traced: Traced) -> dict[str, Any]:
     """What a graph with an edge floor or an interrupted trace must say of itself."""
     found: dict[str, Any] = {}
-    dropped = float(traced.floored[:, 1].sum())
+    dropped = float(traced.sums.floored[:, 1].sum())
     if dropped:
-        found["floored_share"] = dropped / float(traced.total.sum())
+        found["floored_share"] = dropped / float(traced.sums.absolute.sum())
     if not traced.complete:
         found["partial"] = {"features": len(traced.columns)}
     return found

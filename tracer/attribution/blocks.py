@@ -6,22 +6,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import sparse
+from torch import Tensor
 
 from replacement_models import Recording, ReplacementModel
+from tracer.attribution.finished import (
+    INDEX,
+    RowRun,
+    Sums,
+    finished,
+    scratch_numbers,
+)
 from tracer.attribution.frontier import Frontier
-from tracer.attribution.local_model import LocalModel
+from tracer.attribution.local_model import LocalModel, Reach
+from tracer.attribution.product import summed_in
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.sweep import sweep
-from tracer.attribution.targets import LogitTargets, TargetRows, feature_rows, on_device, runs
+from tracer.attribution.targets import LogitTargets, TargetRows, feature_rows, runs
 
 BLOCK, DENSE = 512, 1 << 27
 """Rows swept at once, and bytes they may take while they are dense: fewer rows where there are
 many sources, so that memory does not grow with rows x sources. Finished rows are kept sparse."""
 PART = 64
-"""Rows made sparse at once, and the fewest a block is cut down to."""
-INDEX = np.dtype(np.int32)
-"""Of a column's number in finished rows."""
+"""Most rows finished at once, and the fewest a block is cut down to."""
 KEPT = 0.3
 """With an edge floor F no row keeps more than 1 / F entries. Random weights keep 0.15 / F, rows of
 the embedded default 0.04 to 0.15 / F, of which the fullest twice as many: the estimate."""
@@ -47,15 +53,11 @@ class FinishedRows:
 
     columns: Int[np.ndarray, " rows"]
     """Columns of the rows' own nodes; empty for logits."""
-    effects: sparse.csr_array
+    effects: list[RowRun]
+    """All of them, in order."""
     constant: Float[np.ndarray, " rows"]
     value: Float[np.ndarray, " rows"]
-    floored: Float[np.ndarray, "rows 2"]
-    """What lay below the edge floor: the sum, and the sum of sizes."""
-    sum: Float[np.ndarray, " rows"]
-    """Signed sum of every row, with what lay below the floor."""
-    total: Float[np.ndarray, " rows"]
-    """Absolute sum of every row, with what lay below the floor."""
+    sums: Sums
 
 
 def finished_blocks(
@@ -69,13 +71,15 @@ def finished_blocks(
     order = _reference_order(local)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    frontier = Frontier.over(order)
-    first = _block(local, logits.rows, np.zeros(0, dtype=np.int64), plan.edge_floor)
+    frontier = Frontier.over(order, local.columns)
+    most = block_rows(local.columns, model.dtype.itemsize)
+    room = Room.of(local, logits.rows, min(most, max(plan.features, len(logits.rows))))
+    first = _block(local, logits.rows, np.zeros(0, dtype=np.int64), plan.edge_floor, room)
     yield first
     ranked = plan.features < len(order)
     if ranked:
-        frontier.add(first.effects, first.total, _own(logits.rows), np.array(logits.weight))
-    done, most = 0, block_rows(local.columns, model.dtype.itemsize)
+        frontier.add(first.effects, first.sums.absolute, _own(logits.rows), np.array(logits.weight))
+    done = 0
     while done < plan.features:
         take = min(plan.rank_every if ranked else most, plan.features - done)
         chosen = frontier.next(take) if ranked else order[done : done + take]
@@ -84,65 +88,62 @@ def finished_blocks(
             columns = chosen[begin : begin + most]
             columns = columns[place[columns].argsort()]
             rows = feature_rows(model, recording, local, columns)
-            block = _block(local, rows, columns, plan.edge_floor)
+            block = _block(local, rows, columns, plan.edge_floor, room)
             yield block
             if ranked:
                 none = np.zeros(len(columns))
-                frontier.add(block.effects, block.total, _own(rows, columns), none)
+                frontier.add(block.effects, block.sums.absolute, _own(rows, columns), none)
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """Memory that every block uses anew: fresh memory costs as much as what is computed on it."""
+
+    dense: Tensor
+    """(rows, columns) effects of the rows being swept."""
+    scratch: Tensor
+    """Numbers being summed, float64."""
+
+    @classmethod
+    def of(cls, local: LocalModel, logits: TargetRows, most: int) -> "Room":
+        """For blocks of at most so many rows, or of the logits."""
+        rows = max(most, len(logits))
+        dtype = summed_in(logits.vector.dtype)
+        return cls(
+            logits.vector.new_empty(rows, local.columns, dtype=dtype),
+            torch.empty(scratch_numbers(local.columns), dtype=torch.float64),
+        )
 
 
 def _block(
-    local: LocalModel, rows: TargetRows, columns: Int[np.ndarray, " rows"], floor: float
+    local: LocalModel,
+    rows: TargetRows,
+    columns: Int[np.ndarray, " rows"],
+    floor: float,
+    room: Room,
 ) -> FinishedRows:
-    """Sweep some rows and keep them sparse, less what lies below the floor."""
-    effects = sweep(local, rows)
-    parts = [
-        _finished(effects.sources[begin : min(begin + PART, run.stop)], reach, floor)
-        for run, reach in _runs(local, rows)
-        for begin in range(run.start, run.stop, PART)
-    ]
-    data, index, counts, floored, total, whole = (
-        np.concatenate(each) for each in zip(*parts, strict=True)
-    )
-    start = np.concatenate([[0], counts.cumsum()])
+    """Sweep some rows and keep what reaches them, less what lies below the floor."""
+    effects = sweep(local, rows, room.dense[: len(rows)])
+    runs, sums = [], []
+    for run, reach in _runs(local, rows):
+        for begin in range(run.start, run.stop, PART):
+            dense = effects.sources[begin : min(begin + PART, run.stop)]
+            kept, added = finished(dense, reach, floor, room.scratch)
+            runs.append(kept)
+            sums.append(added)
     return FinishedRows(
         columns=columns,
-        effects=sparse.csr_array((data, index, start), shape=tuple(effects.sources.shape)),
+        effects=runs,
         constant=effects.constant.double().cpu().numpy(),
         value=rows.value.double().cpu().numpy(),
-        floored=floored,
-        sum=total,
-        total=whole,
+        sums=Sums.joined(sums),
     )
 
 
-def _runs(
-    local: LocalModel, rows: TargetRows
-) -> Iterator[tuple[slice, Int[np.ndarray, " reaching"]]]:
+def _runs(local: LocalModel, rows: TargetRows) -> Iterator[tuple[slice, Reach]]:
     """Neighbouring rows that read at one site and position, and the columns that reach them."""
     for run in runs(rows.site * local.positions + rows.position):
         yield run, local.reach(int(rows.site[run.start]), int(rows.position[run.start]))
-
-
-def _finished(
-    dense: Float[torch.Tensor, "rows columns"], reach: Int[np.ndarray, " reaching"], floor: float
-) -> tuple[np.ndarray, ...]:
-    """Entries, their columns and how many a row has; what the floor dropped; sums, signed and not.
-
-    Only the columns in `reach` count. Sums and what was dropped are as in `FinishedRows`.
-    """
-    part = dense[:, on_device(reach, dense.device)]
-    size = part.abs()
-    total, whole = (x.sum(1, dtype=torch.float64).cpu().numpy() for x in (part, size))
-    lost = np.zeros((len(part), 2))
-    index = np.broadcast_to(reach.astype(INDEX), tuple(part.shape))
-    data, counts = part.cpu().numpy(), np.full(len(part), len(reach))
-    if floor:
-        kept = size.cpu().numpy() >= floor * whole[:, None]
-        for column, what in enumerate((data, np.abs(data))):
-            lost[:, column] = np.where(kept, 0, what).sum(1, dtype=np.float64)
-        data, index, counts = data[kept], index[kept], kept.sum(1)
-    return data.ravel(), index.ravel(), counts, lost, total, whole
 
 
 def _own(rows: TargetRows, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -176,13 +177,16 @@ def dense_bytes(sizes: Sizes, rows: int) -> float:
 
 
 def part_bytes(sizes: Sizes, rows: int) -> float:
-    """Bytes of the part of a block that is made sparse at once: entries, sizes, columns."""
-    return min(PART, rows) * sizes.columns * (2.0 * sizes.entry + INDEX.itemsize)
+    """Bytes of the part of a block that is finished at once: what is summed, what is floored."""
+    summed = 8.0 * scratch_numbers(sizes.columns)
+    if not sizes.edge_floor:
+        return summed
+    return summed + min(PART, rows) * sizes.columns * (3.0 * sizes.entry + 1 + INDEX.itemsize)
 
 
 def entry_bytes(sizes: Sizes) -> int:
-    """Bytes of one entry of a finished row, with its column."""
-    return sizes.entry + INDEX.itemsize
+    """Bytes of one entry of a finished row, with its column where that is written down."""
+    return sizes.entry + (INDEX.itemsize if sizes.edge_floor else 0)
 
 
 def entries(sizes: Sizes) -> tuple[float, float]:

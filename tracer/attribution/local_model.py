@@ -72,6 +72,33 @@ class LinearLayer:
 
 
 @dataclass(frozen=True, eq=False)
+class Reach:
+    """Columns that reach some row, as the few slices in which they lie together."""
+
+    slices: tuple[slice, ...]
+    """Ascending, with a gap after each."""
+    count: int
+    """Columns in all."""
+
+    @classmethod
+    def of(cls, columns: Int[np.ndarray, " reaching"]) -> "Reach":
+        """The slices of ascending columns."""
+        cuts = (np.flatnonzero(np.diff(columns) > 1) + 1).tolist()
+        begins, ends = [0, *cuts], [*cuts, len(columns)]
+        slices = [
+            slice(int(columns[begin]), int(columns[end - 1]) + 1)
+            for begin, end in zip(begins, ends, strict=True)
+            if begin < end
+        ]
+        return cls(tuple(slices), len(columns))
+
+    def columns(self) -> Int[np.ndarray, " reaching"]:
+        """Their numbers, int32."""
+        each = [np.arange(part.start, part.stop, dtype=np.int32) for part in self.slices]
+        return np.concatenate(each) if each else np.zeros(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, eq=False)
 class LocalModel:
     """The model, affine for one prompt of P positions."""
 
@@ -116,12 +143,22 @@ class LocalModel:
         """Column of one token node."""
         return len(self.features) + len(self.layers) * self.positions + position
 
-    def reach(self, site: int, position: int) -> Int[np.ndarray, " reaching"]:
+    def reach(self, site: int, position: int) -> "Reach":
         """Columns whose sources can have an effect on what reads at a site and position."""
+        place = site, position
+        if place not in self._reaches:
+            self._reaches[place] = Reach.of(self._reaching(site, position))
+        return self._reaches[place]
+
+    def _reaching(self, site: int, position: int) -> Int[np.ndarray, " reaching"]:
         layer, at = self._places
         attended = layer + 1 <= top_layer(site)
         here = np.where(attended, at <= position, at == position)
         return np.flatnonzero(here & (stream_number(layer + 1) <= site))
+
+    @cached_property
+    def _reaches(self) -> dict[tuple[int, int], "Reach"]:
+        return {}
 
     @cached_property
     def table(self) -> tuple[Int[np.ndarray, " features"], ...]:

@@ -22,6 +22,7 @@ from tracer.attribution.assemble import GATHER, graph_bytes, table_bytes
 from tracer.attribution.available import free_in_memory, free_on
 from tracer.attribution.blocks import dense_bytes, entries, entry_bytes, largest_block, part_bytes
 from tracer.attribution.carry import is_lifted
+from tracer.attribution.finished import INDEX
 from tracer.attribution.local_model import (
     folded_bytes,
     local_bytes,
@@ -37,6 +38,8 @@ from tracer.features.promoted import label_bytes
 GB = 1e9
 FIXED = 135e6
 """Bytes of kernels, threads and buffers that do not depend on the prompt. Measured."""
+HEADROOM = 0.15
+"""Share of the free memory that is left alone: others on the machine take some meanwhile."""
 FLOORS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Edge floors to propose."""
 
@@ -172,8 +175,10 @@ def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     dense, names = dense_bytes(sizes, block), table_bytes(sizes)
     yield Stage("sweep", local + dense + chunk_bytes(sizes, block), (every - of_block) * row)
     yield Stage("sweep", local + dense + part_bytes(sizes, block), (every + of_block) * row)
-    yield Stage("assemble", local, every * row + of_block * GATHER + names / 2)
-    yield Stage("assemble", local + label_bytes(sizes), names + graph_bytes(edges, row))
+    edge = sizes.entry + INDEX.itemsize
+    gathered = max(every * row, edges * edge) + of_block * GATHER
+    yield Stage("assemble", local, gathered + names / 2)
+    yield Stage("assemble", local + label_bytes(sizes), names + graph_bytes(edges, edge))
 
 
 def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> Estimate:
@@ -189,9 +194,11 @@ def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> 
         TraceError: more is needed than there is; `proposals` and the message say what would fit.
     """
     need = estimate(sizes)
-    there = free_on(model.device) if memory_limit is None else memory_limit * GB
-    beside = None if sizes.on_cpu or memory_limit == math.inf else free_in_memory()
-    room = Room(math.inf if there is None else there, math.inf if beside is None else beside)
+    there = _kept_free(free_on(model.device)) if memory_limit is None else memory_limit * GB
+    beside = math.inf
+    if not sizes.on_cpu and memory_limit != math.inf:
+        beside = _kept_free(free_in_memory())
+    room = Room(there, beside)
     if room.holds(need):
         return need
     proposals = _proposals(model, sizes, room)
@@ -202,6 +209,11 @@ def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> 
         *_advice(proposals),
         proposals=proposals,
     )
+
+
+def _kept_free(free: int | None) -> float:
+    """What a trace may take of so many free bytes; without end where nobody knows."""
+    return math.inf if free is None else free * (1 - HEADROOM)
 
 
 @dataclass(frozen=True)
@@ -223,7 +235,8 @@ class Room:
 
 def _whose(memory_limit: float | None) -> tuple[str | Setting, ...]:
     if memory_limit is None:
-        return "are free (", Setting("memory_limit"), " takes another figure)"
+        share = f"may be taken, {1 - HEADROOM:.0%} of what is free ("
+        return share, Setting("memory_limit"), " takes another figure)"
     return "are allowed (", Setting("memory_limit"), ")"
 
 

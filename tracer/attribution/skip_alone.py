@@ -50,7 +50,9 @@ def skip_alone(
     local = linearise(model, bare, skip_positions, rows=0)
     plan = Plan(0, 1, edge_floor=0.0, progress=None, keep_partial=False)
     with eager_attention(model.host.model):  # for patterns made anew, from several threads
-        rows = next(finished_blocks(model, bare, local, logits, plan)).effects
+        done = next(finished_blocks(model, bare, local, logits, plan)).effects
+    every = np.arange(local.columns, dtype=np.int32)
+    rows = sparse.vstack([run.among(every, len(every)).effects for run in done], format="csr")
     found = _scores(rows, np.array(logits.weight), tokens=local.positions)
     named = {name: None if isnan(value) else value for name, value in asdict(found).items()}
     return {"skip_alone": named}

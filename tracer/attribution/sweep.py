@@ -6,6 +6,7 @@ above its layer. Memory is bounded by the chunk, whatever the number of rows. `p
 the same in its plainest form, and tests compare the two.
 """
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,14 +45,21 @@ class Effects:
     """What biases, learned positions and skipped positions contribute, the row's own included."""
 
 
-def sweep(local: LocalModel, rows: TargetRows) -> Effects:
+def sweep(local: LocalModel, rows: TargetRows, into: Tensor | None = None) -> Effects:
     """Effect of every source on every row.
+
+    Args:
+        local: the local model.
+        rows: targets.
+        into: (rows, columns) memory for the effects, whatever it holds; None takes fresh.
 
     Source: Ameisen et al. 2025, "Circuit Tracing", section "Attribution graphs"; here
     A[t, s] = Σ_m (what s writes at m) · J(m → t)ᵀ v_t, with gradients stopped at every MLP.
     """
     dtype = summed_in(rows.vector.dtype)
-    sources = rows.vector.new_zeros(len(rows), local.columns, dtype=dtype)
+    if into is None:
+        into = rows.vector.new_empty(len(rows), local.columns, dtype=dtype)
+    sources, room = into.zero_(), _ChunkRoom()
     constant = rows.bias.to(dtype, copy=True)
     fired = local.features.activation.to(dtype)[:, None]
     sweep_some = _sweep_chunk if rows.weights is None else _sweep_spread
@@ -60,17 +68,30 @@ def sweep(local: LocalModel, rows: TargetRows) -> Effects:
 
     def sweep_chunk(chunk: np.ndarray) -> None:
         at = on_device(late[chunk], sources.device)
-        scores = EffectSums(
-            sources.new_zeros(local.columns, len(chunk)), constant.new_zeros(len(chunk))
-        )
+        summed, turned = room.of(sources, len(chunk))
+        scores = EffectSums(summed, constant.new_zeros(len(chunk)))
         sweep_some(local, swept[chunk], scores)
         scores.sources[: len(fired)].mul_(fired)
-        sources.index_copy_(0, at, scores.sources.T.contiguous())
+        sources.index_copy_(0, at, turned.copy_(scores.sources.T))
         constant.index_add_(0, at, scores.constant)
 
     each(sweep_chunk, swept, any(layer.remakes_pattern for layer in local.layers))
     score_early(local, rows, sources, constant)
     return Effects(sources, constant)
+
+
+class _ChunkRoom(threading.local):
+    """Memory that the chunks of one thread use one after the other."""
+
+    held: Tensor | None = None
+
+    def of(self, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Zeros (columns, rows), and (rows, columns) that hold anything."""
+        columns = like.shape[1]
+        if self.held is None or self.held.shape[1] < rows * columns:
+            self.held = like.new_empty(2, rows * columns)
+        summed, turned = self.held[:, : rows * columns]
+        return summed.view(columns, rows).zero_(), turned.view(rows, columns)
 
 
 def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> None:
@@ -313,7 +334,7 @@ def chunk_bytes(sizes: Sizes, rows: int) -> float:
     else:
         making = sizes.d_model * chunk * size + pattern * max(3.0, (size + 4) / size)
         largest = max(largest + pattern, making)
-    return threads * (largest + most * sizes.columns * float(sizes.entry))
+    return threads * (largest + 2 * most * sizes.columns * float(sizes.entry))
 
 
 def _widest(sizes: Sizes, layer: tuple[int, int, int, int]) -> float:

@@ -15,6 +15,7 @@ from replacement_models.speed.allocator import give_back, keep_freed
 from tracer.attribution import product
 from tracer.attribution.assemble import Traced, assemble, metadata
 from tracer.attribution.blocks import FinishedRows, Plan, Progress, finished_blocks
+from tracer.attribution.finished import Sums
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.memory import Estimate, check, estimate, sizes_of
 from tracer.attribution.sizes import Sizes
@@ -221,7 +222,7 @@ def _sweep_all(
     try:
         for block in finished_blocks(model, recording, local, logits, plan):
             done.append(block)
-            held += block.effects.data.nbytes
+            held += sum(run.nbytes for run in block.effects)
             if held > SPARE:
                 give_back()
                 held = 0
@@ -233,11 +234,9 @@ def _sweep_all(
         complete = False
     return Traced(
         columns=np.concatenate([block.columns for block in done]),
-        effects=[block.effects for block in done],
+        effects=[run for block in done for run in block.effects],
         constant=np.concatenate([block.constant for block in done]),
         value=np.concatenate([block.value for block in done]),
-        floored=np.concatenate([block.floored for block in done]),
-        sum=np.concatenate([block.sum for block in done]),
-        total=np.concatenate([block.total for block in done]),
+        sums=Sums.joined([block.sums for block in done]),
         complete=complete,
     )
