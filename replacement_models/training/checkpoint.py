@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as distributed
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from replacement_models.errors import ModelError
 from replacement_models.formats.storage.appearing import appearing
@@ -48,7 +50,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         with appearing(path) as whole:
             writer = _storage("HuggingFaceStorageWriter")(str(whole), save_distributed=True)
             with _one_process():
-                distributed.save(dict(tensors), storage_writer=writer, no_dist=True)
+                save_state(dict(tensors), storage_writer=writer, no_dist=True)
             (whole / STATE).write_text(json.dumps(dict(state)) + "\n")
         for old in sorted(_saved(folder))[:-KEPT]:
             shutil.rmtree(folder / f"step_{old:09d}", ignore_errors=True)
@@ -100,8 +102,9 @@ def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
                     f"{path}: tensor {name} is {found.properties.dtype}, expected {tensor.dtype}"
                 )
         with _one_process():
-            distributed.load(
-                dict(tensors), storage_reader=_storage("HuggingFaceStorageReader")(str(path)),
+            load_state(
+                dict(tensors),
+                storage_reader=_storage("HuggingFaceStorageReader")(str(path)),
                 no_dist=True,
             )
     except ModelError:

@@ -84,7 +84,7 @@ def detectors(
         own = nn.functional.one_hot(member[drawn], count).bool()
         missed = torch.where(own, hidden - wanted, torch.relu(hidden - threshold / 2))
         weight = 1 + (DETECTOR_BALANCE - 1) * own
-        missed.square().mul(weight).sum().div(len(drawn)).backward()  # type: ignore[no-untyped-call]
+        missed.square().mul(weight).sum().div(len(drawn)).backward()
         for group in optimiser.param_groups:
             group["lr"] = DETECTOR_RATE * max(0.02, 1 - step / steps)
         optimiser.step()

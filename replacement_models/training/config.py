@@ -25,7 +25,7 @@ class DictionaryConfig(Section):
     """What is trained."""
 
     kind: str = setting("per_layer", among=KINDS)
-    """per_layer and cross_layer transcoders stand in for MLPs; an sae reconstructs what it reads."""
+    """per_layer and cross_layer transcoders stand in for MLPs, an sae for what it reads."""
     features: int = setting(4096, least=1)
     """Features a layer."""
     layers: tuple[int, ...] | None = setting(None, least=0)
@@ -37,7 +37,7 @@ class DictionaryConfig(Section):
     skip: bool = setting(False)
     """A linear map from what is read to what is written beside the features (transcoders)."""
     read: str = setting("normed", among=("residual", "normed_unweighted", "normed"))
-    """Where a transcoder reads: before the MLP's norm, after its division, or what the MLP reads."""
+    """Where a transcoder reads: before the MLP's norm, after its division, or as the MLP."""
     write: str = setting("mlp_output", among=("mlp_output", "post_norm"))
     """What a transcoder reconstructs: the MLP's output before or after a post-norm."""
     site: str = setting("mlp_out", among=SITES)
@@ -183,6 +183,8 @@ class DataConfig(Section):
     """Share of the rows that thresholds and figures are taken on, never trained on."""
     held_out_tokens: int = setting(32768, least=64)
     """At most so many tokens of them."""
+    prompts: int = setting(4, least=0)
+    """Prompts out of held-out text that the dictionary is scored on by their graphs; 0 is none."""
     cache: str | None = setting(None)
     """Folder in which what the model makes of the text is kept; null makes it anew each time."""
     cache_type: str = setting("float32", among=FLOATS)

@@ -105,9 +105,7 @@ def _affine_errors(held: Batch, writes: Sequence[Scale], outliers: float) -> Ite
         )
 
 
-def stands_in(
-    model: ReplacementModel, rows: Iterable[np.ndarray], where: Any
-) -> dict[str, float]:
+def stands_in(model: ReplacementModel, rows: Iterable[np.ndarray], where: Any) -> dict[str, float]:
     """How well the model speaks with every MLP replaced that has a dictionary.
 
     Args:

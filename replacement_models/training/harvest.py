@@ -23,8 +23,8 @@ from replacement_models.training.config import TrainConfig
 from replacement_models.training.trainee import Batch
 
 
-class _Enough(Exception):
-    """Everything that is wanted of a pass has been seen."""
+class _AllSeenError(Exception):
+    """Ends a pass of which everything that is wanted has been seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Harvester:
         try:
             with forward_pre_hooks(entering), forward_hooks(hooks), float64_experts(host):
                 body(input_ids=ids.clamp(min=0), use_cache=False)
-        except _Enough:
+        except _AllSeenError:
             pass
         keep = self.counted(ids)
         chosen = [
@@ -121,12 +121,10 @@ class _Seen:
         """Keep both; end the pass after the uppermost layer."""
         self.inputs[layer], self.outputs[layer] = inputs, output
         if layer == self.last:
-            raise _Enough
+            raise _AllSeenError
 
 
-def _stage_hooks(
-    block: Block, site: str, layer: int, seen: _Seen
-) -> list[tuple[nn.Module, Any]]:
+def _stage_hooks(block: Block, site: str, layer: int, seen: _Seen) -> list[tuple[nn.Module, Any]]:
     """One stage of a block, read and written."""
     if site == "resid_pre":
         return []

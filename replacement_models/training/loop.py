@@ -136,7 +136,7 @@ class Loop:
             loss, reports = island_loss(
                 trainee, batch, island, self.product, self.sparse(), weights
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             found += reports
         away = self._divergence() if self.done >= self.first_divergent else None
         self._descend()
@@ -197,7 +197,7 @@ class Loop:
         special = self.source.harvester.special
         tokens = torch.where(tokens < 0, min(special, default=0), tokens)
         away = divergence(self.model, self.trainee, tokens.to(self.model.device), self.where)
-        (config.weight * away).backward()  # type: ignore[no-untyped-call]
+        (config.weight * away).backward()
         return float(away.detach())
 
     @property
@@ -216,9 +216,7 @@ class Loop:
         for source in range(at + 1):
             if at in wiring.slots(source):
                 read = trainee.reads[source].normalised(batch.inputs[source])
-                active: Active = trainee.active(
-                    source, read, self.product, self.sparse()[source]
-                )
+                active: Active = trainee.active(source, read, self.product, self.sparse()[source])
                 written = trainee.writes_of(source, active, active.values)
                 left = left - written[:, wiring.slots(source).index(at)]
         return left
@@ -260,7 +258,7 @@ def _floats(tensors: list[Tensor]) -> list[float]:
 def _adam(config: TrainConfig, trainee: Trainee) -> torch.optim.Adam:
     """Adam with its averages made at once: a checkpoint must find them."""
     first, second = config.optimiser.betas
-    parameters = [one for one in trainee.parameters()]
+    parameters = list(trainee.parameters())
     fused = parameters[0].device.type in ("cpu", "cuda")
     optimiser = torch.optim.Adam(
         parameters, lr=config.optimiser.rate, betas=(first, second), fused=fused

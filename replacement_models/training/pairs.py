@@ -7,7 +7,7 @@ with dense autograd.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -155,14 +155,12 @@ def _dots(pairs: Pairs, dense: Tensor, weight: Tensor) -> Tensor:
     step = max(1, AT_ONCE // dense.shape[1])
     parts = [
         (dense[token] * weight[feature]).sum(1)
-        for token, feature in zip(
-            pairs.token.split(step), pairs.feature.split(step), strict=True
-        )
+        for token, feature in zip(pairs.token.split(step), pairs.feature.split(step), strict=True)
     ]
     return torch.cat(parts)
 
 
-@lru_cache(maxsize=None)
+@cache
 def has_sparse_products(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch multiplies sparse rows and dense matrices here, both ways; found by trying."""
     dense = torch.eye(2, device=device, dtype=dtype)

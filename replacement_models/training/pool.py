@@ -84,7 +84,6 @@ class Batches:
     place: Place = field(default_factory=Place)
     _order: Tensor | None = None
     _pool: Batch | None = None
-    _last: tuple[int, Batch] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -119,11 +118,9 @@ class Batches:
 
     def _half(self, number: int, which: int) -> Batch:
         """Half of a shuffled chunk; chunks stand in a new order in every epoch."""
-        if self._last is None or self._last[0] != number:
-            epoch, at = divmod(number, self.chunks)
-            order = torch.randperm(self.chunks, generator=generator(self.seed, CHUNKS, epoch))
-            self._last = number, self.chunk(int(order[at]))
-        found = self._last[1]
+        epoch, at = divmod(number, self.chunks)
+        order = torch.randperm(self.chunks, generator=generator(self.seed, CHUNKS, epoch))
+        found = self.chunk(int(order[at]))
         drawn = torch.randperm(len(found), generator=generator(self.seed, SHUFFLE, number))
         middle = len(found) // 2
         half = drawn[:middle] if which == 0 else drawn[middle:]

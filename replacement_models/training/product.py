@@ -33,7 +33,7 @@ def _bfloat16(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def chosen(precision: str, tokens: int, features: int, like: Tensor) -> str:
-    """ "float32" or "bfloat16"; of "auto" the one that a probe finds faster.
+    """Numbers to multiply in, float32 or bfloat16; of "auto" what a probe finds faster.
 
     Args:
         precision: as asked for.

@@ -69,9 +69,7 @@ def _restart(
     trainee.silent[at][dead] = 0
 
 
-def _forget(
-    trainee: Trainee, at: int, dead: Tensor, optimiser: torch.optim.Optimizer
-) -> None:
+def _forget(trainee: Trainee, at: int, dead: Tensor, optimiser: torch.optim.Optimizer) -> None:
     for parameters in (
         *(trainee.W_enc, trainee.b_enc, trainee.W_dec, trainee.threshold),
         *(trainee.gain, trainee.b_gain, trainee.share),

@@ -1,7 +1,6 @@
 """Chunks of activations: made by the model, or read from a cache it was written to before."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -36,9 +35,16 @@ class Source:
     cache: "Cache | None" = None
     harvested: int = 0
     """Tokens that the model has run over."""
+    _last: tuple[int, Batch] | None = None
 
     def __call__(self, number: int) -> Batch:
-        """Activations of one chunk."""
+        """Activations of one chunk; the last one is kept at hand."""
+        if self._last is None or self._last[0] != number:
+            self._last = None  # let go before another is made
+            self._last = number, self._chunk(number)
+        return self._last[1]
+
+    def _chunk(self, number: int) -> Batch:
         if self.cache is not None:
             found = self.cache.read(number)
             if found is not None:
@@ -67,7 +73,7 @@ class Source:
 
 def trimmed(rows: Int[np.ndarray, "rows context"]) -> Int[np.ndarray, "rows positions"]:
     """Rows less the positions at the end where none holds a token."""
-    used = (rows >= 0).any(0).nonzero()[0]
+    used = np.flatnonzero((rows >= 0).any(0))
     return rows[:, : int(used[-1]) + 1] if len(used) else rows[:, :1]
 
 
@@ -186,6 +192,3 @@ def model_fingerprint(model: ReplacementModel) -> str:
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(some.astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-Told = Callable[[str, int, int], None]

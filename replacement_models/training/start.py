@@ -145,8 +145,8 @@ def quantiles(
 ) -> Float[Tensor, " features"]:
     """What each feature's product exceeds on a share of the tokens."""
     rank = max(1, min(len(x), round(share * len(x))))
-    parts = [(x @ some.T).topk(rank, dim=0, sorted=False).values.amin(0) for some in rows.split(COLUMNS)]
-    return torch.cat(parts)
+    products = (x @ some.T for some in rows.split(COLUMNS))
+    return torch.cat([one.topk(rank, dim=0, sorted=False).values.amin(0) for one in products])
 
 
 def neuron_rows(

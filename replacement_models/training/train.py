@@ -1,7 +1,7 @@
 """From a configuration to a finished dictionary; called again, an interrupted run goes on."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,8 +47,10 @@ MAY_CHANGE = {
 """Fields that may differ when a run is taken up."""
 
 Told = Callable[[str, int, int], None]
-Score = Callable[[ReplacementModel], Mapping[str, Any]]
-"""Measures of a model with its dictionary that need graphs."""
+Score = Callable[[ReplacementModel, Sequence[Sequence[int]]], Mapping[str, Any]]
+"""Measures of a model with its dictionary on prompts, those that need graphs."""
+PROMPT = 16
+"""Tokens of a prompt that is taken from held-out text."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,14 @@ def _scored(loop: Loop, score: Score | None) -> dict[str, Any]:
         return {}
     standing = replace(model, transcoder=transcoder.to(model.device, model.dtype))
     found: dict[str, Any] = dict(stands_in(standing, _held_rows(loop), loop.where))
-    return found if score is None else found | dict(score(standing))
+    return found if score is None else found | dict(score(standing, _prompts(loop)))
+
+
+def _prompts(loop: Loop) -> list[list[int]]:
+    """The beginnings of some held-out rows."""
+    rows = loop.source.tokens[loop.source.rows.held_out, :PROMPT]
+    some = rows[(rows >= 0).all(1)][: loop.config.data.prompts]
+    return [[int(token) for token in row] for row in some]
 
 
 def _held_rows(loop: Loop) -> Iterator[np.ndarray]:

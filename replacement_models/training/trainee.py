@@ -100,8 +100,7 @@ class Trainee(nn.Module):
     def _gained(self, at: int, found: Active) -> Tensor:
         """Magnitudes of a gated layer, whose gate opens at pre-activations above zero."""
         gain, bias, gate = (
-            found.of_feature(one)
-            for one in (self.gain[at].exp(), self.b_gain[at], self.b_enc[at])
+            found.of_feature(one) for one in (self.gain[at].exp(), self.b_gain[at], self.b_enc[at])
         )
         return (gain * (found.hidden - gate) + bias).relu()
 

@@ -1,5 +1,4 @@
-"""Which layers read and which they write to: what makes autoencoders, per-layer and cross-layer
-transcoders one loop."""
+"""Which layers read, and which they write to: what makes all kinds of dictionaries one loop."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,9 @@ class Wiring:
         if not layers or len(set(layers)) < len(layers):
             raise config.wrong("layers", "some layers, each once", layers)
         if len(config.l0) not in (1, len(layers)):
-            raise config.wrong("l0", f"one number or one for each of {len(layers)} layers", config.l0)
+            raise config.wrong(
+                "l0", f"one number or one for each of {len(layers)} layers", config.l0
+            )
         cross = config.kind == "cross_layer"
         return cls(tuple(sorted(layers)), (config.span or len(layers)) if cross else 1)
 
