@@ -6,6 +6,7 @@ Backward passes are written by hand; `tests/test_replacement_models_training_ste
 with dense autograd.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -165,10 +166,11 @@ def has_sparse_products(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch multiplies sparse rows and dense matrices here, both ways; found by trying."""
     dense = torch.eye(2, device=device, dtype=dtype)
     try:
-        pairs = Pairs.of(torch.eye(2, device=device).bool())
-        matrix = pairs.matrix(dense.new_ones(2))
-        turned = matrix.t() @ dense
-        dots = torch.sparse.sampled_addmm(matrix, dense, dense.t(), beta=0.0)
+        with warnings.catch_warnings():  # torch says once that its sparse matrices are in beta
+            warnings.simplefilter("ignore")
+            matrix = Pairs.of(torch.eye(2, device=device).bool()).matrix(dense.new_ones(2))
+            turned = matrix.t() @ dense
+            dots = torch.sparse.sampled_addmm(matrix, dense, dense.t(), beta=0.0)
     except (RuntimeError, NotImplementedError):
         return False
     return torch.equal(turned, dense) and torch.equal(dots.values(), dense.new_ones(2))
