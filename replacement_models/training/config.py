@@ -12,7 +12,7 @@ from replacement_models.training.settings import Section, setting
 
 KINDS = ("per_layer", "cross_layer", "sae")
 ACTIVATIONS = ("jump_relu", "relu", "topk", "batch_topk", "gated")
-STARTS = ("data", "neurons", "clusters", "random")
+STARTS = ("auto", "neurons", "clusters", "data", "random")
 SITES = ("mlp_out", "attn_out", "resid_pre", "resid_mid")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FLOATS = ("float32", "float16", "bfloat16")
@@ -71,8 +71,9 @@ class DictionaryConfig(Section):
 class StartConfig(Section):
     """What training starts from; inputs and outputs are scaled to norms of √D first."""
 
-    features: str = setting("data", among=STARTS)
-    """First encoder rows: tokens, the MLP's own neurons, detectors of clusters, or at random."""
+    features: str = setting("auto", among=STARTS)
+    """First encoder rows: the MLP's own neurons, detectors of clusters, tokens, or at random; auto
+    takes neurons where an MLP of a known kind stands behind, else tokens."""
     tokens: int = setting(16384, least=64)
     """Tokens that norms, skip and first features are read off."""
     decoder: bool = setting(True)
@@ -96,7 +97,7 @@ class LossConfig(Section):
     """On activation times decoder norm: saturating, or proportional. A token's sum."""
     tanh_scale: float = setting(1.0, above=0.0)
     """The factor inside tanh."""
-    penalty_start: float = setting(1e-3, above=0.0)
+    penalty_start: float = setting(3e-4, above=0.0)
     """First weight of the penalty; then it follows L0."""
     gain: float = setting(4.0, least=0.0)
     """How fast that weight follows: natural logarithms in a tenth of the run at e times the L0."""

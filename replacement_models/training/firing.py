@@ -5,7 +5,6 @@ The two ways give the same numbers and the same gradients; the sparse one is tak
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -155,10 +154,10 @@ class Firing:
     """Active features a token: k of TopK and BatchTopK; others reach it by their penalty."""
     bandwidth: float
 
-    @cached_property
-    def jumps(self) -> bool:
-        """Whether each feature has a threshold."""
-        return self.name == "jump_relu"
+    @property
+    def ranks(self) -> bool:
+        """Whether L0 is held by keeping the largest."""
+        return self.name in ("topk", "batch_topk")
 
     def mask(
         self, hidden: Float[Tensor, "tokens features"], threshold: Tensor | None

@@ -145,7 +145,7 @@ class Loop:
             trainee.silent[at][report.fired > 0] = 0
         self.l0 = smoothed(self.l0, torch.stack([report.l0 for report in found]))
         if self.penalised:
-            follow(self.log_weight, self.l0, trainee.l0, steps, self.config.loss.gain)
+            follow(trainee, self.log_weight, self.l0)
         every = self.config.loss.revive_every
         if every and (self.done + 1) % every == 0 and self.done < UNTIL * steps:
             missing = [self._missing(batch, at) for at in range(len(found))]

@@ -131,7 +131,7 @@ def _gate_reconstructions(
 def penalty_of(trainee: Trainee, at: int, found: Active) -> Tensor:
     """Of activations times decoder norms; of a gated layer of what its gate reads."""
     config = trainee.config.loss
-    if trainee.firing[at].name in ("topk", "batch_topk"):
+    if trainee.firing[at].ranks:
         return found.values.new_zeros(())
     values = found.hidden.relu() if len(trainee.gain) else found.values
     size = values * found.of_feature(trainee.norms(at))

@@ -12,7 +12,7 @@ from replacement_models.training.pairs import Pairs
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried for the skip, in units of the mean eigenvalue; the best on tokens held out is taken."""
-DECODER_PENALTIES = (1e-2, 1e-1, 1.0)
+DECODER_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 0.1
 
 

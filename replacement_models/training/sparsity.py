@@ -18,25 +18,30 @@ SMOOTH = 0.9
 """Of the running mean of L0, a step."""
 LEAST, MOST = -14.0, 5.0
 """Limits of the logarithm of a weight."""
+NUDGE = 0.01
+"""How far thresholds move a step where L0 is e times too low, in units of a pre-activation."""
 AT_ONCE = 2048
 """Tokens encoded together."""
 
 
-def follow(
-    log_weight: Tensor, l0: Tensor, wanted: tuple[float, ...], steps: int, gain: float
-) -> None:
-    """Move the logarithms of penalty weights, in place.
+@torch.no_grad()
+def follow(trainee: Trainee, log_weight: Tensor, l0: Tensor) -> None:
+    """Move the logarithms of penalty weights, in place, and thresholds where L0 is too low.
+
+    No penalty brings features back; a lower threshold does.
 
     Args:
+        trainee: whose thresholds are moved.
         log_weight: (layers).
         l0: running mean of each layer's active features a token.
-        wanted: of each layer.
-        steps: of the whole run.
-        gain: natural logarithms in a tenth of the run at FAR.
     """
-    target = torch.tensor(wanted, dtype=l0.dtype, device=l0.device)
+    steps, gain = max(trainee.config.steps, 50), trainee.config.loss.gain
+    target = torch.tensor(trainee.l0, dtype=l0.dtype, device=l0.device)
     off = (l0.clamp_min(1e-3) / target).log().clamp(-FAR, FAR)
-    log_weight.add_(off, alpha=10 * gain / max(steps, 50)).clamp_(LEAST, MOST)
+    log_weight.add_(off, alpha=10 * gain / steps).clamp_(LEAST, MOST)
+    for at, far in enumerate(off.tolist()):
+        if far < 0:
+            _move(trainee, at, NUDGE * far)
 
 
 @torch.no_grad()
