@@ -80,11 +80,8 @@ def main(folder: Path) -> int:
         for name in ("peace", "war")
     ]
     for one, other in zip(*logs, strict=True):
-        assert (one["step"], one["error"], one["l0"]) == (
-            other["step"],
-            other["error"],
-            other["l0"],
-        )
+        for name in ("step", "error", "l0", "dead"):
+            assert one[name] == other[name], (one["step"], name)
     return killed
 
 

@@ -74,7 +74,7 @@ def test_every_kind_reaches_its_l0_and_explains(
         ("nested", {"dictionary": {"prefixes": [16, 64]}}),
         ("residual", {"dictionary": {"read": "residual"}}),
         ("dense", {"run": {"sparse_below": 0.0, "tokens": 32_000}}),
-        ("neurons", {"start": {"features": "neurons"}}),
+        ("data", {"start": {"features": "data"}}),
         ("clusters", {"start": {"features": "clusters"}}),
         ("random", {"start": {"features": "random", "decoder": False}}),
         ("l1", {"loss": {"penalty": "l1"}}),
@@ -197,7 +197,7 @@ def test_every_field_is_described_and_the_template_holds_the_defaults():
         ({"dictionary": {"l0": float("nan")}}, "dictionary.l0: expected a number"),
         (
             {"dictionary": {"kind": "crosscoder"}},
-            "expected one of per_layer, cross_layer, sae, got",
+            "expected one of per_layer, cross_layer, sae",
         ),
         ({"dictionary": {"span": 2}}, "dictionary.span: expected none, since kind is per_layer"),
         ({"dictionary": {"kind": "sae", "skip": True}}, "dictionary.skip: expected false"),
