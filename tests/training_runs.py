@@ -11,17 +11,17 @@ from replacement_models.transcoder import Transcoder
 
 BASE: dict[str, dict[str, Any]] = {
     "dictionary": {"features": 128, "l0": 4, "layers": [1, 2]},
-    "start": {"tokens": 2048, "detector_steps": 60},
+    "start": {"tokens": 2048, "detector_steps": 40},
     "loss": {"dead_after": 10_000},
     "data": {
         "context": 32,
-        "max_tokens": 24_000,
+        "max_tokens": 12_000,
         "buffer": 4096,
-        "held_out": 0.1,
+        "held_out": 0.2,
         "held_out_tokens": 2048,
         "prompts": 2,
     },
-    "run": {"tokens": 24_000, "batch": 256, "log_every": 50, "threads": 1},
+    "run": {"tokens": 10_240, "batch": 256, "log_every": 20, "threads": 1},
 }
 
 

@@ -44,16 +44,20 @@ class Loop:
 
     config: TrainConfig
     folder: Path
-    model: ReplacementModel
+    model: ReplacementModel | None
+    """None where activations come from elsewhere."""
     trainee: Trainee
-    source: Source
+    source: Source | None
+    """Of text; None likewise."""
     batches: Batches
     held: Batch
     precision: str
     generator: torch.Generator
     done: int = 0
     seconds: float = 0.0
-    """That the run has taken, all its parts together."""
+    """That the steps have taken, all parts of the run together."""
+    cpu_seconds: float = 0.0
+    """The same of processor time."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What was measured on the way, for the end."""
     on_divergence: Callable[[], Mapping[str, Any]] = dict
@@ -85,9 +89,10 @@ class Loop:
             "step": self.done,
             "place": asdict(self.batches.place),
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "notes": self.notes,
             "precision": self.precision,
-            "harvested": self.source.harvested,
+            "harvested": 0 if self.source is None else self.source.harvested,
         }
         drawn = {"generator": self.generator.get_state()}
         checkpoint.save(self.folder / CHECKPOINTS, self.done, self.tensors() | drawn, state)
@@ -98,8 +103,11 @@ class Loop:
         checkpoint.load(path, self.tensors() | {"generator": drawn})
         self.generator.set_state(drawn)
         self.done, self.seconds = int(state["step"]), float(state["seconds"])
+        self.cpu_seconds = float(state["cpu_seconds"])
         self.batches.place = Place(**state["place"])
-        self.notes, self.source.harvested = dict(state["notes"]), int(state["harvested"])
+        self.notes = dict(state["notes"])
+        if self.source is not None:
+            self.source.harvested = int(state["harvested"])
 
     # What is done
 
@@ -109,14 +117,16 @@ class Loop:
         Raises:
             KeyboardInterrupt: somebody asked to stop; the checkpoint is written.
         """
-        run, begin, before = self.config.run, time.monotonic(), self.seconds
+        run = self.config.run
+        begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
         while self.done < self.config.steps:
             if self.done == self.first_divergent and "before_divergence" not in self.notes:
                 calibrate(self.trainee, self.held)
                 self.notes["before_divergence"] = dict(self.on_divergence())
             found, away = self.step(next(self.batches))
             self.done += 1
-            self.seconds = before + time.monotonic() - begin
+            self.seconds = begin[0] + time.monotonic()
+            self.cpu_seconds = begin[1] + time.process_time()
             last = self.done == self.config.steps
             line = self._line(found, away)
             told(line)
@@ -190,6 +200,8 @@ class Loop:
 
     def _divergence(self) -> float:
         """Gradients of the end-to-end loss, over the next rows of text."""
+        assert self.source is not None
+        assert self.model is not None
         config, rows = self.config.divergence, self.source.rows.order
         first = (self.done - self.first_divergent) * config.rows
         numbers = rows[np.arange(first, first + config.rows) % len(rows)]
@@ -203,6 +215,7 @@ class Loop:
     @property
     def where(self) -> Where:
         """Which positions are replaced."""
+        assert self.source is not None
         special = self.source.harvester.special
         return Where(skip_positions=self.config.data.skip_positions, keep_tokens=special)
 

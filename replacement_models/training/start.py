@@ -42,7 +42,7 @@ Told = Callable[[str, int, int], None]
 def started(
     config: TrainConfig,
     wiring: Wiring,
-    host: Host,
+    host: Host | None,
     sample: Batch,
     generator: torch.Generator,
     told: Told = lambda words, done, total: None,
@@ -52,7 +52,7 @@ def started(
     Args:
         config: what of.
         wiring: its layers.
-        host: whose neurons are taken, where they are.
+        host: whose neurons are taken, where they are; None where there is none.
         sample: activations of some tokens, in no order.
         generator: draws what is drawn.
         told: called as layers are done.
@@ -76,7 +76,7 @@ def started(
 
 
 def _start_layer(
-    trainee: Trainee, at: int, host: Host, sample: Batch, generator: torch.Generator
+    trainee: Trainee, at: int, host: Host | None, sample: Batch, generator: torch.Generator
 ) -> None:
     """Skip, encoder and a first decoder of one layer."""
     config, start = trainee.config, trainee.config.start
@@ -149,7 +149,9 @@ def _clustered(
     return count, rows, bias, averages(left, member, count) / (2 * start.threshold)
 
 
-def _neurons(host: Host, trainee: Trainee, at: int, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+def _neurons(
+    host: Host | None, trainee: Trainee, at: int, inputs: Tensor
+) -> tuple[Tensor, Tensor] | None:
     """Rows of neurons where they are wanted; under auto, where there are any of a known kind."""
     wanted = trainee.config.start.features
     if wanted == "neurons":
@@ -172,7 +174,7 @@ def quantiles(
 
 
 def neuron_rows(
-    host: Host, trainee: Trainee, at: int, inputs: Float[Tensor, "tokens d_model"]
+    host: Host | None, trainee: Trainee, at: int, inputs: Float[Tensor, "tokens d_model"]
 ) -> tuple[Float[Tensor, "some d_model"], Float[Tensor, "some d_model"]]:
     """The MLP's own neurons as features: encoder rows of norm 1, and decoder rows.
 
@@ -184,7 +186,7 @@ def neuron_rows(
         ModelError: the MLP's kind is not known, or no MLP stands behind the dictionary.
     """
     config = trainee.config
-    if config.dictionary.kind == "sae":
+    if host is None or config.dictionary.kind == "sae":
         raise ModelError(
             "start.features: expected data, clusters or random, since an sae stands in for no MLP, "
             "got 'neurons'"

@@ -191,6 +191,8 @@ def _loop(
     run = config.run
     path = checkpoint.newest(folder / CHECKPOINTS)
     state = None if path is None else checkpoint.read_state(path)
+    if state is not None:
+        _check_state(path, state)
     told("Running the model", 0, 0)
     held = source.of_rows(source.rows.held_out, config.data.held_out_tokens)
     if len(held) < 2:
@@ -217,6 +219,23 @@ def _loop(
     if path is not None and state is not None:
         loop.take_up(path, state)
     return loop
+
+
+def _check_state(path: Any, state: Mapping[str, Any]) -> None:
+    """Refuse what no run wrote.
+
+    Raises:
+        ModelError: a field is missing or of another type.
+    """
+    kinds: dict[str, Any] = {"step": int, "place": dict, "notes": dict, "precision": str}
+    kinds |= dict.fromkeys(("seconds", "cpu_seconds", "harvested"), (int, float))
+    for name, kind in kinds.items():
+        got = state.get(name)
+        whole = name != "place" or sorted(map(str, got or {})) == ["batch", "pool"]
+        if not isinstance(got, kind) or not whole:
+            raise ModelError(
+                f"{path}/state.json: {name} is {got!r:.60}, no run wrote that; remove it"
+            )
 
 
 def _sample(config: TrainConfig, source: Source) -> Batch:
@@ -259,6 +278,7 @@ def _words(line: Mapping[str, Any]) -> str:
 def _scored(loop: Loop, score: Score | None) -> dict[str, Any]:
     """What the dictionary is worth as it is now, in figures that need the whole model."""
     config, model = loop.config, loop.model
+    assert model is not None
     transcoder = folded(loop.trainee, len(model.host.blocks), model.name)
     if config.dictionary.kind == "sae":
         return {}
@@ -269,6 +289,7 @@ def _scored(loop: Loop, score: Score | None) -> dict[str, Any]:
 
 def _prompts(loop: Loop) -> list[list[int]]:
     """The beginnings of some held-out rows."""
+    assert loop.source is not None
     rows = loop.source.tokens[loop.source.rows.held_out, :PROMPT]
     some = rows[(rows >= 0).all(1)][: loop.config.data.prompts]
     return [[int(token) for token in row] for row in some]
@@ -276,6 +297,7 @@ def _prompts(loop: Loop) -> list[list[int]]:
 
 def _held_rows(loop: Loop) -> Iterator[np.ndarray]:
     """Held-out rows of text, those without fill, some at a time."""
+    assert loop.source is not None
     rows = loop.source.tokens[loop.source.rows.held_out[:MEASURED_ROWS]]
     lengths = (rows >= 0).sum(1)
     for length in sorted(set(lengths.tolist())):
@@ -288,6 +310,8 @@ def _held_rows(loop: Loop) -> Iterator[np.ndarray]:
 def _finished(loop: Loop, score: Score | None) -> Run:
     """Calibrate, measure, write; a run that has been finished is read again."""
     config, model, folder = loop.config, loop.model, loop.folder
+    assert model is not None
+    assert loop.source is not None
     moved = calibrate(loop.trainee, loop.held)
     transcoder = folded(loop.trainee, len(model.host.blocks), model.name)
     found = worth(
@@ -301,6 +325,7 @@ def _finished(loop: Loop, score: Score | None) -> Run:
         "steps": loop.done,
         "tokens": loop.done * config.run.batch,
         "seconds": loop.seconds,
+        "cpu_seconds": loop.cpu_seconds,
         "harvested_tokens": loop.source.harvested,
         "precision": loop.precision,
         "layers": list(loop.trainee.wiring.layers),
