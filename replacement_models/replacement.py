@@ -11,7 +11,8 @@ from torch import Tensor
 
 from replacement_models.checkpoint import load_model, load_tokenizer
 from replacement_models.dictionaries.neurons import NEURONS, neurons
-from replacement_models.dictionaries.partial import check_fit, cover
+from replacement_models.dictionaries.partial import ERROR, check_fit, cover
+from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
 from replacement_models.folding import FoldedLayer, fold_all, virtual_weights
 from replacement_models.formats.files import content_hash, load_transcoder, transcoder_folder
@@ -24,7 +25,7 @@ from replacement_models.hub import folder_of
 from replacement_models.process import one_call
 from replacement_models.recording import Recording, record
 from replacement_models.speed.threads import one_thread
-from replacement_models.transcoder import Transcoder
+from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 EMBEDDED = Path(__file__).parent / "tiny"
 """The model that ships with the project."""
@@ -121,6 +122,43 @@ class ReplacementModel:
             transcoder_name=_public_name(transcoders),
             transcoder_hash="" if place is None else content_hash(place),
             labels={} if place is None else read_labels(place),
+            corpus=_own_corpus(folder, tokenizer),
+            notes=_notes(file, dtype),
+        )
+
+    @classmethod
+    def without_dictionary(
+        cls, name: str | Path | None = None, device: str = "cpu", dtype: str = "float32"
+    ) -> "ReplacementModel":
+        """Load a model alone: every MLP's whole output is error. What training starts from.
+
+        Args:
+            name: as for `load`.
+            device: a torch device.
+            dtype: "float32", "float64" or "bfloat16".
+
+        Returns:
+            The model in evaluation mode, its parameters without gradients.
+
+        Raises:
+            ModelError: it is missing, torn or unsupported.
+        """
+        name = EMBEDDED / "model" if name is None else name
+        where, kind = _device(device), _dtype(dtype)
+        file = gguf_file(name)
+        folder, revision = (file, "") if file else folder_of(str(name), MODEL_FILES)
+        with one_call():
+            host = host_of(load_model(folder, kind, where))
+            tokenizer = load_tokenizer(folder)
+        host.model.requires_grad_(False)
+        empty = [TranscoderLayer.empty(host.unembedding[0], 1) for _ in host.blocks]
+        return cls(
+            host=host,
+            transcoder=PerLayerTranscoder(empty),
+            elsewhere=ERROR,
+            tokenizer=tokenizer,
+            name=_public_name(name),
+            revision=revision,
             corpus=_own_corpus(folder, tokenizer),
             notes=_notes(file, dtype),
         )

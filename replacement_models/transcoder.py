@@ -18,7 +18,7 @@ from torch import Tensor
 from replacement_models.dictionaries.activation import Activation, ReLU
 from replacement_models.errors import ModelError
 from replacement_models.one_line import one_line
-from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.sites import ReadPoint, Stage, WritePoint
 
 
 class Decoder(Protocol):
@@ -87,6 +87,8 @@ class TranscoderLayer:
     """What this layer's output is reconstructed as, if not as the whole dictionary's."""
     targets: tuple[int, ...] | None = None
     """Layers its decoder rows write to, where the dictionary's kind does not say."""
+    stage: Stage | None = None
+    """What an autoencoder reads and reconstructs, if not the MLP's output."""
 
     __repr__ = one_line
 

@@ -14,9 +14,9 @@ import torch
 from replacement_models import ReadPoint, ReplacementModel
 from replacement_models.dictionaries.neurons import neurons
 from replacement_models.hosts import host_of
+from replacement_models.text.packing import FILL, Packed, pack
 from tests.random_models import VOCABULARY, language_model, replacement_model
-from tracer import TraceError
-from tracer.features.packing import FILL, Packed, pack
+from tracer import ModelError, TraceError
 from tracer.features.settings import Settings
 from tracer.features.statistics import QUANTILES, bin_of, edges
 from tracer.features.store import Feature, FeatureStore
@@ -405,7 +405,7 @@ def test_settings_out_of_range_are_refused_and_leave_nothing(
 ):
     with pytest.raises(TraceError, match=said):
         FeatureStore.build(MODELS["topk"](), texts(), tmp_path / "s", **{**SETTINGS, **settings})
-    with pytest.raises(TraceError, match="holds no token"):
+    with pytest.raises(ModelError, match="holds no token"):
         FeatureStore.build(MODELS["topk"](), [], tmp_path / "s", **SETTINGS)
     assert list(tmp_path.iterdir()) == []
 

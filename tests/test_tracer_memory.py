@@ -13,11 +13,11 @@ from scipy import sparse
 
 import tracer
 from replacement_models import ReplacementModel, Transcoder, TranscoderLayer
+from replacement_models.speed.available import free_in_memory, free_on
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
 from tracer import TraceError
 from tracer.attribution import blocks, memory
 from tracer.attribution import trace as attribute
-from tracer.attribution.available import free_in_memory, free_on
 from tracer.attribution.finished import FlooredRun
 from tracer.attribution.frontier import Frontier
 from tracer.attribution.local_model import linearise, pattern_bytes

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from replacement_models.formats import convert
     from replacement_models.sites import Site
+    from replacement_models.training.config import TrainConfig
     from tracer import patching
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from tracer.lenses.local import LocalLens, local_lens
     from tracer.lenses.patchscope import patchscope
     from tracer.lenses.probes import Probe, probe
+    from tracer.training.train import train
     from tracer.validation.means import corpus_means
     from tracer.validation.validate import Validation, validate
 
@@ -81,6 +83,7 @@ __all__ = [
     "Supernode",
     "TopK",
     "TraceError",
+    "TrainConfig",
     "Transcoder",
     "TranscoderLayer",
     "Validation",
@@ -101,6 +104,7 @@ __all__ = [
     "probe",
     "save_transcoder",
     "trace",
+    "train",
     "validate",
 ]
 
@@ -135,6 +139,7 @@ _PLACES = {
     "Supernode": "tracer.interventions.values",
     "TopK": "replacement_models",
     "TraceError": "tracer.errors",
+    "TrainConfig": "replacement_models.training.config",
     "Transcoder": "replacement_models",
     "TranscoderLayer": "replacement_models",
     "Validation": "tracer.validation.validate",
@@ -155,6 +160,7 @@ _PLACES = {
     "probe": "tracer.lenses.probes",
     "save_transcoder": "replacement_models",
     "trace": "tracer.attribution.trace",
+    "train": "tracer.training.train",
     "validate": "tracer.validation.validate",
 }
 """Name -> the module that has it; a room of ours -> `tracer`."""

@@ -10,8 +10,8 @@ from replacement_models.transcoder import Transcoder
 class SparseAutoencoder(Transcoder):
     """Reconstructs what it reads (Bricken et al. 2023, "Towards Monosemanticity").
 
-    It reads an MLP's output, so nothing linear leads from the residual stream to its features: it
-    can be trained, saved and evaluated here, but a replacement model refuses it.
+    It reads an MLP's output, or what its layers' `stage` says, and stands in for no MLP: it can be
+    trained, saved and evaluated here, but a replacement model refuses it.
     """
 
     kind = "sae"

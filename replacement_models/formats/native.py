@@ -28,7 +28,7 @@ from replacement_models.errors import ModelError
 from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.points import read_json
 from replacement_models.formats.storage.tensors import TensorFile, all_rows
-from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.sites import STAGES, ReadPoint, Stage, WritePoint
 from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG = "transcoder.json"
@@ -39,7 +39,7 @@ KINDS: dict[str, type[Transcoder]] = {
 
 FIELDS = {
     *("format", "version", "kind", "layers", "features", "d_model"),
-    *("activation", "read", "write", "model"),
+    *("activation", "read", "write", "model", "site"),
 }
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
 
@@ -75,6 +75,7 @@ def load(folder: Path, lazy: bool) -> Transcoder:
                 b_dec=file.tensor("b_dec"),
                 activation=_activation(activation, file.optional("threshold"), file.path),
                 W_skip=file.optional("W_skip"),
+                stage=_stage(config, folder / CONFIG),
             )
         )
     transcoder = KINDS[config["kind"]](
@@ -110,6 +111,9 @@ def save(transcoder: Transcoder, folder: Path) -> None:
         "write": transcoder.write.value,
         "model": transcoder.model,
     }
+    stage = transcoder.layers[0].stage
+    if stage is not None:
+        config["site"] = stage.name.lower()
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -164,6 +168,20 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
     unknown = sorted(set(config) - FIELDS)
     if unknown:
         raise ModelError(f"{path}: field {unknown[0]!r} is not known, expected {sorted(FIELDS)}")
+
+
+def _stage(config: dict[str, Any], path: Path) -> Stage | None:
+    """What an autoencoder reads; None where it is not said."""
+    site = config.get("site")
+    if site is None:
+        return None
+    known = [stage.name.lower() for stage in Stage if stage in range(STAGES)]
+    if config["kind"] != SparseAutoencoder.kind or site not in known:
+        raise ModelError(
+            f"{path}: site is {site!r} of kind {config['kind']}, expected none, or of an sae one "
+            f"of {', '.join(known)}"
+        )
+    return Stage[site.upper()]
 
 
 def _activation(config: Any, threshold: Tensor | None, path: Path) -> Activation:

@@ -18,8 +18,8 @@ import torch
 from replacement_models import DenseDecoder, Recording, ReplacementModel
 from replacement_models.errors import Setting
 from replacement_models.folding import mlp_post_norm
+from replacement_models.speed.available import free_in_memory, free_on
 from tracer.attribution.assemble import GATHER, graph_bytes, table_bytes
-from tracer.attribution.available import free_in_memory, free_on
 from tracer.attribution.blocks import dense_bytes, entries, entry_bytes, largest_block, part_bytes
 from tracer.attribution.carry import is_lifted
 from tracer.attribution.finished import INDEX

@@ -1,6 +1,6 @@
 """From a corpus to a feature store: pack, pass, describe.
 
-1. pack the corpus into rows of tokens (packing.py);
+1. pack the corpus into rows of tokens (text/packing.py);
 2. pass over them once, batch by batch, committing every few batches (running.py);
 3. describe what was seen in tables (feature_table.py, choose.py, tables.py).
 
@@ -21,12 +21,12 @@ import torch
 from replacement_models import ReplacementModel
 from replacement_models.process import one_call
 from replacement_models.replaced import special_tokens
+from replacement_models.text.documents import Corpus, documents
+from replacement_models.text.packing import Packed, pack
 from tracer.errors import TraceError
 from tracer.features.choose import examples
-from tracer.features.corpus import Corpus, documents
 from tracer.features.dictionary_hash import dictionary_hash
 from tracer.features.feature_table import Described, feature_table
-from tracer.features.packing import Packed, pack
 from tracer.features.running import Running
 from tracer.features.settings import Settings
 from tracer.features.statistics import LOWEST, OCTAVES, PARTS, QUANTILES
@@ -69,7 +69,7 @@ def build(
 
     Args:
         model: the model and its dictionary.
-        corpus: as `corpus.documents` takes it.
+        corpus: as `text.documents.documents` takes it.
         path: folder to write, which must not exist.
         settings: of the build.
         field: key or column that holds the text.
@@ -77,8 +77,9 @@ def build(
         progress: called before every batch.
 
     Raises:
-        TraceError: something stands at `path`, the corpus cannot be read, or what was begun there
-            was begun with another model, corpus or setting.
+        TraceError: something stands at `path`, or what was begun there was begun with another
+            model, corpus or setting.
+        ModelError: the corpus cannot be read, or does not fit the model.
     """
     if path.exists():
         raise TraceError(f"{path}: exists; choose another name, or remove it to build it anew")

@@ -18,7 +18,7 @@ from replacement_models.hooks import first_tensor, float64_experts, forward_hook
 from replacement_models.recording import read_input
 from replacement_models.replaced import Where, counted
 from replacement_models.sites import ReadPoint
-from tracer.features.packing import FILL
+from replacement_models.text.packing import FILL
 
 Seen = Callable[[int, Float[Tensor, "tokens features"]], None]
 """Told a layer and its activations, zero at tokens that do not count; free to change them."""

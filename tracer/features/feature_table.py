@@ -8,7 +8,7 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from replacement_models import ReplacementModel
-from tracer.features.packing import Packed
+from replacement_models.text.packing import Packed
 from tracer.features.running import LayerState, Running
 from tracer.features.settings import Settings
 from tracer.features.strongest import windows_of

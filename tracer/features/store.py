@@ -25,8 +25,8 @@ from tracer.features.tables import (
 
 if TYPE_CHECKING:
     from replacement_models import ReplacementModel
+    from replacement_models.text.documents import Corpus
     from tracer.features.build import Progress
-    from tracer.features.corpus import Corpus
 
 NAMED = 3
 """Promoted tokens that stand for a feature without a label."""

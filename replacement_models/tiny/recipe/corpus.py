@@ -352,3 +352,23 @@ def own_sentences(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     cities = split_cities(facts)
     source = Source(facts, cities, cities.seen, whole_words(tokenizer))
     return list(sample(source, OWN, OWN_SEED))
+
+
+def own_rows(tokenizer: PreTrainedTokenizerFast, context: int, seed: int) -> Iterator[list[int]]:
+    """Yield rows of the embedded default's corpus for ever, as its dictionaries are trained on.
+
+    Args:
+        tokenizer: its own.
+        context: tokens a row.
+        seed: of the sentences.
+
+    Returns:
+        Token ids, the start token left out.
+    """
+    facts = load_facts()
+    cities = split_cities(facts)
+    source = Source(facts, cities, cities.seen + cities.choice, whole_words(tokenizer))
+    stream, encode = sentences(source, seed), Encoder(tokenizer)
+    while True:
+        [ids], _ = pack(stream, encode, 1, context)
+        yield [int(token) for token in ids[1:]]

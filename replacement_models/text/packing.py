@@ -15,16 +15,15 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from replacement_models import ReplacementModel
-from tracer.errors import TraceError
-from tracer.features.corpus import Document
-from tracer.features.settings import Settings
+from replacement_models.errors import ModelError
+from replacement_models.replacement import ReplacementModel
+from replacement_models.text.documents import Document
 
 FILL = -1
 """Stands where a row holds no token."""
@@ -33,6 +32,22 @@ AT_ONCE = 256
 """Documents tokenised together."""
 ROWS = 1024
 """Rows a record batch."""
+
+
+class Shape(Protocol):
+    """What rows are made by."""
+
+    @property
+    def context(self) -> int:
+        """Tokens a row, BOS included."""
+
+    @property
+    def alone(self) -> bool:
+        """Every document begins a row."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Read at most so many tokens; None is all."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ class Packed:
 def pack(
     model: ReplacementModel,
     documents: Iterable[Document],
-    settings: Settings,
+    settings: Shape,
     path: Path,
     told: Callable[[int], None] = lambda rows: None,
 ) -> Packed:
@@ -74,12 +89,12 @@ def pack(
     Args:
         model: whose tokenizer and marks.
         documents: texts, or lists of token ids taken as they stand.
-        settings: context and `max_tokens`.
+        settings: the shape of rows.
         path: file to write.
         told: called with the number of rows written so far.
 
     Raises:
-        TraceError: no document holds a token, text without a tokenizer, or an id out of range.
+        ModelError: no document holds a token, text without a tokenizer, or an id out of range.
     """
     partial = path.with_name(f"{path.name}.partial")
     schema = pa.schema([("tokens", pa.list_(pa.int32(), settings.context))])
@@ -93,7 +108,7 @@ def pack(
             told(count)
     if count == 0:
         partial.unlink()
-        raise TraceError("the corpus holds no token; expected at least one document with text")
+        raise ModelError("the corpus holds no token; expected at least one document with text")
     partial.replace(path)
     return Packed(path)
 
@@ -111,7 +126,7 @@ def _first(ids: int | list[int] | None) -> list[int]:
 
 
 def _rows(
-    model: ReplacementModel, documents: Iterable[Document], settings: Settings
+    model: ReplacementModel, documents: Iterable[Document], settings: Shape
 ) -> Iterator[Int[np.ndarray, " context"]]:
     """Rows, filled up where tokens end."""
     front, between = marks(model)
@@ -151,7 +166,7 @@ def _tokenised(model: ReplacementModel, texts: list[str]) -> list[list[int]]:
     if not texts:
         return []
     if model.tokenizer is None:
-        raise TraceError(
+        raise ModelError(
             "the corpus is text, but this model has no tokenizer; give lists of token ids"
         )
     found: list[list[int]] = model.tokenizer(
@@ -164,7 +179,7 @@ def _checked(model: ReplacementModel, document: Iterable[int]) -> list[int]:
     ids, last = [int(token) for token in document], model.host.vocabulary - 1
     wrong = [token for token in ids if not 0 <= token <= last]
     if wrong:
-        raise TraceError(f"the corpus holds token id {wrong[0]}, expected 0 to {last}")
+        raise ModelError(f"the corpus holds token id {wrong[0]}, expected 0 to {last}")
     return ids
 
 

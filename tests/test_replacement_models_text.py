@@ -11,11 +11,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from replacement_models import ModelError
+from replacement_models.text.documents import documents
+from replacement_models.text.packing import FILL, Packed, pack
 from tests.random_models import replacement_model
-from tracer import TraceError
-from tracer.features import corpus
-from tracer.features.corpus import documents
-from tracer.features.packing import FILL, Packed, pack
 from tracer.features.settings import Settings
 
 SMALL = Settings(context=4, window=4)
@@ -45,7 +44,7 @@ def test_lines_of_plain_text_are_documents_where_asked(tmp_path: Path):
 
 
 def test_a_long_text_is_cut_at_the_end_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(corpus, "LONGEST", 10)
+    monkeypatch.setattr("replacement_models.text.documents.LONGEST", 10)
     (tmp_path / "long.txt").write_text("123456\n123456\n12\n", encoding="utf-8")
     assert list(documents(tmp_path / "long.txt")) == ["123456\n123456\n", "12\n"]
 
@@ -90,7 +89,7 @@ def other_column(folder: Path) -> Path:
 def test_what_cannot_be_read_is_named_with_its_place(
     make: Callable[[Path], Path], said: str, tmp_path: Path
 ):
-    with pytest.raises(TraceError) as refused:
+    with pytest.raises(ModelError) as refused:
         list(documents(make(tmp_path)))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -98,7 +97,7 @@ def test_what_cannot_be_read_is_named_with_its_place(
 
 def test_a_data_set_of_the_hub_needs_its_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TraceError, match="need the package datasets: pip install"):
+    with pytest.raises(ModelError, match="need the package datasets: pip install"):
         list(documents("hf:owner/name"))
 
 
@@ -156,6 +155,6 @@ def test_a_fingerprint_is_of_tokens_and_not_of_files(tmp_path: Path):
 def test_a_corpus_that_does_not_fit_the_model_is_refused(
     texts: list[Any], said: str, tmp_path: Path
 ):
-    with pytest.raises(TraceError, match=said):
+    with pytest.raises(ModelError, match=said):
         pack(replacement_model(), texts, SMALL, tmp_path / "rows.arrow")
     assert not (tmp_path / "rows.arrow").exists()

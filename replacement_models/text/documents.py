@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from tracer.errors import TraceError
+from replacement_models.errors import ModelError
 
 Document = str | Sequence[int]
 """Text, or token ids taken as they stand."""
@@ -38,7 +38,7 @@ def documents(corpus: Corpus, field: str = FIELD, lines: bool = False) -> Iterat
         Texts, or lists of token ids; empty ones are left out.
 
     Raises:
-        TraceError: nothing is there, it is no UTF-8, or it is not what its name says.
+        ModelError: nothing is there, it is no UTF-8, or it is not what its name says.
     """
     if isinstance(corpus, str) and corpus.startswith(HUB):
         found = _hub(corpus.removeprefix(HUB), field)
@@ -51,7 +51,7 @@ def documents(corpus: Corpus, field: str = FIELD, lines: bool = False) -> Iterat
 
 def _files(path: Path, field: str, lines: bool) -> Iterator[Document]:
     if not path.exists():
-        raise TraceError(
+        raise ModelError(
             f"{path}: there is no such corpus; give a file or folder of text, JSONL or Parquet, or "
             f"{HUB}owner/name for a data set of the hub"
         )
@@ -70,7 +70,7 @@ def _inside(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
-        raise TraceError(
+        raise ModelError(
             f"{folder}: holds no corpus; expected files in {', '.join((*PLAIN, *READERS))}"
         )
     return found
@@ -99,7 +99,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode()
             except UnicodeDecodeError as error:
-                raise TraceError(
+                raise ModelError(
                     f"{file}: line {number} is not UTF-8 ({error.reason} at byte {error.start}); "
                     "expected text in UTF-8: convert the file, or leave it out"
                 ) from error
@@ -117,7 +117,7 @@ def _parsed(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise TraceError(
+        raise ModelError(
             f"{where} is no JSON ({error}); expected one JSON object a line"
         ) from error
 
@@ -130,7 +130,7 @@ def _document(value: Any, field: str, where: str) -> Document:
     if isinstance(found, list) and all(type(one) is int for one in found):
         return found
     known = f"; it has {', '.join(map(repr, list(value)[:8]))}" if isinstance(value, dict) else ""
-    raise TraceError(
+    raise ModelError(
         f"{where}: expected text or a list of token ids in {field!r}, got {found!r:.60}{known}"
     )
 
@@ -140,13 +140,13 @@ def _parquet(file: Path, field: str) -> Iterator[Document]:
         with parquet.ParquetFile(file) as table:
             if field not in table.schema_arrow.names:
                 known = ", ".join(map(repr, table.schema_arrow.names[:8]))
-                raise TraceError(f"{file}: has no column {field!r}; it has {known}")
+                raise ModelError(f"{file}: has no column {field!r}; it has {known}")
             for batch in table.iter_batches(columns=[field], batch_size=1024):
                 values = (value for value in batch.column(0).to_pylist() if value is not None)
                 yield from (_document(value, field, str(file)) for value in values)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise TraceError(f"{file}: cannot be read as Parquet ({reason})") from error
+        raise ModelError(f"{file}: cannot be read as Parquet ({reason})") from error
 
 
 def _hub(address: str, field: str) -> Iterator[Document]:
@@ -154,7 +154,7 @@ def _hub(address: str, field: str) -> Iterator[Document]:
     try:
         from datasets import load_dataset  # type: ignore[import-not-found]
     except ImportError as error:
-        raise TraceError(
+        raise ModelError(
             f"{HUB}{address}: data sets of the hub need the package datasets: pip install datasets"
         ) from error
     name, _, split = address.partition("@")
@@ -163,11 +163,11 @@ def _hub(address: str, field: str) -> Iterator[Document]:
         rows = load_dataset(owner, config or None, split=split or "train", streaming=True)
         for number, row in enumerate(rows):
             yield _document(row, field, f"{HUB}{address}: row {number}")
-    except TraceError:
+    except ModelError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise TraceError(f"{HUB}{address}: cannot be read ({reason})") from error
+        raise ModelError(f"{HUB}{address}: cannot be read ({reason})") from error
 
 
 PLAIN = (".txt", ".md")

@@ -1,0 +1,1 @@
+"""Text for a model to read: documents of a corpus, and rows of tokens made of them."""

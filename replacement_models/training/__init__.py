@@ -1,0 +1,1 @@
+"""Train dictionaries: autoencoders, per-layer and cross-layer transcoders, in one loop."""

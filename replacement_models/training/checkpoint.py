@@ -1,0 +1,138 @@
+"""Checkpoints through torch.distributed.checkpoint, as safetensors: no pickle, resharded on load.
+
+A checkpoint is a folder that appears by one rename, tensors in it and `state.json` beside them; a
+killed run leaves whole ones only. One process saves without a process group.
+"""
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint as distributed
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
+
+from replacement_models.errors import ModelError
+from replacement_models.formats.storage.appearing import appearing
+
+STATE = "state.json"
+NAME = re.compile(r"step_(\d{9})")
+KEPT = 2
+"""Checkpoints that stay."""
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint and remove old ones.
+
+    Args:
+        folder: of all checkpoints.
+        step: steps done.
+        tensors: by name.
+        state: everything else, as JSON holds it.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    path = folder / f"step_{step:09d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            return path
+        with appearing(path) as whole:
+            writer = _storage("HuggingFaceStorageWriter")(str(whole), save_distributed=True)
+            with _one_process():
+                save_state(dict(tensors), storage_writer=writer, no_dist=True)
+            (whole / STATE).write_text(json.dumps(dict(state)) + "\n")
+        for old in sorted(_saved(folder))[:-KEPT]:
+            shutil.rmtree(folder / f"step_{old:09d}", ignore_errors=True)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return path
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint that was written, None where there is none."""
+    steps = _saved(folder)
+    return folder / f"step_{max(steps):09d}" if steps else None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What stands beside a checkpoint's tensors.
+
+    Raises:
+        ModelError: it is missing or torn.
+    """
+    try:
+        found = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path / STATE}: cannot be read ({error}); remove {path}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path / STATE}: expected an object, got {type(found).__name__}")
+    return found
+
+
+def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors from a checkpoint, in place.
+
+    Raises:
+        ModelError: a tensor is missing, torn, or of another shape or type.
+    """
+    reader = _storage("HuggingFaceStorageReader")(str(path))
+    try:
+        known = reader.read_metadata().state_dict_metadata
+        for name, tensor in tensors.items():
+            found = known.get(name)
+            shape = None if found is None else tuple(found.size)
+            if found is None or shape != tuple(tensor.shape):
+                raise ModelError(
+                    f"{path}: tensor {name} has shape {shape}, expected {tuple(tensor.shape)}; it "
+                    "is of another run, or torn: remove it"
+                )
+            if found.properties.dtype != tensor.dtype:
+                raise ModelError(
+                    f"{path}: tensor {name} is {found.properties.dtype}, expected {tensor.dtype}"
+                )
+        with _one_process():
+            load_state(
+                dict(tensors),
+                storage_reader=_storage("HuggingFaceStorageReader")(str(path)),
+                no_dist=True,
+            )
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a torn file makes of its readers
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"{path}: cannot be read ({reason}); remove it") from error
+
+
+def _saved(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    found = (NAME.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir())
+    return [int(match[1]) for match in found if match]
+
+
+def _storage(name: str) -> Any:
+    if not hasattr(distributed, name):
+        raise ModelError(
+            f"training needs a torch whose checkpoints are safetensors ({name}, torch 2.9 or "
+            f"newer), this is {torch.__version__}"
+        )
+    return getattr(distributed, name)
+
+
+class _one_process(warnings.catch_warnings):  # noqa: N801 - a `with`, named as one
+    """Torch warns that there is no process group, which is meant."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -1,0 +1,92 @@
+"""First features from clusters of outputs: one direction each, and a detector fitted to its inputs.
+
+What made the embedded default: clusters whose centres point the same way become one feature, and
+encoder rows are fitted to tell a cluster's inputs from all others.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from scipy.cluster.hierarchy import fcluster, linkage
+from torch import Tensor, nn
+
+SAME_DIRECTION = 0.05
+"""Clusters of outputs whose centres' cosine is at least 1 less this start as one feature."""
+ROUNDS = 8
+DETECTOR_RATE = 0.1
+DETECTOR_BALANCE = 8.0
+"""Weight of a token inside a detector's cluster; those outside have 1."""
+DETECTOR_TOKENS = 1024
+MOST = 8192
+"""Clusters; merging compares all pairs."""
+
+
+def averages(
+    data: Float[Tensor, "tokens width"], member: Int[Tensor, " tokens"], count: int
+) -> Float[Tensor, "clusters width"]:
+    """The mean of each cluster's tokens; empty ones get zeros."""
+    sums = data.new_zeros(count, data.shape[1]).index_add_(0, member, data)
+    return sums / torch.bincount(member, minlength=count).clamp_min(1)[:, None]
+
+
+def clusters(
+    data: Float[Tensor, "tokens width"], count: int, generator: torch.Generator
+) -> Int[Tensor, " tokens"]:
+    """The cluster of each token, numbered from 0.
+
+    k-means started at random tokens; then clusters whose centres point the same way become one.
+    """
+    count = min(count, len(data), MOST)
+    drawn = torch.randperm(len(data), generator=generator)[:count]
+    centres = data[drawn.to(data.device)]
+    member = drawn.new_zeros(len(data)).to(data.device)
+    for _ in range(ROUNDS):
+        distance = centres.square().sum(1) - 2 * data @ centres.T
+        member = distance.argmin(1)
+        centres = averages(data, member, count)
+    used, member = member.unique(return_inverse=True)
+    centres = centres[used]
+    merge = centres.norm(dim=1) > 0
+    merged = torch.arange(len(used), device=data.device)
+    if int(merge.sum()) > 1:
+        tree = linkage(centres[merge].cpu().numpy(), "average", metric="cosine")
+        found = torch.from_numpy(fcluster(tree, SAME_DIRECTION, "distance")).long()
+        merged[merge] = found.to(data.device) + len(used)
+    merged = merged.unique(return_inverse=True)[1]
+    return merged[member]
+
+
+def detectors(
+    x: Float[Tensor, "tokens d_model"],
+    member: Int[Tensor, " tokens"],
+    threshold: float,
+    steps: int,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "clusters d_model"], Float[Tensor, " clusters"]]:
+    """Rows and biases that tell each cluster's inputs from all others.
+
+    What a linear map can do: pre-activations of twice the threshold inside a cluster, and below
+    half of it outside, in one-sided least squares.
+
+    Args:
+        x: inputs.
+        member: the cluster of each.
+        threshold: of a feature.
+        steps: of Adam.
+        generator: draws the tokens.
+    """
+    count, wanted = int(member.max()) + 1, 2 * threshold
+    rows = x.new_zeros(count, x.shape[1]).requires_grad_()
+    bias = x.new_zeros(count).requires_grad_()
+    optimiser = torch.optim.Adam((rows, bias), lr=DETECTOR_RATE)
+    for step in range(steps):
+        drawn = torch.randint(len(x), (DETECTOR_TOKENS,), generator=generator).to(x.device)
+        hidden = torch.addmm(bias, x[drawn], rows.T)
+        own = nn.functional.one_hot(member[drawn], count).bool()
+        missed = torch.where(own, hidden - wanted, torch.relu(hidden - threshold / 2))
+        weight = 1 + (DETECTOR_BALANCE - 1) * own
+        missed.square().mul(weight).sum().div(len(drawn)).backward()
+        for group in optimiser.param_groups:
+            group["lr"] = DETECTOR_RATE * max(0.02, 1 - step / steps)
+        optimiser.step()
+        optimiser.zero_grad()
+    return rows.detach(), bias.detach()

@@ -1,0 +1,224 @@
+"""Which features fire, and how strongly: each activation over all features or over pairs alone.
+
+The two ways give the same numbers and the same gradients; the sparse one is taken while few fire.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from replacement_models.training.pairs import Pairs, decode, encode
+
+EXACT_BELOW = 1 << 20
+"""Entries of a batch among which BatchTopK's threshold is sought exactly."""
+STRIDE = 37
+"""Of larger batches one entry in so many is looked at."""
+
+
+class Active(ABC):
+    """What one layer's features make of a batch, with gradients."""
+
+    hidden: Tensor
+    """Pre-activations: at pairs, or of all features."""
+    values: Tensor
+    """Activations, likewise."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """How many tokens the batch has."""
+
+    @abstractmethod
+    def decode(
+        self, weight: Float[Tensor, "features width"], values: Tensor
+    ) -> Float[Tensor, "tokens width"]:
+        """What features write, at values of this shape."""
+
+    @abstractmethod
+    def of_feature(self, each: Float[Tensor, " features"]) -> Tensor:
+        """One number a feature, where `values` has it."""
+
+    @abstractmethod
+    def first(self, count: int, begin: int) -> Tensor:
+        """1 where a value is of one of the features `begin` to `count`, else 0."""
+
+    @abstractmethod
+    def counts(self) -> Float[Tensor, " features"]:
+        """Tokens that each feature fires on."""
+
+
+@final
+@dataclass(eq=False)
+class SparseActive(Active):
+    """At pairs."""
+
+    hidden: Float[Tensor, " pairs"]
+    values: Float[Tensor, " pairs"]
+    pairs: Pairs
+
+    @property
+    def tokens(self) -> int:
+        """As the pairs say."""
+        return len(self.pairs.begins) - 1
+
+    def decode(
+        self, weight: Float[Tensor, "features width"], values: Tensor
+    ) -> Float[Tensor, "tokens width"]:
+        """Over pairs."""
+        return decode(values, weight, self.pairs)
+
+    def of_feature(self, each: Float[Tensor, " features"]) -> Tensor:
+        """At pairs."""
+        return each.index_select(0, self.pairs.feature)
+
+    def first(self, count: int, begin: int) -> Tensor:
+        """At pairs."""
+        return ((self.pairs.feature >= begin) & (self.pairs.feature < count)).to(self.values.dtype)
+
+    def counts(self) -> Float[Tensor, " features"]:
+        """Pairs with a value."""
+        fired = (self.values.detach() != 0).to(self.values.dtype)
+        return fired.new_zeros(self.pairs.features).index_add_(0, self.pairs.feature, fired)
+
+
+@final
+@dataclass(eq=False)
+class DenseActive(Active):
+    """Of all features: the plain way, and the oracle of the sparse one."""
+
+    hidden: Float[Tensor, "tokens features"]
+    values: Float[Tensor, "tokens features"]
+
+    @property
+    def tokens(self) -> int:
+        """Rows."""
+        return len(self.values)
+
+    def decode(
+        self, weight: Float[Tensor, "features width"], values: Tensor
+    ) -> Float[Tensor, "tokens width"]:
+        """A product of dense matrices."""
+        return values @ weight
+
+    def of_feature(self, each: Float[Tensor, " features"]) -> Tensor:
+        """A row for all tokens."""
+        return each
+
+    def first(self, count: int, begin: int) -> Tensor:
+        """A row for all tokens."""
+        at = torch.arange(self.values.shape[1], device=self.values.device)
+        return ((at >= begin) & (at < count)).to(self.values.dtype)
+
+    def counts(self) -> Float[Tensor, " features"]:
+        """Entries that are not zero."""
+        return (self.values.detach() != 0).to(self.values.dtype).sum(0)
+
+
+class Jump(torch.autograd.Function):
+    """h where h > threshold; the threshold learns through a rectangular window around it.
+
+    Rajamanoharan et al. 2024, "Jumping Ahead", section 3.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        """Elementwise, shapes equal."""
+        ctx.save_for_backward(hidden, threshold)
+        ctx.bandwidth = bandwidth
+        return hidden * (hidden > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """To what stands above, and to thresholds near by."""
+        hidden, threshold = ctx.saved_tensors
+        near = (hidden - threshold).abs() < ctx.bandwidth / 2
+        return grad * (hidden > threshold), -grad * near * threshold / ctx.bandwidth, None
+
+
+def jump(hidden: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """JumpReLU with gradients for both, shapes equal."""
+    found: Tensor = Jump.apply(hidden, threshold, bandwidth)  # type: ignore[no-untyped-call]
+    return found
+
+
+@dataclass(frozen=True)
+class Firing:
+    """An activation in training."""
+
+    name: str
+    l0: float
+    """Active features a token: k of TopK and BatchTopK; others reach it by their penalty."""
+    bandwidth: float
+
+    @property
+    def ranks(self) -> bool:
+        """Whether L0 is held by keeping the largest."""
+        return self.name in ("topk", "batch_topk")
+
+    def mask(
+        self, hidden: Float[Tensor, "tokens features"], threshold: Tensor | None
+    ) -> Bool[Tensor, "tokens features"]:
+        """Where a value or a gradient may be, from pre-activations without a graph."""
+        if threshold is not None:
+            return hidden > threshold - self.bandwidth / 2
+        if self.name == "topk":
+            top = hidden.topk(int(self.l0), dim=1, sorted=False).indices
+            found = torch.zeros_like(hidden, dtype=torch.bool).scatter_(1, top, True)
+            return found & (hidden > 0)
+        if self.name == "batch_topk":
+            return hidden > batch_threshold(hidden, self.l0)
+        return hidden > 0
+
+    def values(self, hidden: Tensor, threshold: Tensor | None) -> Tensor:
+        """Activations where `mask` holds, with gradients."""
+        return hidden if threshold is None else jump(hidden, threshold, self.bandwidth)
+
+
+def batch_threshold(hidden: Float[Tensor, "tokens features"], l0: float) -> Tensor:
+    """What the l0·tokens largest entries lie above, at least zero; of large batches from a sample.
+
+    Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", section 3.
+    """
+    flat = hidden.reshape(-1)
+    some = flat if len(flat) <= EXACT_BELOW else flat[::STRIDE]
+    count = max(1, round(l0 * len(hidden) * len(some) / len(flat)))
+    if count >= len(some):
+        return some.new_zeros(())
+    return some.topk(count + 1, sorted=False).values.min().clamp(min=0)
+
+
+def active(
+    firing: Firing,
+    x: Float[Tensor, "tokens d_model"],
+    weight: Float[Tensor, "features d_model"],
+    bias: Float[Tensor, " features"],
+    threshold: Float[Tensor, " features"] | None,
+    product: Any,
+    sparse: bool,
+) -> Active:
+    """What one layer's features make of a batch.
+
+    Args:
+        firing: which fire.
+        x: what is read, in normalised units.
+        weight: encoder.
+        bias: of the encoder.
+        threshold: of each feature, where they have one.
+        product: the encoder's product without a graph.
+        sparse: compute over pairs alone.
+    """
+    if not sparse:
+        hidden = torch.addmm(bias, x, weight.t())
+        mask = firing.mask(hidden.detach(), threshold)
+        limits = None if threshold is None else threshold.expand_as(hidden)
+        return DenseActive(hidden, firing.values(hidden, limits) * mask)
+    with torch.no_grad():
+        hidden = product(bias, x, weight)
+        pairs = Pairs.of(firing.mask(hidden, threshold))
+    at_pairs = encode(x, weight, bias, hidden, pairs)
+    limits = None if threshold is None else threshold.index_select(0, pairs.feature)
+    return SparseActive(at_pairs, firing.values(at_pairs, limits), pairs)

@@ -1,0 +1,365 @@
+"""Training runs: every kind reaches its L0, files load, runs go on, mistakes are one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from replacement_models import ModelError, ReplacementModel, load_transcoder
+from replacement_models.formats import convert
+from replacement_models.sites import Stage
+from replacement_models.training import train as training
+from replacement_models.training.config import TrainConfig
+from replacement_models.training.config_file import (
+    SECTIONS,
+    descriptions,
+    read_config,
+    template,
+    with_changes,
+)
+from replacement_models.training.fold import folded
+from replacement_models.training.journal import FILE, entries
+from replacement_models.training.memory import check_memory, planned
+from replacement_models.training.train import DICTIONARY, train
+from replacement_models.training.wiring import Wiring
+from tests.training_runs import same, settings, trained
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "replacement_models" / "tiny"
+KINDS: dict[str, dict[str, Any]] = {
+    "per_layer": {"kind": "per_layer", "layers": [1]},
+    "cross_layer": {"kind": "cross_layer", "layers": [1, 2]},
+    "sae": {"kind": "sae", "layers": [1]},
+}
+ACTIVATIONS = ("jump_relu", "relu", "topk", "batch_topk", "gated")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs of one kind share what the model makes of the text."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_reaches_its_l0_and_explains(
+    kind: str, activation: str, cache: Path, tmp_path: Path
+):
+    run = trained(
+        tmp_path / "run",
+        dictionary=KINDS[kind] | {"activation": activation},
+        data={"cache": str(cache / kind)},
+    )
+    for l0, error in zip(run.worth.l0, run.worth.error_weighted, strict=True):
+        assert abs(l0 / 4 - 1) <= 0.1
+        assert error < 0.75
+    loaded = load_transcoder(run.transcoder)
+    assert loaded.kind == kind
+    assert loaded.present == tuple(KINDS[kind]["layers"])
+
+
+@pytest.mark.parametrize(
+    ("name", "sections"),
+    [
+        ("span", {"dictionary": {"kind": "cross_layer", "span": 1, "layers": [0, 1, 2]}}),
+        ("tied", {"dictionary": {"kind": "cross_layer", "tied": True, "layers": [0, 1, 2]}}),
+        ("skip", {"dictionary": {"skip": True}}),
+        ("nested", {"dictionary": {"prefixes": [16, 64]}}),
+        ("residual", {"dictionary": {"read": "residual"}}),
+        ("dense", {"run": {"sparse_below": 0.0}}),
+        ("data", {"start": {"features": "data"}}),
+        ("clusters", {"start": {"features": "clusters"}}),
+        ("random", {"start": {"features": "random", "decoder": False}}),
+        ("l1", {"loss": {"penalty": "l1"}}),
+        ("stream", {"dictionary": {"kind": "sae", "site": "resid_pre"}}),
+        ("attention", {"dictionary": {"kind": "sae", "site": "attn_out"}}),
+        ("between", {"dictionary": {"kind": "sae", "site": "resid_mid"}}),
+    ],
+)
+def test_every_choice_trains(name: str, sections: dict[str, Any], tmp_path: Path):
+    run = trained(tmp_path / name, **sections)
+    assert all(abs(l0 / 4 - 1) <= 0.1 for l0 in run.worth.l0)
+    assert max(run.worth.error_weighted) < 0.9
+    loaded = load_transcoder(run.transcoder)
+    site = sections.get("dictionary", {}).get("site")
+    assert loaded.layers[1].stage is (None if site is None else Stage[site.upper()])
+
+
+def test_a_nested_dictionary_reconstructs_with_its_first_features_too(tmp_path: Path):
+    def first_alone(run: training.Run) -> float:
+        layer = load_transcoder(run.transcoder).layers[1]
+        rows = layer.decoder.rows(torch.arange(len(layer.W_enc)))
+        return float(rows[:16].norm(dim=(1, 2)).mean() / rows.norm(dim=(1, 2)).mean())
+
+    nested = trained(tmp_path / "nested", dictionary={"prefixes": [16]})
+    plain = trained(tmp_path / "plain")
+    assert first_alone(nested) > first_alone(plain)
+
+
+def test_every_layer_may_have_its_own_l0(tmp_path: Path):
+    run = trained(tmp_path / "run", dictionary={"l0": [2, 6]})
+    assert run.worth.l0 == pytest.approx((2, 6), rel=0.1)
+
+
+def test_the_end_to_end_stage_lowers_the_divergence(tmp_path: Path):
+    run = trained(
+        tmp_path / "run",
+        dictionary={"layers": None, "features": 256},
+        divergence={"share": 0.4, "rows": 4},
+        run={"tokens": 20_000},
+    )
+    before, after = run.summary["before_divergence"], run.summary["replaced"]
+    assert after["divergence"] < 0.8 * before["divergence"]
+    assert all(abs(l0 / 4 - 1) <= 0.1 for l0 in run.worth.l0)
+    assert any("divergence" in line for line in entries(run.folder / FILE))
+
+
+def test_what_is_written_is_what_was_measured_and_stands_in_for_mlps(tmp_path: Path):
+    run = trained(tmp_path / "run", dictionary={"layers": None})
+    model = ReplacementModel.load(TINY / "model", run.transcoder)
+    recording = model.record("The opposite of hot is")
+    counts = torch.bincount(recording.features.layer, minlength=4)
+    assert bool((counts > 0).all())
+    again = ReplacementModel.load(
+        TINY / "model", convert(run.transcoder, tmp_path / "ct", "circuit-tracer")
+    )
+    for a, b in zip(model.transcoder.layers, again.transcoder.layers, strict=True):
+        assert torch.equal(a.W_enc, b.W_enc)
+
+
+def test_circuit_tracers_layout_is_written_where_asked(tmp_path: Path):
+    run = trained(
+        tmp_path / "run",
+        dictionary={"layers": None, "features": 64, "kind": "cross_layer"},
+        run={"format": "circuit-tracer", "tokens": 4096},
+    )
+    assert yaml.safe_load((run.transcoder / "config.yaml").read_text())["model_kind"]
+    model = ReplacementModel.load(TINY / "model", run.transcoder)
+    assert model.transcoder.kind == "cross_layer"
+
+
+def test_a_run_is_repeated_exactly_and_a_cache_changes_nothing(tmp_path: Path):
+    short = {"run": {"tokens": 8192}}
+    first = load_transcoder(trained(tmp_path / "a", **short).transcoder)
+    second = load_transcoder(trained(tmp_path / "b", **short).transcoder)
+    assert same(first, second)
+    for name in ("c", "d"):  # written, then read
+        run = trained(tmp_path / name, data={"cache": str(tmp_path / "cache")}, **short)
+        assert same(first, load_transcoder(run.transcoder))
+
+
+def test_a_finished_run_is_read_again(tmp_path: Path):
+    first = trained(tmp_path / "run", run={"tokens": 4096})
+    before = (first.folder / FILE).read_text()
+    again = trained(tmp_path / "run", run={"tokens": 4096})
+    assert again.worth == first.worth
+    assert (again.folder / FILE).read_text() == before
+
+
+def test_killed_runs_end_with_the_same_weights(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.killed_training", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["killed"] >= 8
+
+
+# Configurations
+
+
+def test_every_field_is_described_and_the_template_holds_the_defaults():
+    for section in SECTIONS:
+        said = descriptions(section)
+        assert set(said) >= {
+            name
+            for name, hint in section.__annotations__.items()
+            if not name.startswith("_") and not str(hint).endswith("Config")
+        }, section
+    assert read_config(yaml.safe_load(template())) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dictionary": {"l0": "many"}}, "dictionary.l0: expected a number or a list of them abov"),
+        ({"dictionary": {"l0": 5000}}, "dictionary.l0: expected less than the 4096 features"),
+        ({"dictionary": {"l0": float("nan")}}, "dictionary.l0: expected a number"),
+        (
+            {"dictionary": {"kind": "crosscoder"}},
+            "expected one of per_layer, cross_layer, sae",
+        ),
+        ({"dictionary": {"span": 2}}, "dictionary.span: expected none, since kind is per_layer"),
+        ({"dictionary": {"kind": "sae", "skip": True}}, "dictionary.skip: expected false"),
+        ({"dictionary": {"prefixes": [64, 32]}}, "dictionary.prefixes: expected rising numbers"),
+        ({"dictionary": {"activation": "topk", "l0": 2.5}}, "expected whole numbers for topk"),
+        ({"dictionary": 3}, "dictionary: expected fields by name, got 3"),
+        ({"dict": {}}, "dict: no such field, expected one of output, model, dictionary"),
+        ({"run": {"batch": True}}, "run.batch: expected a whole number from 8, got True"),
+        ({"run": {"batch": 40_000}}, "run.batch: expected at most half of data.buffer (32768)"),
+        ({"run": {"seed": -1}}, "run.seed: expected a whole number from 0, got -1"),
+        ({"optimiser": {"rate": float("inf")}}, "optimiser.rate: expected a number above 0"),
+        ({"optimiser": {"betas": [0.9]}}, "optimiser.betas: expected two numbers"),
+        ({"divergence": {"share": 2}}, "divergence.share: expected a number from 0 up to 1"),
+        (
+            {"divergence": {"share": 0.1}, "dictionary": {"kind": "sae"}},
+            "divergence.share: expected 0, since an sae stands in for no MLP",
+        ),
+        ({"model": "there"}, "data.corpus: expected a file, a folder or hf:owner/name"),
+        ([1], "config: expected fields by name, got [1]"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_before_anything_is_loaded(
+    given: Any, said: str, tmp_path: Path
+):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(given), encoding="utf-8")
+    with pytest.raises(ModelError) as refused:
+        read_config(path)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("text", ["a: [", "\x00", "a: b: c", "!!python/object:os.system {}"])
+def test_what_is_no_yaml_is_refused(text: str, tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"run\.yaml: cannot be read as YAML"):
+        read_config(path)
+    with pytest.raises(ModelError, match="cannot be read as YAML"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_fields_can_be_changed_by_name():
+    found = with_changes(TrainConfig(), {"dictionary.l0": "[3, 4]", "run.tokens": "5"})
+    assert found.dictionary.l0 == (3.0, 4.0)
+    assert found.run.tokens == 5
+    for name in ("dictionary", "dictionary.none", "none.l0", "output.x"):
+        with pytest.raises(ModelError, match=f"{name}: no such field"):
+            with_changes(TrainConfig(), {name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"dictionary": {"layers": [4]}}, "dictionary.layers: expected layers from 0 to 3, got 4"),
+        ({"dictionary": {"layers": [1, 1]}}, "dictionary.layers: expected some layers, each once"),
+        ({"dictionary": {"l0": [1, 2, 3]}}, "dictionary.l0: expected one number, or one for each"),
+        ({"run": {"format": "pickle"}}, "run.format: expected one of circuit-tracer"),
+        ({"run": {"device": "nowhere"}}, "device 'nowhere' cannot be used here"),
+        ({"run": {"tensorboard": True}}, "run.tensorboard: the package is not installed"),
+        ({"data": {"max_tokens": 20}}, "leave none to train on"),
+        ({"data": {"corpus": "none.txt"}}, "there is no such corpus"),
+        (
+            {"dictionary": {"kind": "sae"}, "start": {"features": "neurons"}},
+            "start.features: expected data, clusters or random",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(
+    sections: dict[str, Any], said: str, tmp_path: Path
+):
+    with pytest.raises(ModelError) as refused:
+        trained(tmp_path / "run", **sections)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = TrainConfig.of(settings(tmp_path / "run"))
+    wiring = Wiring.of(config.dictionary, 4)
+    need = planned(config, wiring, 128).total
+    place = "replacement_models.training.memory.free_on"
+    monkeypatch.setattr(place, lambda device: round(need / 0.9) + 1)
+    check_memory(config, wiring, 128)
+    monkeypatch.setattr(place, lambda device: round(0.8 * need))
+    with pytest.raises(ModelError, match=r"memory: this run needs .* are free .* would fit") as no:
+        train(config)
+    assert "\n" not in str(no.value)
+    assert not (tmp_path / "run").exists()
+
+
+# What stands in the way
+
+
+def test_a_folder_of_something_else_or_of_another_run_is_left_alone(tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ModelError, match="exists and is no run"):
+        trained(tmp_path)
+    trained(tmp_path / "run", run={"tokens": 2048})
+    with pytest.raises(ModelError, match=r"was begun with run\.seed 0, now it is 7"):
+        trained(tmp_path / "run", run={"tokens": 2048, "seed": 7})
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+        trained(tmp_path / "run", run={"tokens": 2048})
+
+
+def begun(folder: Path) -> Path:
+    """A run, its finished files taken away, and its last checkpoint."""
+    run = trained(folder, run={"tokens": 4096, "checkpoint_every": 8})
+    for file in run.transcoder.iterdir():
+        file.unlink()
+    (folder / DICTIONARY).rmdir()
+    return sorted((folder / "checkpoints").iterdir())[-1]
+
+
+def test_a_torn_checkpoint_is_named(tmp_path: Path):
+    last = begun(tmp_path / "run")
+    [shard] = last.glob("*.safetensors")
+    whole, again = shard.read_bytes(), {"run": {"tokens": 4096, "checkpoint_every": 8}}
+    for torn in (whole[:-100], b"\x80\x04cos\nsystem\n", whole[:9]):
+        shard.write_bytes(torn)
+        with pytest.raises(ModelError, match="step_000000016") as refused:
+            trained(tmp_path / "run", **again)
+        assert "\n" not in str(refused.value)
+    shard.write_bytes(whole)
+    state = (last / "state.json").read_text()
+    for bad in ("{", "[]", '{"step": 1}', '{"step": "x", "seconds": 0}'):
+        (last / "state.json").write_text(bad)
+        with pytest.raises(ModelError, match=r"state\.json"):
+            trained(tmp_path / "run", **again)
+    (last / "state.json").write_text(state)
+    trained(tmp_path / "run", **again)
+
+
+def test_a_cache_of_something_else_or_torn_is_named(tmp_path: Path):
+    there = {"cache": str(tmp_path / "cache")}
+    short = {"tokens": 2048}
+    trained(tmp_path / "a", data=there, run=short)
+    with pytest.raises(ModelError, match=r"data\.cache: .* is of layers"):
+        trained(tmp_path / "b", data=there, run=short, dictionary={"layers": [0]})
+    shard = next((tmp_path / "cache").glob("chunk_*"))
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(ModelError, match=r"chunk_\d+\.safetensors: cannot be read"):
+        trained(tmp_path / "c", data=there, run=short)
+    (tmp_path / "cache" / "manifest.json").write_text("[")
+    with pytest.raises(ModelError, match=r"manifest\.json: cannot be read"):
+        trained(tmp_path / "d", data=there, run=short)
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no" / "x").write_text("")
+    with pytest.raises(ModelError, match="is no cache"):
+        trained(tmp_path / "e", data={"cache": str(tmp_path / "no")}, run=short)
+
+
+def test_spans_are_padded_with_zeros(tmp_path: Path):
+    run = trained(
+        tmp_path / "run",
+        dictionary={"kind": "cross_layer", "span": 2, "layers": None, "features": 64},
+        run={"tokens": 2048},
+    )
+    rows = load_transcoder(run.transcoder).decoder_rows(0, torch.arange(64))
+    assert rows.shape[1] == 4
+    assert bool(rows[:, :2].any())
+    assert not bool(rows[:, 2:].any())
+    assert callable(folded)

@@ -1,0 +1,103 @@
+"""`tracer train`: a dictionary for a model, from a configuration."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import tracer
+from tracer.commands.group import Interrupted
+from tracer.commands.options import EXISTING, examples, output
+from tracer.commands.progress import progress
+from tracer.commands.say import say, say_table
+
+if TYPE_CHECKING:
+    from replacement_models.training.train import Run
+
+KNOWN = ("divergence", "agreement", "replacement_score", "completeness_score")
+
+
+@click.command(
+    epilog=examples(
+        "tracer train --template > my.yaml",
+        "tracer train my.yaml -o runs/first --set dictionary.l0=8",
+    )
+)
+@click.argument("config", type=EXISTING, required=False)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Another value for a field, as in dictionary.features=2048.",
+    show_default="none",
+)
+@click.option("--template", is_flag=True, help="Print a configuration with every field and stop.")
+@output("Folder of the run.", show_default="the configuration's")
+def train(
+    config: Path | None, changes: tuple[str, ...], template: bool, output: Path | None
+) -> None:
+    """Train a dictionary as CONFIG, a YAML file, says.
+
+    Interrupted or killed, it goes on where it was when it is called again.
+    """
+    from replacement_models.training import config_file
+
+    if template:
+        for line in config_file.template().splitlines():
+            say(line)
+        return
+    if config is None:
+        raise click.UsageError(
+            "CONFIG is missing; --template prints one to begin with", click.get_current_context()
+        )
+    asked = dict(map(_change, changes))
+    if output is not None:
+        asked["output"] = str(output)
+    wanted = config_file.with_changes(config_file.read_config(config), asked)
+    from replacement_models.process import quiet_transformers
+
+    try:
+        with progress("Training") as advance, quiet_transformers():
+            run = tracer.train(
+                wanted, progress=lambda words, done, total: advance(done, total or None, words)
+            )
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted; the same command goes on with {wanted.output}") from error
+    print_run(run)
+
+
+def print_run(run: "Run") -> None:
+    """What the dictionary is worth, and where it is."""
+    worth, wanted = run.worth, run.summary["wanted_l0"]
+    columns = ("layer", "error", "weighted", "affine alone", "L0 wanted", "L0", "dead")
+    shown = zip(
+        *(run.summary["layers"], worth.error, worth.error_weighted, worth.affine),
+        *(wanted, worth.l0, worth.dead),
+        strict=True,
+    )
+    rows = [(layer, *(f"{value:.4g}" for value in values)) for layer, *values in shown]
+    say_table(columns, rows)
+    before = run.summary.get("before_divergence")
+    for words, found in (("before the end-to-end stage", before), ("", run.summary["replaced"])):
+        if found:
+            say(_scores(found), *([words] if words else []))
+    dictionary = str(run.transcoder)
+    say(f"Saved {dictionary}. Its curves: {run.folder / 'curves.svg'}")
+
+
+def _scores(found: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {found[name]:.4g}" for name in KNOWN if name in found
+    )
+
+
+def _change(text: str) -> tuple[str, str]:
+    """Read `section.field=value`."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(
+            f"--set {text!r} is not FIELD=VALUE, as in dictionary.l0=8", click.get_current_context()
+        )
+    return name.strip(), value
