@@ -15,9 +15,12 @@ import pyarrow as pa
 from jaxtyping import Float
 from scipy import sparse
 
+from graphs import groups as grouping
 from graphs import words
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables, versions
+from graphs.exchange.files import place_of
+from graphs.groups import Group
 from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
@@ -66,10 +69,14 @@ class AttributionGraph:
     """What the graph is of and how it was made, JSON throughout: prompt, tokens, model,
     settings; `pruned` (thresholds, nodes and edges kept and traced) once it has been pruned."""
 
+    groups: tuple[Group, ...] = ()
+    """Named groups of nodes, a node in one at most; `group`, `ungroup` and `rename` change them."""
+
     def __post_init__(self) -> None:
         check_nodes(self.nodes, self.metadata)
         check_effect(self.effect, self.nodes)
         check_inputs(self._left, self.nodes)
+        grouping.check(self.groups, self.nodes["id"].to_pylist())
         _freeze(self.effect)
 
     @classmethod
@@ -221,7 +228,8 @@ class AttributionGraph:
         if self._uncovered > 0:
             counts["uncovered"] = self._uncovered
         metadata = plain_metadata(self.metadata | {"pruned": counts})
-        return self._of(nodes=table, effect=effect, metadata=metadata)
+        groups = grouping.left(self.groups, table["id"].to_pylist())
+        return self._of(nodes=table, effect=effect, metadata=metadata, groups=groups)
 
     def relabel(self, labels: Mapping[str, str]) -> AttributionGraph:
         """The same graph with the labels of some nodes changed.
@@ -243,6 +251,51 @@ class AttributionGraph:
         place = self.nodes.column_names.index("label")
         table = self.nodes.set_column(place, "label", pa.array(column, pa.string()))
         return self._of(**vars(self) | {"nodes": table})
+
+    def group(
+        self, name: str, ids: Sequence[str], place: tuple[float, float] | None = None
+    ) -> AttributionGraph:
+        """The same graph with some nodes under one name.
+
+        They leave the groups they are in; a group of this name is replaced by the new one.
+
+        Args:
+            name: what people call the group.
+            ids: of its nodes, as in the column `id`; at least one.
+            place: where a viewer puts it, None for anywhere.
+
+        Returns:
+            A graph that shares everything else with this one.
+
+        Raises:
+            GraphError: no node has one of the ids, or a name or place that is none.
+        """
+        return self.with_groups(grouping.grouped(self.groups, Group(name, tuple(ids), place)))
+
+    def ungroup(self, name: str) -> AttributionGraph:
+        """The same graph without a group; its nodes stay.
+
+        Raises:
+            GraphError: no group has the name.
+        """
+        return self.with_groups(grouping.without(self.groups, name))
+
+    def rename(self, name: str, new: str) -> AttributionGraph:
+        """The same graph with a group under another name.
+
+        Raises:
+            GraphError: no group has the name, or another one has the new name.
+        """
+        return self.with_groups(grouping.renamed(self.groups, name, new))
+
+    def with_groups(self, groups: Sequence[Group]) -> AttributionGraph:
+        """The same graph with these groups and no others.
+
+        Raises:
+            GraphError: they do not belong to its nodes; `graphs.groups.check` says how.
+        """
+        grouping.check(groups, self.nodes["id"].to_pylist())
+        return self._of(**vars(self) | {"groups": tuple(groups)})
 
     def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
@@ -277,9 +330,11 @@ class AttributionGraph:
 
         Returns:
             A directed graph from cause to effect, nodes named by their id, with the columns of
-            `nodes` and `edges` as attributes and the metadata as those of the graph.
+            `nodes` and `edges` as attributes and the metadata as those of the graph, `groups`
+            among them where there are any.
         """
-        return networks.to_networkx(self.nodes, self.edges, self.metadata)
+        known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
+        return networks.to_networkx(self.nodes, self.edges, self.metadata | known)
 
     @classmethod
     def from_networkx(cls, graph: nx.DiGraph[str]) -> AttributionGraph:
@@ -296,36 +351,49 @@ class AttributionGraph:
         """
         columns, edges = networks.from_networkx(graph)
         effect = effect_matrix(edges, len(columns["id"]))
+        metadata = dict(graph.graph)
+        named = metadata.pop("groups") if isinstance(metadata.get("groups"), list) else []
+        groups = grouping.left(grouping.from_json(named), columns["id"])
         if all(value is None for name in DERIVED for value in columns[name]):
-            return cls.build(columns, effect, graph.graph)
-        nodes = node_table(columns, COLUMNS)
-        return cls(nodes=nodes, effect=effect, metadata=plain_metadata(graph.graph))
+            return cls.build(columns, effect, metadata).with_groups(groups)
+        nodes, plain = node_table(columns, COLUMNS), plain_metadata(metadata)
+        return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write `nodes.arrow` and `edges.arrow` to a folder, or to a zip when `path` ends in .zip.
 
+        `groups.json` joins them where there are groups, or where groups of another graph stand.
+
         Raises:
             GraphError: something else stands there, or the place cannot be written.
         """
-        arrow.write(pathlib.Path(path), self.nodes, self.edges, self._described)
+        path = pathlib.Path(path)
+        stale = path.is_dir() and place_of(path, grouping.FILE) is not None
+        held = grouping.to_bytes(self.groups) if self.groups or stale else None
+        beside = {} if held is None else {grouping.FILE: held}
+        arrow.write(path, self.nodes, self.edges, self._described, beside)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> AttributionGraph:
         """Read what `save` wrote.
 
         Returns:
-            The graph that was saved, equal in every table; its scores are worked out anew.
+            The graph that was saved, equal in every table and group; its scores are worked out
+            anew.
 
         Raises:
             GraphError: nothing there, no graph, a torn or foreign file, another format version,
                 or contents that break an invariant.
         """
-        nodes, edges, metadata = arrow.read(pathlib.Path(path))
+        nodes, edges, metadata, beside = arrow.read(pathlib.Path(path))
         metadata.pop("scores", None)
         try:
             nodes = versions.upgraded(nodes, metadata)
             plain = plain_metadata(metadata)
-            return cls(nodes=nodes, effect=effect_matrix(edges, nodes.num_rows), metadata=plain)
+            effect = effect_matrix(edges, nodes.num_rows)
+            held = beside.get(grouping.FILE)
+            groups = () if held is None else grouping.from_bytes(held)
+            return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
         except GraphError as error:
             raise GraphError(f"{path}: {error}") from error
 

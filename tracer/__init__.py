@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tracer.namesakes import check_namesakes, refuse_rooms
 
 if TYPE_CHECKING:
-    from graphs import AttributionGraph, GraphError, NodeKind, NodePath, Scores
+    from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
     from replacement_models import (
         BatchTopK,
         CrossLayerTranscoder,
@@ -63,6 +63,7 @@ __all__ = [
     "Feature",
     "FeatureStore",
     "GraphError",
+    "Group",
     "Intervention",
     "JumpReLU",
     "LensReading",
@@ -117,6 +118,7 @@ _PLACES = {
     "Feature": "tracer.features.store",
     "FeatureStore": "tracer.features.store",
     "GraphError": "graphs",
+    "Group": "graphs",
     "Intervention": "tracer.interventions.values",
     "JumpReLU": "replacement_models",
     "LensReading": "tracer.lenses.lens",
