@@ -8,7 +8,7 @@ import torch
 import tracer
 from tests.random_models import LAYERS, PROMPT, WIDTH, replacement_model
 from tests.test_tracer_golden import CASES, Case, with_reference_weights
-from tracer import Intervention, Steering, Supernode, TraceError
+from tracer import Intervention, ReplacementModel, Steering, Supernode, TraceError
 
 KINDS: dict[str, dict[str, Any]] = {
     "direct": {"mode": "direct"},
