@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from math import isnan
@@ -15,8 +15,8 @@ import pyarrow as pa
 from jaxtyping import Float
 from scipy import sparse
 
+from graphs import attention_tables, words
 from graphs import groups as grouping
-from graphs import words
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables, versions
 from graphs.exchange.files import place_of
@@ -72,7 +72,11 @@ class AttributionGraph:
     groups: tuple[Group, ...] = ()
     """Named groups of nodes, a node in one at most; `group`, `ungroup` and `rename` change them."""
 
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    """What is known of attention, by the names of `graphs.attention_tables.COLUMNS`."""
+
     def __post_init__(self) -> None:
+        attention_tables.check(self.tables)
         check_nodes(self.nodes, self.metadata)
         check_effect(self.effect, self.nodes)
         check_inputs(self._left, self.nodes)
@@ -87,7 +91,7 @@ class AttributionGraph:
             known: the fields, and of the cached properties those whose values are known already.
         """
         graph = object.__new__(cls)
-        vars(graph).update(known)
+        vars(graph).update({"tables": {}} | known)
         _freeze(graph.effect)
         return graph
 
@@ -228,8 +232,14 @@ class AttributionGraph:
         if self._uncovered > 0:
             counts["uncovered"] = self._uncovered
         metadata = plain_metadata(self.metadata | {"pruned": counts})
-        groups = grouping.left(self.groups, table["id"].to_pylist())
-        return self._of(nodes=table, effect=effect, metadata=metadata, groups=groups)
+        ids = table["id"].to_pylist()
+        return self._of(
+            nodes=table,
+            effect=effect,
+            metadata=metadata,
+            groups=grouping.left(self.groups, ids),
+            tables=_tables_left(self.tables, ids, effect),
+        )
 
     def relabel(self, labels: Mapping[str, str]) -> AttributionGraph:
         """The same graph with the labels of some nodes changed.
@@ -297,6 +307,27 @@ class AttributionGraph:
         grouping.check(groups, self.nodes["id"].to_pylist())
         return self._of(**vars(self) | {"groups": tuple(groups)})
 
+    @property
+    def heads(self) -> pa.Table | None:
+        """Edges split over the heads of every layer they pass, as `tracer.head_loadings` gives.
+
+        Returns:
+            edge (`source__target`), layer, head (-1 what stays, -2 what is written above, -3 the
+            heads not listed), query, key, loading in units of the edge; rows without query and key
+            add up to the edge at every layer, those with both are the strongest cells. None where
+            nobody has asked.
+        """
+        return self.tables.get("heads")
+
+    def with_tables(self, tables: Mapping[str, pa.Table]) -> AttributionGraph:
+        """The same graph with tables about attention; those of other names stay.
+
+        Raises:
+            GraphError: an unknown name, or other columns than `graphs.attention_tables.COLUMNS`.
+        """
+        attention_tables.check(tables)
+        return self._of(**vars(self) | {"tables": {**self.tables, **tables}})
+
     def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
 
@@ -362,7 +393,8 @@ class AttributionGraph:
     def save(self, path: str | pathlib.Path) -> None:
         """Write `nodes.arrow` and `edges.arrow` to a folder, or to a zip when `path` ends in .zip.
 
-        `groups.json` joins them where there are groups, or where groups of another graph stand.
+        `groups.json` joins them where there are groups, or where groups of another graph stand, and
+        so do tables about attention.
 
         Raises:
             GraphError: something else stands there, or the place cannot be written.
@@ -371,7 +403,10 @@ class AttributionGraph:
         stale = path.is_dir() and place_of(path, grouping.FILE) is not None
         held = grouping.to_bytes(self.groups) if self.groups or stale else None
         beside = {} if held is None else {grouping.FILE: held}
-        arrow.write(path, self.nodes, self.edges, self._described, beside)
+        files, digests = attention_tables.to_files(self.tables)
+        beside |= _emptied(path) | files
+        described = self._described | ({"tables": digests} if digests else {})
+        arrow.write(path, self.nodes, self.edges, described, beside)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> AttributionGraph:
@@ -387,13 +422,15 @@ class AttributionGraph:
         """
         nodes, edges, metadata, beside = arrow.read(pathlib.Path(path))
         metadata.pop("scores", None)
+        digests = metadata.pop("tables", None)
         try:
             nodes = versions.upgraded(nodes, metadata)
             plain = plain_metadata(metadata)
             effect = effect_matrix(edges, nodes.num_rows)
             held = beside.get(grouping.FILE)
             groups = () if held is None else grouping.from_bytes(held)
-            return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
+            known = attention_tables.from_files(beside, digests)
+            return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups, tables=known)
         except GraphError as error:
             raise GraphError(f"{path}: {error}") from error
 
@@ -541,6 +578,29 @@ def _plain(scores: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _plain(value) if isinstance(value, dict) else None if isnan(value) else value
         for name, value in scores.items()
+    }
+
+
+def _tables_left(
+    known: Mapping[str, pa.Table], ids: Sequence[str], effect: sparse.csr_array
+) -> dict[str, pa.Table]:
+    """Tables of a graph with these nodes and effects."""
+    if not known:
+        return {}
+    target, source = effect.tocoo().coords
+    edges = {
+        attention_tables.edge_name(ids[s], ids[t]) for s, t in zip(source, target, strict=True)
+    }
+    return attention_tables.left(known, edges)
+
+
+def _emptied(path: pathlib.Path) -> dict[str, bytes]:
+    """Empty tables for those of another graph that stand in a folder."""
+    names = attention_tables.COLUMNS if path.is_dir() else ()
+    return {
+        f"{name}.arrow": arrow.table_bytes(attention_tables.empty(name))
+        for name in names
+        if place_of(path, f"{name}.arrow") is not None
     }
 
 

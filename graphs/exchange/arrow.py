@@ -2,7 +2,8 @@
 
 Both are Arrow IPC files and carry the graph's metadata as JSON in their schema, so each tells
 what it belongs to. Beside them may stand what people made of the graph: its groups, and what a
-viewer saved. The same graph gives the same bytes: no time stamps, fixed order.
+viewer saved; and tables about attention. The same graph gives the same bytes: no time stamps, fixed
+order.
 """
 
 import contextlib
@@ -20,7 +21,10 @@ from graphs.schema import GraphError
 
 NODES, EDGES = "nodes.arrow", "edges.arrow"
 GROUPS, VIEW = "groups.json", "view.json"
-BESIDE = (GROUPS, VIEW)
+ATTENTION = (
+    *("heads.arrow", "attention.arrow", "attention_marginals.arrow", "attention_pairs.arrow"),
+)
+BESIDE = (GROUPS, VIEW, *ATTENTION)
 """What a graph may have beside its tables, also in a zip."""
 KEY = b"tracer.graph"
 """Under which the schema holds the metadata."""
@@ -109,11 +113,28 @@ def _are_of_a_graph(names: list[str]) -> bool:
 
 
 def _bytes(table: pa.Table, metadata: dict[str, Any]) -> pa.Buffer:
-    held = table.combine_chunks().replace_schema_metadata({KEY: json.dumps(metadata).encode()})
-    sink = pa.BufferOutputStream()
+    return _written(table.replace_schema_metadata({KEY: json.dumps(metadata).encode()}))
+
+
+def _written(table: pa.Table) -> pa.Buffer:
+    held, sink = table.combine_chunks(), pa.BufferOutputStream()
     with pa.ipc.new_file(sink, held.schema) as writer:
         writer.write_table(held)
     return sink.getvalue()
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as an Arrow file, without metadata."""
+    return _written(table.replace_schema_metadata(None)).to_pybytes()
+
+
+def table_of(content: bytes, where: str) -> pa.Table:
+    """The table that an Arrow file holds.
+
+    Raises:
+        GraphError: it is torn or no Arrow file; the message says `where`.
+    """
+    return _checked(content, where).replace_schema_metadata(None)
 
 
 def _zip(path: Path, files: dict[str, pa.Buffer]) -> None:
@@ -188,8 +209,8 @@ def _from_zip(path: Path) -> dict[str, bytes]:
         members = {member.filename: member for member in archive.infolist()}
         if not _are_of_a_graph(archive.namelist()):
             raise GraphError(
-                f"{path} is no graph: expected exactly {NODES} and {EDGES} in it, {GROUPS} and "
-                f"{VIEW} where there are any, got "
+                f"{path} is no graph: expected exactly {NODES} and {EDGES} in it, beside them at "
+                f"most {', '.join(BESIDE)}, got "
                 f"{len(members)} members ({', '.join(sorted(members)[:3])!r:.100})"
             )
         for member in members.values():
@@ -204,7 +225,7 @@ def _from_zip(path: Path) -> dict[str, bytes]:
             raise GraphError(f"cannot read {path}: {_line(error)}") from error
 
 
-def _table(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
+def _checked(content: bytes, where: str) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
         table.validate(full=True)
@@ -212,6 +233,11 @@ def _table(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
         raise GraphError(
             f"{where} is torn or no Arrow file: {_line(error)}: trace or copy it again"
         ) from error
+    return table
+
+
+def _table(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
+    table = _checked(content, where)
     held = (table.schema.metadata or {}).get(KEY)
     try:
         metadata = json.loads(held) if held is not None else None
