@@ -6,6 +6,7 @@ at what was recorded. They stand beside `effect` and are no part of it: nothing 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -55,8 +56,9 @@ class FirstOrderEffects:
 def attention_effects(model: ReplacementModel, graph: AttributionGraph) -> FirstOrderEffects:
     """By how much every node of a graph moves every target through what the graph holds.
 
-    The derivative at the recorded prompt of the model with its MLPs cut out: attention scores answer
-    what is written below them, and what they change is passed on. Then norm denominators as well.
+    The derivative at the recorded prompt of the model with its MLPs cut out: attention scores
+    answer what is written below them, and what they change is passed on. Then norm denominators as
+    well.
 
     Args:
         model: the model the graph was traced from.
@@ -78,7 +80,7 @@ def attention_effects(model: ReplacementModel, graph: AttributionGraph) -> First
     found = [_matrix(about, rows, columns, live) for live in STEPS]
     kind = graph.effect.dtype
     parts = []
-    for lower, upper in zip(found, found[1:], strict=False):
+    for lower, upper in pairwise(found):
         target, source = np.nonzero(upper != lower)
         value = (upper - lower)[target, source].astype(kind)
         place = (targets[target], sources[source])
