@@ -112,8 +112,9 @@ def _responses(measured: Mapping[str, Any], answering: Mapping[str, Any]) -> Tab
 
 
 def _answers(measured: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Cosines one layer on of the free response, predicted with first-order effects too."""
-    return [(f"  {kind}", _cosine(steps.get("1")), "", "") for kind, steps in measured.items()]
+    """The cosine one layer on of the free response, predicted with all first-order effects."""
+    found = [(f"  {kind}", _cosine(steps.get("1")), "", "") for kind, steps in measured.items()]
+    return found[-1:]
 
 
 def _cosine(row: Mapping[str, Any] | None) -> str:
