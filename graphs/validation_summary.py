@@ -113,7 +113,9 @@ def _responses(measured: Mapping[str, Any], answering: Mapping[str, Any]) -> Tab
 
 def _answers(measured: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The cosine one layer on of the free response, predicted with all first-order effects."""
-    found = [(f"  {kind}", _cosine(steps.get("1")), "", "") for kind, steps in measured.items()]
+    found: list[tuple[str, ...]] = [
+        (f"  {kind}", _cosine(steps.get("1")), "", "") for kind, steps in measured.items()
+    ]
     return found[-1:]
 
 

@@ -79,8 +79,7 @@ def _pushed(
 def _by_key_head(
     values: Float[Tensor, "sources positions kv_heads_d_head"], kv_heads: int
 ) -> Float[Tensor, "kv_heads sources positions_d_head"]:
-    by_head = values.unflatten(-1, (kv_heads, -1)).permute(2, 0, 1, 3)
-    return by_head.reshape(kv_heads, len(values), -1)
+    return values.unflatten(-1, (kv_heads, -1)).permute(2, 0, 1, 3).flatten(2)
 
 
 def _attend(
