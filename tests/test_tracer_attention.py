@@ -59,7 +59,7 @@ def about(family: str, kind: str) -> tuple[Explained, Edges]:
             *(known.graph.edges[end].to_pylist() for end in ("source", "target")), strict=True
         )
         edges = [(names[source], names[target]) for source, target in ends]
-        return known, chosen_edges(known, edges[:: max(1, len(edges) // 1000)])
+        return known, chosen_edges(known, edges[:: max(1, len(edges) // 400)])
 
 
 def split(known: Explained, chosen: Edges, local: LocalModel | None = None) -> Loadings:
@@ -132,9 +132,9 @@ def worst_by_ablation(known: Explained, chosen: Edges, local: LocalModel) -> flo
     layer = 1
     sources = [name for name in nodes if nodes[name]["kind"] in ("embedding", "error")]
     with torch.no_grad():
-        for head in range(len(known.model.host.blocks[layer].output)):
+        for head in (0, len(known.model.host.blocks[layer].output) - 1):
             forward = without_head(known, layer, head)
-            for source in sources[::4]:
+            for source in sources[::9]:
                 change, logits = moved(forward, nodes[source])
                 for edge in [
                     i for i, name in enumerate(chosen.names) if edge_ends(name)[0] == source

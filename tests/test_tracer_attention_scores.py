@@ -28,7 +28,7 @@ from tests.random_models import (
 )
 from tests.test_cli import refused, succeed
 from tracer import Intervention, TraceError
-from tracer.attention import marginals
+from tracer.attention import marginals, spot
 from tracer.attention.effects import STEPS, _matrix
 from tracer.attention.explained import explained
 from tracer.attention.queries_keys import QueryKeyMap, Scores
@@ -109,7 +109,7 @@ def test_the_log_odds_and_the_capped_contrast_with_a_sink_add_up(family: str):
         mass = 1 - sum(row["pattern"] for row in keys)
         sinks = getattr(model.host.blocks[1].attention, "sinks", None)
         others = sum(row["pattern"] * row["capped"] for row in keys if row["key"] != found.key)
-        others += 0.0 if sinks is None else mass * float(sinks[2])
+        others += 0.0 if sinks is None else mass * float(sinks[2].detach())
         odds = found.capped - others / (1 - found.pattern)
         assert found.log_odds == pytest.approx(odds, rel=1e-6)
         part = 1 if contrast == "odds" else 1 - found.pattern
@@ -375,19 +375,19 @@ def test_composition_is_that_of_the_whole_matrices(family: str):
         assert got == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_maps_of_a_head_score_tokens_as_the_model_does():
-    model, _ = made("gpt2")
+def test_maps_of_a_head_are_those_that_its_score_is_made_with():
+    model, graph = made("llama")  # without biases in its norms; queries and keys have them
     with torch.no_grad():
-        maps = head_maps(model, 1)
-        found = tracer.explain_attention(*made("gpt2"), layer=1, head=2, query=0, contrast="score")
-        recording = model.record(PROMPT)
-        block, scale = model.host.blocks[1], recording.layers[1].attention_scale
-        stream = recording.residuals[1] / scale
-        bare = maps.scaling * (maps.query[2] @ stream[0]) @ (maps.key[2] @ stream[0])
-    nodes = [r for r in found.pairs.to_pylist()] if found.pairs is not None else []
-    assert not nodes
-    assert torch.isfinite(bare)
-    assert block.attention_norm is not None
+        maps, known = head_maps(model, 1, offset=3), explained(model, graph)
+        place = known.query_keys([1])[1]
+        hiddens = (None, torch.zeros_like(place.hidden))
+        own, zero = (spot._detached(place.scores(hidden).scores) for hidden in hiddens)
+        stream = known.recording.residuals[1] / place.scale
+    for head in range(4):
+        key_head = own.key_head(head)
+        mine = (maps.query[head] @ stream[5]) @ (maps.key[head] @ stream[2])
+        queries, keys = (getattr(own, side) - getattr(zero, side) for side in ("queries", "keys"))
+        assert float(queries[head, 5] @ keys[key_head, 2]) == pytest.approx(float(mine), rel=1e-5)
 
 
 def test_features_are_connected_through_a_head_by_weights():

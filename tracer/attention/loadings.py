@@ -87,8 +87,9 @@ def loadings(
         mine = np.isin(pairs.source, chosen)
         for chunk in chunks(rows):
             edges = np.flatnonzero(mine & np.isin(pairs.target, chunk))
-            if len(edges):
-                yield _of_chunk(local, (rows, chunk), held, (pairs, edges), heads)
+            if len(edges):  # rows that nobody asks about may stand before every source
+                asked = chunk[np.isin(chunk, pairs.target[edges])]
+                yield _of_chunk(local, (rows, asked), held, (pairs, edges), heads)
 
 
 def _rounds(
