@@ -56,6 +56,7 @@ TARGETS = {
     "swap, city alone": 0.95,
     "Spearman, influence": 0.8,
     "cosine, one layer on": 0.9,
+    "cosine, one layer on, attention and norms answering": 0.9,
     "circuit with its errors": 0.8,
     "circuit with its errors, silent features left": 0.8,
     "circuit with its errors, above nothing": 0.8,
@@ -129,6 +130,10 @@ def figures(summary: dict[str, Any]) -> dict[str, float | None]:
             found[f"cosine, {distance} on{held}"] = row["cosine"]
             found[f"median cosine, {distance} on{held}"] = row["cosine_median"]
             found[f"error, {distance} on{held}"] = row["error_median"]
+    for answering, steps in summary["first_order"].items():
+        for distance, row in steps.items():
+            found[f"cosine, {distance} on, {answering}"] = row["cosine"]
+            found[f"median cosine, {distance} on, {answering}"] = row["cosine_median"]
     kept = circuits(summary["faithfulness"])
     found |= {f"circuit, {name}": value for name, value in kept.items()}
     if (cut := summary["composition"]) is not None:
@@ -296,6 +301,9 @@ def compared(table: dict[str, dict[str, Any]], swap: dict[str, Any]) -> dict[str
         "swap, city alone": swap["city, mean of all features"]["flipped"],
         "Spearman, influence": middle("Spearman, influence"),
         "cosine, one layer on": middle("cosine, 1 on"),
+        "cosine, one layer on, attention and norms answering": middle(
+            "cosine, 1 on, attention and norms answer"
+        ),
         "circuit with its errors": middle("circuit, circuit"),
         "circuit with its errors, silent features left": middle("circuit, silent_left"),
         "circuit with its errors, above nothing": middle("circuit, above_empty"),

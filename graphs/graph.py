@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from math import isnan
@@ -15,9 +15,12 @@ import pyarrow as pa
 from jaxtyping import Float
 from scipy import sparse
 
-from graphs import words
+from graphs import attention_tables, words
+from graphs import groups as grouping
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables, versions
+from graphs.exchange.files import place_of
+from graphs.groups import Group
 from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
@@ -66,10 +69,18 @@ class AttributionGraph:
     """What the graph is of and how it was made, JSON throughout: prompt, tokens, model,
     settings; `pruned` (thresholds, nodes and edges kept and traced) once it has been pruned."""
 
+    groups: tuple[Group, ...] = ()
+    """Named groups of nodes, a node in one at most; `group`, `ungroup` and `rename` change them."""
+
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    """What is known of attention, by the names of `graphs.attention_tables.COLUMNS`."""
+
     def __post_init__(self) -> None:
+        attention_tables.check(self.tables)
         check_nodes(self.nodes, self.metadata)
         check_effect(self.effect, self.nodes)
         check_inputs(self._left, self.nodes)
+        grouping.check(self.groups, self.nodes["id"].to_pylist())
         _freeze(self.effect)
 
     @classmethod
@@ -80,7 +91,7 @@ class AttributionGraph:
             known: the fields, and of the cached properties those whose values are known already.
         """
         graph = object.__new__(cls)
-        vars(graph).update(known)
+        vars(graph).update({"tables": {}} | known)
         _freeze(graph.effect)
         return graph
 
@@ -221,7 +232,14 @@ class AttributionGraph:
         if self._uncovered > 0:
             counts["uncovered"] = self._uncovered
         metadata = plain_metadata(self.metadata | {"pruned": counts})
-        return self._of(nodes=table, effect=effect, metadata=metadata)
+        ids = table["id"].to_pylist()
+        return self._of(
+            nodes=table,
+            effect=effect,
+            metadata=metadata,
+            groups=grouping.left(self.groups, ids),
+            tables=_tables_left(self.tables, ids, effect),
+        )
 
     def relabel(self, labels: Mapping[str, str]) -> AttributionGraph:
         """The same graph with the labels of some nodes changed.
@@ -243,6 +261,72 @@ class AttributionGraph:
         place = self.nodes.column_names.index("label")
         table = self.nodes.set_column(place, "label", pa.array(column, pa.string()))
         return self._of(**vars(self) | {"nodes": table})
+
+    def group(
+        self, name: str, ids: Sequence[str], place: tuple[float, float] | None = None
+    ) -> AttributionGraph:
+        """The same graph with some nodes under one name.
+
+        They leave the groups they are in; a group of this name is replaced by the new one.
+
+        Args:
+            name: what people call the group.
+            ids: of its nodes, as in the column `id`; at least one.
+            place: where a viewer puts it, None for anywhere.
+
+        Returns:
+            A graph that shares everything else with this one.
+
+        Raises:
+            GraphError: no node has one of the ids, or a name or place that is none.
+        """
+        return self.with_groups(grouping.grouped(self.groups, Group(name, tuple(ids), place)))
+
+    def ungroup(self, name: str) -> AttributionGraph:
+        """The same graph without a group; its nodes stay.
+
+        Raises:
+            GraphError: no group has the name.
+        """
+        return self.with_groups(grouping.without(self.groups, name))
+
+    def rename(self, name: str, new: str) -> AttributionGraph:
+        """The same graph with a group under another name.
+
+        Raises:
+            GraphError: no group has the name, or another one has the new name.
+        """
+        return self.with_groups(grouping.renamed(self.groups, name, new))
+
+    def with_groups(self, groups: Sequence[Group]) -> AttributionGraph:
+        """The same graph with these groups and no others.
+
+        Raises:
+            GraphError: they do not belong to its nodes; `graphs.groups.check` says how.
+        """
+        grouping.check(groups, self.nodes["id"].to_pylist())
+        return self._of(**vars(self) | {"groups": tuple(groups)})
+
+    @property
+    def heads(self) -> pa.Table | None:
+        """Edges split over the heads of every layer they pass, as `tracer.head_loadings` gives.
+
+        Returns:
+            edge (`source__target`), layer, head (-1 what stays, -2 what is written above, -3 the
+            heads not listed), query, key, loading in units of the edge; rows without query and key
+            add up to the edge at every layer, those with both are the strongest cells. None where
+            nobody has asked.
+        """
+        return self.tables.get("heads")
+
+    def with_tables(self, tables: Mapping[str, pa.Table]) -> AttributionGraph:
+        """The same graph with tables about attention; those of other names stay.
+
+        Raises:
+            GraphError: an unknown name, or other columns than `graphs.attention_tables.COLUMNS`.
+        """
+        attention_tables.check(tables)
+        return self._of(**vars(self) | {"tables": {**self.tables, **tables}})
 
     def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
@@ -277,9 +361,11 @@ class AttributionGraph:
 
         Returns:
             A directed graph from cause to effect, nodes named by their id, with the columns of
-            `nodes` and `edges` as attributes and the metadata as those of the graph.
+            `nodes` and `edges` as attributes and the metadata as those of the graph, `groups`
+            among them where there are any.
         """
-        return networks.to_networkx(self.nodes, self.edges, self.metadata)
+        known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
+        return networks.to_networkx(self.nodes, self.edges, self.metadata | known)
 
     @classmethod
     def from_networkx(cls, graph: nx.DiGraph[str]) -> AttributionGraph:
@@ -296,36 +382,55 @@ class AttributionGraph:
         """
         columns, edges = networks.from_networkx(graph)
         effect = effect_matrix(edges, len(columns["id"]))
+        metadata = dict(graph.graph)
+        named = metadata.pop("groups") if isinstance(metadata.get("groups"), list) else []
+        groups = grouping.left(grouping.from_json(named), columns["id"])
         if all(value is None for name in DERIVED for value in columns[name]):
-            return cls.build(columns, effect, graph.graph)
-        nodes = node_table(columns, COLUMNS)
-        return cls(nodes=nodes, effect=effect, metadata=plain_metadata(graph.graph))
+            return cls.build(columns, effect, metadata).with_groups(groups)
+        nodes, plain = node_table(columns, COLUMNS), plain_metadata(metadata)
+        return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write `nodes.arrow` and `edges.arrow` to a folder, or to a zip when `path` ends in .zip.
 
+        `groups.json` joins them where there are groups, or where groups of another graph stand, and
+        so do tables about attention.
+
         Raises:
             GraphError: something else stands there, or the place cannot be written.
         """
-        arrow.write(pathlib.Path(path), self.nodes, self.edges, self._described)
+        path = pathlib.Path(path)
+        stale = path.is_dir() and place_of(path, grouping.FILE) is not None
+        held = grouping.to_bytes(self.groups) if self.groups or stale else None
+        beside = {} if held is None else {grouping.FILE: held}
+        files, digests = attention_tables.to_files(self.tables)
+        beside |= _emptied(path) | files
+        described = self._described | ({"tables": digests} if digests else {})
+        arrow.write(path, self.nodes, self.edges, described, beside)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> AttributionGraph:
         """Read what `save` wrote.
 
         Returns:
-            The graph that was saved, equal in every table; its scores are worked out anew.
+            The graph that was saved, equal in every table and group; its scores are worked out
+            anew.
 
         Raises:
             GraphError: nothing there, no graph, a torn or foreign file, another format version,
                 or contents that break an invariant.
         """
-        nodes, edges, metadata = arrow.read(pathlib.Path(path))
+        nodes, edges, metadata, beside = arrow.read(pathlib.Path(path))
         metadata.pop("scores", None)
+        digests = metadata.pop("tables", None)
         try:
             nodes = versions.upgraded(nodes, metadata)
             plain = plain_metadata(metadata)
-            return cls(nodes=nodes, effect=effect_matrix(edges, nodes.num_rows), metadata=plain)
+            effect = effect_matrix(edges, nodes.num_rows)
+            held = beside.get(grouping.FILE)
+            groups = () if held is None else grouping.from_bytes(held)
+            known = attention_tables.from_files(beside, digests)
+            return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups, tables=known)
         except GraphError as error:
             raise GraphError(f"{path}: {error}") from error
 
@@ -473,6 +578,29 @@ def _plain(scores: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _plain(value) if isinstance(value, dict) else None if isnan(value) else value
         for name, value in scores.items()
+    }
+
+
+def _tables_left(
+    known: Mapping[str, pa.Table], ids: Sequence[str], effect: sparse.csr_array
+) -> dict[str, pa.Table]:
+    """Tables of a graph with these nodes and effects."""
+    if not known:
+        return {}
+    target, source = effect.tocoo().coords
+    edges = {
+        attention_tables.edge_name(ids[s], ids[t]) for s, t in zip(source, target, strict=True)
+    }
+    return attention_tables.left(known, edges)
+
+
+def _emptied(path: pathlib.Path) -> dict[str, bytes]:
+    """Empty tables for those of another graph that stand in a folder."""
+    names = attention_tables.COLUMNS if path.is_dir() else ()
+    return {
+        f"{name}.arrow": arrow.table_bytes(attention_tables.empty(name))
+        for name in names
+        if place_of(path, f"{name}.arrow") is not None
     }
 
 

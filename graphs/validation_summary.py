@@ -66,7 +66,7 @@ def tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     if kept is not None:
         yield _circuits(kept)
     if summary["responses"]:
-        yield _responses(summary["responses"])
+        yield _responses(summary["responses"], summary.get("first_order") or {})
     yield _ranks(summary)
     resampled = [*summary.get("scrubbing", []), *summary.get("resample_ablation", [])]
     if resampled:
@@ -98,18 +98,25 @@ def _circuits(kept: Mapping[str, Any]) -> Table:
     )
 
 
-def _responses(measured: Mapping[str, Any]) -> Table:
+def _responses(measured: Mapping[str, Any], answering: Mapping[str, Any]) -> Table:
     distances = list(dict.fromkeys(one for steps in measured.values() for one in steps))[:FARTHEST]
+    rows: list[tuple[str, ...]] = [
+        (f"{distance} on", *(_cosine(steps.get(distance)) for steps in measured.values()))
+        for distance in distances
+    ]
+    beside = [row[: 1 + len(measured)] for row in _answers(answering)]
     return Table(
         ("cosine of predicted and measured response", *(HEADINGS[name] for name in measured)),
-        [
-            (
-                f"{distance} on",
-                *(_cosine(steps.get(distance)) for steps in measured.values()),
-            )
-            for distance in distances
-        ],
+        [*rows[:1], *beside, *rows[1:]],
     )
+
+
+def _answers(measured: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cosine one layer on of the free response, predicted with all first-order effects."""
+    found: list[tuple[str, ...]] = [
+        (f"  {kind}", _cosine(steps.get("1")), "", "") for kind, steps in measured.items()
+    ]
+    return found[-1:]
 
 
 def _cosine(row: Mapping[str, Any] | None) -> str:

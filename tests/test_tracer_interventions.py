@@ -8,7 +8,7 @@ import torch
 import tracer
 from tests.random_models import LAYERS, PROMPT, WIDTH, replacement_model
 from tests.test_tracer_golden import CASES, Case, with_reference_weights
-from tracer import Intervention, Steering, Supernode, TraceError
+from tracer import Intervention, ReplacementModel, Steering, Supernode, TraceError
 
 KINDS: dict[str, dict[str, Any]] = {
     "direct": {"mode": "direct"},
@@ -247,3 +247,26 @@ def test_no_hook_outlives_an_exception(monkeypatch: pytest.MonkeyPatch):
     for module in model.host.model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+
+
+def test_a_group_of_a_graph_is_changed_as_its_features_are():
+    model = ReplacementModel.load()
+    prompt = "The opposite of hot is"
+    graph = tracer.trace(model, prompt)
+    rows = [row for row in graph.nodes.to_pylist() if row["kind"] == "feature"][:2]
+    grouped = graph.group("hot", [row["id"] for row in rows])
+    group = Supernode.of(grouped, "hot")
+    assert group.features == tuple((r["layer"], r["position"], r["feature"]) for r in rows)
+    single = [
+        Intervention(layer=r["layer"], position=r["position"], feature=r["feature"], value=2.0)
+        for r in rows
+    ]
+    assert group.set(2.0) == single
+    assert [one.add for one in group.added(1.0)] == [1.0, 1.0]
+    expected = tracer.intervene(model, prompt, single, "free").logits
+    assert torch.equal(tracer.intervene(model, prompt, group.set(2.0), "free").logits, expected)
+    token = next(row["id"] for row in graph.nodes.to_pylist() if row["kind"] == "embedding")
+    with pytest.raises(TraceError, match=f"the member {token}, embedding at embed"):
+        Supernode.of(graph.group("mixed", [token]), "mixed")
+    with pytest.raises(tracer.GraphError, match="no group has the name 'nil'"):
+        Supernode.of(grouped, "nil")

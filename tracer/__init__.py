@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tracer.namesakes import check_namesakes, refuse_rooms
 
 if TYPE_CHECKING:
-    from graphs import AttributionGraph, GraphError, NodeKind, NodePath, Scores
+    from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
     from replacement_models import (
         BatchTopK,
         CrossLayerTranscoder,
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from replacement_models.sites import Site
     from replacement_models.training.config import TrainConfig
     from tracer import patching
+    from tracer.attention.chains import Chains, head_chains
+    from tracer.attention.effects import FirstOrderEffects, attention_effects
+    from tracer.attention.explain import explain_attention
+    from tracer.attention.explanation import AttentionExplanation
+    from tracer.attention.heads import head_loadings
+    from tracer.attention.logits import head_logits
+    from tracer.attention.patterns import attention_patterns
+    from tracer.attention.scores import head_scores
+    from tracer.attention.weights import head_composition, head_virtual_weights
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
     from tracer.errors import TraceError
@@ -54,8 +63,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AffineLens",
+    "AttentionExplanation",
     "AttributionGraph",
     "BatchTopK",
+    "Chains",
     "Change",
     "CrossLayerTranscoder",
     "DenseDecoder",
@@ -64,7 +75,9 @@ __all__ = [
     "Directions",
     "Feature",
     "FeatureStore",
+    "FirstOrderEffects",
     "GraphError",
+    "Group",
     "Intervention",
     "JumpReLU",
     "LensReading",
@@ -87,14 +100,23 @@ __all__ = [
     "Transcoder",
     "TranscoderLayer",
     "Validation",
+    "attention_effects",
+    "attention_patterns",
     "contrast",
     "convert",
     "corpus_means",
     "differing",
     "direction",
+    "explain_attention",
     "feature_maxima",
     "fit_lens",
     "generate",
+    "head_chains",
+    "head_composition",
+    "head_loadings",
+    "head_logits",
+    "head_scores",
+    "head_virtual_weights",
     "intervene",
     "lens",
     "load_transcoder",
@@ -110,8 +132,10 @@ __all__ = [
 
 _PLACES = {
     "AffineLens": "tracer.lenses.affine",
+    "AttentionExplanation": "tracer.attention.explanation",
     "AttributionGraph": "graphs",
     "BatchTopK": "replacement_models",
+    "Chains": "tracer.attention.chains",
     "Change": "tracer.interventions.intervene",
     "CrossLayerTranscoder": "replacement_models",
     "DenseDecoder": "replacement_models",
@@ -120,7 +144,9 @@ _PLACES = {
     "Directions": "tracer.lenses.directions",
     "Feature": "tracer.features.store",
     "FeatureStore": "tracer.features.store",
+    "FirstOrderEffects": "tracer.attention.effects",
     "GraphError": "graphs",
+    "Group": "graphs",
     "Intervention": "tracer.interventions.values",
     "JumpReLU": "replacement_models",
     "LensReading": "tracer.lenses.lens",
@@ -143,20 +169,29 @@ _PLACES = {
     "Transcoder": "replacement_models",
     "TranscoderLayer": "replacement_models",
     "Validation": "tracer.validation.validate",
+    "attention_effects": "tracer.attention.effects",
+    "attention_patterns": "tracer.attention.patterns",
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",
     "differing": "tracer.features.differing",
     "direction": "tracer.lenses.contrasts",
+    "explain_attention": "tracer.attention.explain",
     "feature_maxima": "tracer.interventions.steering",
     "fit_lens": "tracer.lenses.fit",
     "generate": "tracer.interventions.generate",
+    "head_chains": "tracer.attention.chains",
+    "head_composition": "tracer.attention.weights",
+    "head_loadings": "tracer.attention.heads",
+    "head_logits": "tracer.attention.logits",
+    "head_scores": "tracer.attention.scores",
+    "head_virtual_weights": "tracer.attention.weights",
     "intervene": "tracer.interventions.intervene",
     "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
     "local_lens": "tracer.lenses.local",
-    "patchscope": "tracer.lenses.patchscope",
     "patching": "tracer",
+    "patchscope": "tracer.lenses.patchscope",
     "probe": "tracer.lenses.probes",
     "save_transcoder": "replacement_models",
     "trace": "tracer.attribution.trace",

@@ -1,15 +1,18 @@
 """Graphs on disk: a folder, or a zip of it, with `nodes.arrow` and `edges.arrow`.
 
 Both are Arrow IPC files and carry the graph's metadata as JSON in their schema, so each tells
-what it belongs to. The same graph gives the same bytes: no time stamps, fixed order.
+what it belongs to. Beside them may stand what people made of the graph: its groups, and what a
+viewer saved; and tables about attention. The same graph gives the same bytes: no time stamps, fixed
+order.
 """
 
 import contextlib
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -17,6 +20,12 @@ from graphs.exchange.files import is_passing, place_of, write_together, writing
 from graphs.schema import GraphError
 
 NODES, EDGES = "nodes.arrow", "edges.arrow"
+GROUPS, VIEW = "groups.json", "view.json"
+ATTENTION = (
+    *("heads.arrow", "attention.arrow", "attention_marginals.arrow", "attention_pairs.arrow"),
+)
+BESIDE = (GROUPS, VIEW, *ATTENTION)
+"""What a graph may have beside its tables, also in a zip."""
 KEY = b"tracer.graph"
 """Under which the schema holds the metadata."""
 
@@ -28,16 +37,30 @@ TRIES = 5
 """How often a folder is read where its files are of two graphs, as while another replaces them."""
 
 
-def write(path: Path, nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]) -> None:
+def write(
+    path: Path,
+    nodes: pa.Table,
+    edges: pa.Table,
+    metadata: dict[str, Any],
+    beside: Mapping[str, bytes] | None = None,
+) -> None:
     """Write a graph: a zip when `path` ends in .zip, a folder otherwise.
 
     A graph that stands there is replaced; anything else is left alone and refused.
+
+    Args:
+        path: where.
+        nodes: one row a node.
+        edges: one row an edge.
+        metadata: into the schema of both.
+        beside: name of `BESIDE` -> content, replaced together with the tables.
 
     Raises:
         GraphError: the place is taken by something else or cannot be written.
     """
     check_replaceable(path)
     files = {NODES: _bytes(nodes, metadata), EDGES: _bytes(edges, metadata)}
+    files |= {name: pa.py_buffer(content) for name, content in (beside or {}).items()}
     if path.suffix == ".zip":
         with writing(path) as partial:
             _zip(partial, files)
@@ -79,17 +102,39 @@ def _is_graph(path: Path) -> bool:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            return set(archive.namelist()) == {NODES, EDGES}
+            return _are_of_a_graph(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 
 
+def _are_of_a_graph(names: list[str]) -> bool:
+    found = set(names)
+    return len(found) == len(names) and {NODES, EDGES} <= found <= {NODES, EDGES, *BESIDE}
+
+
 def _bytes(table: pa.Table, metadata: dict[str, Any]) -> pa.Buffer:
-    held = table.combine_chunks().replace_schema_metadata({KEY: json.dumps(metadata).encode()})
-    sink = pa.BufferOutputStream()
+    return _written(table.replace_schema_metadata({KEY: json.dumps(metadata).encode()}))
+
+
+def _written(table: pa.Table) -> pa.Buffer:
+    held, sink = table.combine_chunks(), pa.BufferOutputStream()
     with pa.ipc.new_file(sink, held.schema) as writer:
         writer.write_table(held)
     return sink.getvalue()
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as an Arrow file, without metadata."""
+    return _written(table.replace_schema_metadata(None)).to_pybytes()
+
+
+def table_of(content: bytes, where: str) -> pa.Table:
+    """The table that an Arrow file holds.
+
+    Raises:
+        GraphError: it is torn or no Arrow file; the message says `where`.
+    """
+    return _checked(content, where).replace_schema_metadata(None)
 
 
 def _zip(path: Path, files: dict[str, pa.Buffer]) -> None:
@@ -103,11 +148,21 @@ def _zip(path: Path, files: dict[str, pa.Buffer]) -> None:
                 stream.write(content)
 
 
-def read(path: Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+class Held(NamedTuple):
+    """What stands on disk, not yet checked."""
+
+    nodes: pa.Table
+    edges: pa.Table
+    metadata: dict[str, Any]
+    beside: dict[str, bytes]
+    """Name of `BESIDE` -> content, of those that are there."""
+
+
+def read(path: Path) -> Held:
     """Read what `write` wrote; the caller checks what it says.
 
     Returns:
-        Nodes, edges and metadata.
+        Nodes, edges, metadata, and what stands beside them.
 
     Raises:
         GraphError: nothing there, no graph, a torn or foreign file, or halves of two graphs.
@@ -120,15 +175,16 @@ def read(path: Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
         nodes, metadata = _table(contents[NODES], f"{path}/{NODES}")
         edges, other = _table(contents[EDGES], f"{path}/{EDGES}")
         if metadata == other:
-            return nodes, edges, metadata
+            beside = {name: contents[name] for name in BESIDE if name in contents}
+            return Held(nodes, edges, metadata, beside)
     raise GraphError(f"{path}: {NODES} and {EDGES} are of two graphs: trace or copy it again")
 
 
 def _from_folder(path: Path) -> dict[str, bytes]:
     if not path.is_dir():
         raise GraphError(f"{path} does not exist: expected a graph's folder or .zip")
-    found = {name: _content(path, name) for name in (NODES, EDGES)}
-    if missing := [name for name, content in found.items() if content is None]:
+    found = {name: _content(path, name) for name in (NODES, EDGES, *BESIDE)}
+    if missing := [name for name in (NODES, EDGES) if found[name] is None]:
         raise GraphError(
             f"{path} is no graph: expected {NODES} and {EDGES}, {missing[0]} is missing"
         )
@@ -151,9 +207,10 @@ def _from_zip(path: Path) -> dict[str, bytes]:
         raise GraphError(f"{path} is no graph: expected a folder or .zip of {NODES} and {EDGES}")
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
-        if len(archive.infolist()) != 2 or set(members) != {NODES, EDGES}:
+        if not _are_of_a_graph(archive.namelist()):
             raise GraphError(
-                f"{path} is no graph: expected exactly {NODES} and {EDGES} in it, got "
+                f"{path} is no graph: expected exactly {NODES} and {EDGES} in it, beside them at "
+                f"most {', '.join(BESIDE)}, got "
                 f"{len(members)} members ({', '.join(sorted(members)[:3])!r:.100})"
             )
         for member in members.values():
@@ -168,7 +225,7 @@ def _from_zip(path: Path) -> dict[str, bytes]:
             raise GraphError(f"cannot read {path}: {_line(error)}") from error
 
 
-def _table(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
+def _checked(content: bytes, where: str) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
         table.validate(full=True)
@@ -176,6 +233,11 @@ def _table(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
         raise GraphError(
             f"{where} is torn or no Arrow file: {_line(error)}: trace or copy it again"
         ) from error
+    return table
+
+
+def _table(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
+    table = _checked(content, where)
     held = (table.schema.metadata or {}).get(KEY)
     try:
         metadata = json.loads(held) if held is not None else None

@@ -121,17 +121,53 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Non
     score_tokens(local, gradients, scores, joined if local.lifted else 0)
 
 
+def sweep_gradients(
+    local: LocalModel, layer: int, gradients: Float[Tensor, "rows positions d_model"]
+) -> Effects:
+    """Effect of every source on rows given by what they weigh the stream entering a layer with.
+
+    Queries and keys of an attention head are such rows: with rotary positions a key's vector is
+    another one at every position. The rows' own biases are not known here.
+
+    Args:
+        local: a plain local model, in which gradients go to every position.
+        layer: whose entering stream the rows read.
+        gradients: one for every row, overwritten.
+    """
+    assert local.start == 0
+    dtype = summed_in(gradients.dtype)
+    scores = EffectSums(
+        gradients.new_zeros(local.columns, len(gradients), dtype=dtype),
+        gradients.new_zeros(len(gradients), dtype=dtype),
+    )
+    _sweep_whole(local, gradients, [stream_number(layer)] * len(gradients), scores)
+    features = len(local.features)
+    scores.sources[:features].mul_(local.features.activation.to(dtype)[:, None])
+    return Effects(scores.sources.T, scores.constant)
+
+
 def _sweep_spread(local: LocalModel, rows: TargetRows, scores: EffectSums) -> None:
     """Sweep rows that stand at several positions: each joins with its whole gradient."""
     assert rows.weights is not None
     end = int(rows.position.max()) + 1
-    weights, sites = rows.weights[:, local.start : end], rows.site.tolist()
-    gradients, joined = weights[:, :, None] * rows.vector[:, None], 0
+    weights = rows.weights[:, local.start : end]
+    _sweep_whole(local, weights[:, :, None] * rows.vector[:, None], rows.site.tolist(), scores)
+
+
+def _sweep_whole(
+    local: LocalModel,
+    gradients: Float[Tensor, "rows positions d_model"],
+    sites: list[int],
+    scores: EffectSums,
+) -> None:
+    """Sweep whole gradients from `local.start` on, sorted by site from the top, in place."""
+    end, joined = local.start + gradients.shape[1], 0
+    nobody = JoiningRows(gradients[:0, 0], np.zeros(0, dtype=np.int64))
     for layer in range(top_layer(max(sites)), -1, -1):
         maps, done = local.layers[layer], layer == 0 and local.lifted
         joined += sites.count(stream_number(layer + 1))
-        score_writers(local, layer, gradients[:joined], _nobody(rows), scores)
-        below, _ = _skip(maps, gradients[:joined], _nobody(rows), local.start)
+        score_writers(local, layer, gradients[:joined], nobody, scores)
+        below, _ = skip_back(maps, gradients[:joined], nobody, local.start)
         between = slice(joined, joined + sites.count(stream_number(layer, between=True)))
         score_spread(local, layer, gradients[between], scores, between)
         joined = between.stop
@@ -143,10 +179,6 @@ def _sweep_spread(local: LocalModel, rows: TargetRows, scores: EffectSums) -> No
         gradients[:joined] = torch.cat([below, gradients[between]])
         gradients[:joined] += product(values, maps.value).view_as(read)
     score_tokens(local, gradients, scores, joined if local.lifted else 0)
-
-
-def _nobody(rows: TargetRows) -> JoiningRows:
-    return JoiningRows(rows.vector[:0], rows.position[:0])
 
 
 def _pass_layer(
@@ -174,7 +206,7 @@ def _pass_layer(
     above, between = joining
     maps, gradient = local.layers[layer], gradients[:joined]
     pattern = maps.transposed_pattern(local.start, local.start + gradients.shape[1])
-    below, own = _skip(maps, gradient, above, local.start)
+    below, own = skip_back(maps, gradient, above, local.start)
     own = _both(own, between)
     read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
     mixed = None
@@ -204,7 +236,7 @@ def _both(first: JoiningRows, second: JoiningRows) -> JoiningRows:
     )
 
 
-def _skip(
+def skip_back(
     maps: LinearLayer, gradient: Tensor, joining: JoiningRows, start: int
 ) -> tuple[Tensor, JoiningRows]:
     """Add the pull-back through the linear skip."""
@@ -263,7 +295,7 @@ def _first_attention(
     """
     (reading, own), maps = joining, local.layers[layer]
     by_head = product(reading.vector, maps.output)
-    _spread_over_keys(out, pattern, by_head, maps.value, own, local.start)
+    spread_over_keys(out, pattern, by_head, maps.value, own, local.start)
     if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
         return None
     return _projected(local.layers[layer - 1], pattern, by_head, own, local.start)
@@ -279,11 +311,11 @@ def _projected(
     assert below.virtual is not None
     there = JoiningRows(product(own.vector, below.output), own.position)
     projected = by_head.new_empty(len(own), pattern.shape[1], len(below.virtual))
-    _spread_over_keys(projected, pattern, by_head, below.virtual, there, start)
+    spread_over_keys(projected, pattern, by_head, below.virtual, there, start)
     return projected
 
 
-def _spread_over_keys(
+def spread_over_keys(
     out: Float[Tensor, "rows positions width"],
     pattern: Tensor,
     by_head: Float[Tensor, "rows heads_d_head"],

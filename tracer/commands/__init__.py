@@ -14,6 +14,7 @@ COMMANDS = (
     *("trace", "show", "prune", "render", "export", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
     "train",
+    *("heads", "attention"),
 )
 """Each is a function in the module of its name."""
 

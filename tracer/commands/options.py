@@ -112,25 +112,63 @@ def examples(*lines: str) -> str:
 def change(flag: str, field: str, help: str) -> Command:
     """Make an option that fills a field of `tracer.Intervention`."""
     return click.option(
-        flag, field, type=feature_value, metavar="L/P/F=X", multiple=True, help=help
+        flag, field, metavar="L/P/F=X", multiple=True, help=help, callback=_features_or_groups
     )
+
+
+def _features_or_groups(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> list[Any]:
+    """Read each as a feature's value or, where --groups is given, as `NAME=X` of a group."""
+    named = context.params.get("groups") is not None
+    return [
+        group_value(value) if named and not FEATURE_VALUE.fullmatch(value) else feature_value(value)
+        for value in values
+    ]
+
+
+def group_value(value: str) -> tuple[str, float]:
+    """Read `say a capital=0` as ("say a capital", 0.0)."""
+    name, _, text = value.rpartition("=")
+    number = float_or_nan(text)
+    if not name or not math.isfinite(number):
+        raise click.BadParameter(f"{value!r} is neither L/P/F=X nor NAME=X of a group in --groups")
+    return name, number
 
 
 change_options = together(
     change("--set", "value", "Set feature F of layer L at position P to X."),
     change("--scale", "scale", "Multiply it by X."),
     change("--add", "add", "Add X to it."),
+    click.option(
+        "--groups",
+        type=EXISTING,
+        metavar="FOLDER",
+        is_eager=True,
+        help="Graph whose groups the three may name instead: NAME=X.",
+        show_default="none",
+    ),
 )
+
+CHANGES = {"value": "set", "scale": "scaled", "add": "added"}
+"""Field of an intervention -> what a group does with it."""
 
 
 def changes_of(options: dict[str, Any]) -> "list[Intervention]":
-    """Take --set, --scale and --add out of `options`."""
-    places = {field: options.pop(field) for field in ("value", "scale", "add")}
-    return [
-        tracer.Intervention(layer=layer, position=position, feature=feature, **{field: number})
-        for field, named in places.items()
-        for layer, position, feature, number in named
-    ]
+    """Take --set, --scale, --add and --groups out of `options`."""
+    folder = options.pop("groups")
+    graph = None if folder is None else tracer.AttributionGraph.load(folder)
+    found: list[Intervention] = []
+    for field, method in CHANGES.items():
+        for *place, number in options.pop(field):
+            if len(place) == 1:
+                assert graph is not None
+                found += getattr(tracer.Supernode.of(graph, place[0]), method)(number)
+            else:
+                names = ("layer", "position", "feature")
+                where = dict(zip(names, place, strict=True))
+                found.append(tracer.Intervention(**where, **{field: number}))
+    return found
 
 
 def strength(value: str) -> tuple[str, float]:

@@ -33,8 +33,23 @@ def show(folder: Path, features: int, paths: int) -> None:
     print_summary(graph)
     print_features(graph, features)
     print_paths(graph, paths)
+    print_carried(graph, paths)
     if "validation" in graph.metadata:
         print_validation(graph.metadata["validation"])
+
+
+def print_carried(graph: "AttributionGraph", count: int) -> None:
+    """Print which heads carried the strongest paths, and why they looked there, where known."""
+    from graphs.attention_words import Names, carried
+
+    if not graph.tables or not count:
+        return
+    ids = graph.nodes["id"].to_pylist()
+    routes = [[ids[row] for row in path.nodes] for path in graph.paths(count)]
+    names = Names(graph.nodes, graph.metadata.get("tokens", []))
+    lines = carried(graph.tables, names, routes)
+    if lines:
+        print_table(("heads that carried them",), [(line,) for line in lines])
 
 
 def print_origin(graph: "AttributionGraph") -> None:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from graphs import AttributionGraph, NodeKind
+from graphs.groups import find
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
 
@@ -91,6 +93,38 @@ class Supernode:
     def __post_init__(self) -> None:
         if not self.features:
             raise TraceError(f"supernode {self.name!r} has no features; name at least one")
+
+    @classmethod
+    def of(cls, graph: AttributionGraph, name: str) -> "Supernode":
+        """A group of a graph, to be read or changed in the model.
+
+        Raises:
+            GraphError: no group has the name.
+            TraceError: a member is no feature of an MLP, so nothing can change it.
+        """
+        members = set(find(graph.groups, name).members)
+        rows = [row for row in graph.nodes.to_pylist() if row["id"] in members]
+        for row in rows:
+            if row["kind"] != NodeKind.FEATURE or not row["site"].startswith("mlp_out."):
+                raise TraceError(
+                    f"group {name!r} has the member {row['id']}, {row['kind']} at {row['site']}: "
+                    "only features of MLPs can be changed; leave it out of the group"
+                )
+        return cls(name, tuple((row["layer"], row["position"], row["feature"]) for row in rows))
+
+    def set(self, value: float) -> list[Intervention]:
+        """Set every member's activation to the same value."""
+        return [
+            Intervention(layer=layer, position=position, feature=feature, value=value)
+            for layer, position, feature in self.features
+        ]
+
+    def added(self, amount: float) -> list[Intervention]:
+        """Add the same amount to every member's activation."""
+        return [
+            Intervention(layer=layer, position=position, feature=feature, add=amount)
+            for layer, position, feature in self.features
+        ]
 
     def scaled(self, factor: float) -> list[Intervention]:
         """Multiply every member's activation; 0 ablates the group."""

@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 from graphs.exchange.files import writing
 from graphs.pictures import charts
+from tracer.validation.response import EDGES
 
 TABLES = ("features", "responses", "circuits")
 
@@ -49,6 +50,12 @@ def write_plots(folder: Path, tables: Mapping[str, pa.Table | None]) -> list[Pat
     return written
 
 
+def _series(responses: pa.Table) -> list[str]:
+    """What each response is drawn as: what was held while measuring, or what was predicted with."""
+    pairs = zip(*(responses[name].to_pylist() for name in ("frozen", "predicted")), strict=True)
+    return [f"{held} frozen" if by == EDGES else f"predicted: {by}" for held, by in pairs]
+
+
 def plots(tables: Mapping[str, pa.Table | None]) -> dict[str, str]:
     """Influence against effect, cosine by distance, and the faithfulness curve, as SVG."""
     features, responses, circuits = (tables[name] for name in TABLES)
@@ -64,11 +71,9 @@ def plots(tables: Mapping[str, pa.Table | None]) -> dict[str, str]:
     }
     if responses.num_rows:
         distance, cosine = responses["distance"].to_numpy(), responses["cosine"].to_numpy()
-        frozen, steps = np.array(responses["frozen"].to_pylist()), np.unique(distance)
+        frozen, steps = np.array(_series(responses)), np.unique(distance)
         series = {
-            f"{name} frozen": [
-                _mean(cosine[(distance == step) & (frozen == name)]) for step in steps
-            ]
+            name: [_mean(cosine[(distance == step) & (frozen == name)]) for step in steps]
             for name in dict.fromkeys(frozen.tolist())
         }
         axis = ("layers above", steps.astype(float).tolist())

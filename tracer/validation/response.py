@@ -5,6 +5,8 @@ along the edges in computation order, each feature's new pre-activation put thro
 function. Attention, norms and errors stay frozen, and a silent feature stays silent; in the
 measurement nothing does, and every feature of the dictionary counts. Measuring again with attention
 held, then norms as well, shows how much of the gap each makes; what is left is the dictionary's.
+Predicting again with what attention scores, then norms, answer to the first order
+(tracer/attention/effects.py) shows how much of it that explains.
 """
 
 from collections.abc import Iterator
@@ -17,10 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graphs.schema import number
+from tracer.attention.effects import FirstOrderEffects
 from tracer.validation.ablation import Ablated
 from tracer.validation.spread import spread
 from tracer.validation.subject import Subject
 
+EDGES, ANSWERS, ALL_ANSWER = "edges", "attention answers", "attention and norms answer"
+"""By what is predicted: the graph's edges alone, or with first-order effects beside them."""
 SILENT = 1e-5
 """Changes below this share of a layer's activations are rounding, not responses."""
 
@@ -41,6 +46,7 @@ class Response:
     """Size of the measured change."""
     frozen: str = "nothing"
     """What was held while measuring: "nothing", "attention", or "attention and norms"."""
+    predicted: str = EDGES
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,26 @@ class Prediction:
     """The graph as a model of what zeroing its features does."""
 
     subject: Subject
+    beside: FirstOrderEffects | None = None
+    """What is added to the edges."""
+    norms: bool = False
+    """Whether what norms answer is added as well."""
+
+    @property
+    def kind(self) -> str:
+        """By what it predicts."""
+        if self.beside is None:
+            return EDGES
+        return ALL_ANSWER if self.norms else ANSWERS
 
     @cached_property
     def effects(self) -> Float[Tensor, "features features"]:
         """effects[target, source] among features."""
         rows, model = self.subject.rows, self.subject.model
-        dense = self.subject.graph.effect[rows][:, rows].toarray()
+        effect = self.subject.graph.effect
+        if self.beside is not None:
+            effect = self.beside.beside(effect, self.norms)
+        dense = effect[rows][:, rows].toarray()
         return torch.as_tensor(dense, dtype=model.dtype, device=model.device)
 
     @cached_property
@@ -116,6 +136,7 @@ def responses(
                 error=(gap / theirs) ** 2 if theirs > limit else None,
                 measured=theirs,
                 frozen=frozen,
+                predicted=prediction.kind,
             )
 
 

@@ -15,6 +15,8 @@ from graphs.schema import number, plain_metadata
 from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
+from tracer.attention.effects import attention_effects
+from tracer.errors import TraceError
 from tracer.validation.ablation import ablations
 from tracer.validation.circuit import circuit_of
 from tracer.validation.composition import composition
@@ -29,7 +31,15 @@ from tracer.validation.held import HELD, NOTHING, holding
 from tracer.validation.means import Means, corpus_means
 from tracer.validation.report import TABLES, write_plots, write_tables
 from tracer.validation.resample_ablation import Resampling, resample_ablation
-from tracer.validation.response import Prediction, Response, by_distance, responses
+from tracer.validation.response import (
+    EDGES as BY_EDGES,
+)
+from tracer.validation.response import (
+    Prediction,
+    Response,
+    by_distance,
+    responses,
+)
 from tracer.validation.scrubbing import Hypothesis, scrub
 from tracer.validation.specificity import Prompt, specificity
 from tracer.validation.spread import spread
@@ -52,7 +62,7 @@ class Validation:
     alone is zeroed), activation, direct (the baseline's |activation x decoder x target|)."""
     responses: pa.Table
     """One row a zeroed feature and layer above it: id, what was frozen while measuring, distance,
-    cosine, error, measured."""
+    cosine, error, measured, and by what was predicted: edges alone, or with first-order effects."""
     circuits: pa.Table | None
     """One row a threshold, as in `Faithfulness.curve`; None without a corpus."""
 
@@ -96,7 +106,8 @@ def validate(
     feature alone is zeroed in mode "free", over all feature nodes (at least 30), over the half
     with most influence, and feature to feature; beside it two baselines, activation and |activation
     x decoder x target|. Responses: predicted against measured changes of activations, by layers
-    above the feature; again with attention, and with attention and norms, frozen. Faithfulness:
+    above the feature; again with attention, and with attention and norms, frozen; and predicted
+    again with what attention scores, and norms too, answer to the first order. Faithfulness:
     what is left of the target's lead over its strongest competitor with all features and all errors
     outside the pruned circuit at their corpus mean, again with attention, and with attention and
     norms, held, and less what is left with nothing kept. Evidence: what `verdict.py` lists.
@@ -128,7 +139,7 @@ def validate(
     about = subject(model, graph)
     means, others = _corpus(about, corpus, others)
     prediction = Prediction(about)
-    measured, changes, found = _measure(prediction)
+    measured, changes, found = _measure(prediction, _first_order(about))
     kept = None if means is None else faithfulness(about, means, draws, seed)
     features = _feature_table(about, measured)
     summary = _summary(about, features, changes, found) | {
@@ -192,7 +203,9 @@ def _names(about: Subject, kept: Faithfulness | None) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _measure(prediction: Prediction) -> tuple[np.ndarray, np.ndarray, list[Response]]:
+def _measure(
+    prediction: Prediction, answering: Sequence[Prediction]
+) -> tuple[np.ndarray, np.ndarray, list[Response]]:
     """Effects on the target (features) and on features (features, targets), and responses."""
     about = prediction.subject
     count, targets = len(about.features), explained(about)
@@ -206,12 +219,22 @@ def _measure(prediction: Prediction) -> tuple[np.ndarray, np.ndarray, list[Respo
             here = np.flatnonzero(places[:, 0] == layer)
             change = response[:, places[here, 1], places[here, 2]]
             changes[rows, here] = np.abs(_settled(change, about.recording.features.activation))
-        found += responses(prediction, ablated)
+        for predicted in (prediction, *answering):
+            found += responses(predicted, ablated)
     for held in HELD:
         if held != NOTHING:
             for ablated in ablations(about, holding(about.recording, held)):
                 found += responses(prediction, ablated, held)
     return effect, changes, found
+
+
+def _first_order(about: Subject) -> list[Prediction]:
+    """Predictions with first-order effects; none where the model's scores are not understood."""
+    try:
+        beside = attention_effects(about.model, about.graph)
+    except TraceError:
+        return []
+    return [Prediction(about, beside, norms) for norms in (False, True)]
 
 
 def _settled(change: Tensor, size: Tensor) -> np.ndarray:
@@ -243,6 +266,7 @@ def _response_table(about: Subject, found: list[Response]) -> pa.Table:
             "cosine": pa.array([one.cosine for one in found], pa.float64()),
             "error": pa.array([one.error for one in found], pa.float64()),
             "measured": pa.array([one.measured for one in found], pa.float64()),
+            "predicted": pa.array([one.predicted for one in found], pa.string()),
         }
     )
 
@@ -258,6 +282,8 @@ def _summary(
     order = np.argsort(-columns["influence"], kind="stable")
     top = order[: len(order) // 2]
     between = feature_to_feature(about, changes)
+    plain = [one for one in found if one.predicted == BY_EDGES]
+    answering = [one for one in found if one.predicted != BY_EDGES]
     return {
         "features": len(size),
         "target": about.graph.nodes["id"][about.aim.row].as_py(),
@@ -271,7 +297,11 @@ def _summary(
             "feature_spread": spread(between),
         },
         "responses": {
-            frozen: by_distance([one for one in found if one.frozen == frozen])
-            for frozen in dict.fromkeys(one.frozen for one in found)
+            frozen: by_distance([one for one in plain if one.frozen == frozen])
+            for frozen in dict.fromkeys(one.frozen for one in plain)
+        },
+        "first_order": {
+            kind: by_distance([one for one in answering if one.predicted == kind])
+            for kind in dict.fromkeys(one.predicted for one in answering)
         },
     }

@@ -1,0 +1,1 @@
+"""Attention explained: which heads carried an edge, and why they looked where they did."""

@@ -1,0 +1,84 @@
+"""Marginals of a head's scores: one side as it is, the other split over all nodes, a row each."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tracer.attention.explained import Explained, pulled_to_stream
+from tracer.attention.plain_streams import streams
+from tracer.attention.queries_keys import QueryKeyMap, Reached
+from tracer.attention.sources import LEAVES, Sources, constant_sources
+from tracer.attention.spot import Spot
+from tracer.attribution.sweep import sweep_gradients
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """All marginals of one side."""
+
+    sources: Float[Tensor, " columns"]
+    constants: Float[Tensor, " leaves"]
+    """Of LEAVES."""
+
+    @property
+    def total(self) -> float:
+        """What the side adds up to, a sink aside."""
+        return float(self.sources.double().sum() + self.constants.double().sum())
+
+
+def marginals(
+    about: Explained, place: QueryKeyMap, reached: Reached, spot: Spot
+) -> tuple[Side, Side]:
+    """Two rows of the engine: what every node contributes to the query, and to the keys."""
+    gradients, own = _both_sides(about, place, reached, spot)
+    leaves = _leaves(about, gradients, own, spot.layer)
+    found = sweep_gradients(about.local, spot.layer, gradients)
+    sides = []
+    for side in range(2):
+        constants = leaves[side].clone()
+        biases = found.constant[side] - (constants.sum() - own[side])
+        constants[LEAVES.index("biases")] += biases.to(constants.dtype)
+        sides.append(Side(found.sources[side], constants))
+    return sides[0], sides[1]
+
+
+def _both_sides(
+    about: Explained, place: QueryKeyMap, reached: Reached, spot: Spot
+) -> tuple[Float[Tensor, "2 positions d_model"], Float[Tensor, " 2"]]:
+    """Gradients of the stream, of query and keys, and what projection and norm add of their own."""
+    scores, key_head = spot.scores, spot.scores.key_head(spot.head)
+    zero = place.scores(torch.zeros_like(place.hidden)).scores
+    weighed = scores.scaling * (spot.weights @ scores.keys[key_head])
+    queries, keys = torch.zeros_like(scores.queries), torch.zeros_like(scores.keys)
+    queries[spot.head, spot.query] = weighed
+    keys[key_head] = scores.scaling * spot.weights[:, None] * scores.queries[spot.head, spot.query]
+    pulled = torch.cat([reached.pulled(queries[None], None), reached.pulled(None, keys[None])])
+    gradients, bias = pulled_to_stream(about, spot.layer, pulled)
+    own = torch.stack([(queries * zero.queries).sum(), (keys * zero.keys).sum()])
+    return gradients, own.detach() + bias
+
+
+def _leaves(
+    about: Explained,
+    gradients: Float[Tensor, "2 positions d_model"],
+    own: Float[Tensor, " 2"],
+    layer: int,
+) -> Float[Tensor, "2 leaves"]:
+    """Learned positions and skipped positions by themselves; the biases of the head alone."""
+    found = gradients.new_zeros(2, len(LEAVES))
+    found[:, LEAVES.index("biases")] = own
+    stream = entering(about, constant_sources(about.local), layer)
+    for leaf in ("positions", "skipped"):
+        at = LEAVES.index(leaf)
+        found[:, at] = torch.einsum("spd,pd->s", gradients, stream[at])
+    return found
+
+
+def entering(about: Explained, sources: Sources, layer: int) -> Tensor:
+    """The stream entering a layer, by source."""
+    every = streams(about.local, sources)
+    for _ in range(layer):
+        next(every)
+    return next(every)
