@@ -15,8 +15,8 @@ import pyarrow as pa
 from jaxtyping import Float
 from scipy import sparse
 
+from graphs import grouped, similarity, words
 from graphs import groups as grouping
-from graphs import words
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables, versions
 from graphs.exchange.files import place_of
@@ -44,6 +44,9 @@ from graphs.scores import ScorePair, Scores, as_computed, leak, score_pair, unco
 
 if TYPE_CHECKING:
     import networkx as nx
+
+LEAST = 0.3
+"""Likeness that features of an automatic group share."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -296,6 +299,81 @@ class AttributionGraph:
         """
         grouping.check(groups, self.nodes["id"].to_pylist())
         return self._of(**vars(self) | {"groups": tuple(groups)})
+
+    def group_features(
+        self,
+        least: float = LEAST,
+        by: str = "likeness",
+        across: bool = False,
+        decoders: Float[np.ndarray, "features features"] | None = None,
+    ) -> AttributionGraph:
+        """The same graph with its features in automatic groups, in place of all it had.
+
+        Features of a group are all alike, every two of them by `least` or more; features alike to
+        no other are in no group. `graphs.similarity` has the measures.
+
+        Args:
+            least: from 0 to 1.
+            by: "likeness", of labels, neighbours and decoders; "profiles", Neuronpedia's measure.
+            across: group features of several positions too.
+            decoders: (features, features) cosines of what the features write, in node order, as
+                `tracer.decoder_cosines` gives them; None: groups by the graph alone.
+
+        Returns:
+            A graph that shares everything else with this one; groups are named by what the labels
+            of their members share.
+
+        Raises:
+            GraphError: `least` is no share, an unknown measure, or cosines of another shape.
+        """
+        features = np.flatnonzero(is_kind(self.nodes, NodeKind.FEATURE))
+        through = number(self.nodes, "influence") + self._weight
+        alike = similarity.chosen(
+            by, self.nodes["label"].take(features).to_pylist(),
+            (self._signed, through, features), decoders,
+        )  # fmt: skip
+        if not 0 < least <= 1:
+            raise GraphError(f"least is {least}, expected a share above 0 and at most 1")
+        place = self.nodes["position"].to_numpy()[features] * (not across)
+        rows = self.nodes.to_pylist()
+        members = [
+            [rows[features[at]] for at in some] for some in similarity.clusters(alike, place, least)
+        ]
+        return self.with_groups(grouped.named(members, self.metadata.get("tokens", [])))
+
+    def grouped_scores(self, alone: bool = False) -> ScorePair:
+        """Replacement and completeness of the graph with its groups as nodes.
+
+        To be read beside `scores`: what effects of opposite sign within a group take from one
+        another counts as error. `graphs.grouped` has the formulas.
+
+        Args:
+            alone: count the features without a group as error too.
+
+        Returns:
+            Shares from 0 to 1, without units; NaN where the targets weigh nothing.
+        """
+        at = {name: row for row, name in enumerate(self.nodes["id"].to_pylist())}
+        owner = np.full(self.nodes.num_rows, -1)
+        for group, held in enumerate(self.groups):
+            owner[[at[name] for name in held.members]] = group
+        ends = (self._ends.token, self._ends.error, self._ends.logit)
+        return grouped.grouped_scores(
+            self._signed,
+            self._computed > 0,
+            self._weight,
+            self._reached_computed,
+            ends,
+            owner,
+            alone,
+        )
+
+    @cached_property
+    def _signed(self) -> sparse.csr_array:
+        """(nodes, nodes) signed shares of each row's input, as the model computed it."""
+        size = shares(self.effect, self._computed)
+        size.data = np.copysign(size.data, self.effect.data)
+        return size
 
     def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.

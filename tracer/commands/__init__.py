@@ -11,15 +11,17 @@ from tracer.commands.group import Group
 from tracer.commands.options import examples
 
 COMMANDS = (
-    *("trace", "show", "prune", "render", "export", "validate"),
+    *("trace", "show", "prune", "group", "render", "export", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
 )
-"""Each is a function in the module of its name."""
+"""Each is a function in the module of its name, but for `MODULES`' exception."""
+MODULES = {name: f"{__name__}.{name}" for name in COMMANDS} | {"group": f"{__name__}.grouping"}
+"""The command's name -> its module; `group.py` holds the click group they are all in."""
 
 
 @click.group(
     cls=Group,
-    modules={name: f"{__name__}.{name}" for name in COMMANDS},
+    modules=MODULES,
     context_settings={"show_default": True, "max_content_width": 100},
     epilog=examples(
         'tracer trace "The capital of the state containing Dallas is" -o dallas.graph',
