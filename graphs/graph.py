@@ -25,6 +25,7 @@ from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
 from graphs.pictures.scene import Content, Style
+from graphs.pictures.summary_source import draw_summary, summary_source
 from graphs.prune import Ends, cut, prune
 from graphs.schema import (
     COLUMNS,
@@ -518,6 +519,42 @@ class AttributionGraph:
         path = pathlib.Path(path)
         picture.draw(path, self._content, Style(edges, labels, curved))
         return path
+
+    def to_summary_dot(self, measured: Mapping[str, float] | None = None) -> str:
+        """The summary as DOT text with every position given; arguments as for `render_summary`.
+
+        Returns:
+            The text; lengths in it are points, y upward.
+        """
+        return summary_source(self._content, self._summary_groups, measured)
+
+    def render_summary(
+        self, path: str | pathlib.Path, measured: Mapping[str, float] | None = None
+    ) -> pathlib.Path:
+        """Draw what the graph comes down to: at most 12 boxes and 20 edges, 8 cm wide.
+
+        Boxes are the graph's groups, or those of `group_features` where it has none; what is too
+        small is one box with its share. Draw a pruned graph.
+
+        Args:
+            path: .svg, .png, .pdf or .dot.
+            measured: node id -> by how much the answer's logit falls when the node is zeroed, as
+                the columns `id` and `measured` of `validation_features.arrow` have it; None: no
+                badges.
+
+        Returns:
+            The path written.
+
+        Raises:
+            GraphError: as `render`.
+        """
+        path = pathlib.Path(path)
+        draw_summary(path, self._content, self._summary_groups, measured)
+        return path
+
+    @property
+    def _summary_groups(self) -> tuple[Group, ...]:
+        return self.groups or self.group_features().groups
 
     def _repr_svg_(self) -> str | None:
         """The picture, in a notebook; pruned unless it has been already."""

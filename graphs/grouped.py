@@ -67,8 +67,7 @@ def group_name(rows: Sequence[dict[str, Any]], most: int = 2) -> str:
                 shown.setdefault(part.casefold(), part)
                 weight[part.casefold()] += row["influence"] or 1e-12
     if not weight:
-        first = max(rows, key=lambda row: row["influence"])
-        return words.short_label(first) if first.get("feature") is not None else first["id"]
+        return "no label"
     order = sorted(weight, key=weight.__getitem__, reverse=True)
     heavy = [shown[part] for part in order[:most] if weight[part] >= 0.999 * weight[order[0]]]
     return ", ".join(heavy)

@@ -34,6 +34,9 @@ def chosen(
 ) -> Square:
     """One of `MEASURES` by name.
 
+    Returns:
+        (features, features) from 0 to 1, symmetric, 1 on the diagonal.
+
     Raises:
         GraphError: another name, or cosines of another shape.
     """
@@ -68,6 +71,9 @@ def likeness(
 def of_words(labels: Sequence[str | None]) -> Square:
     """Parts of two labels in common over all parts of both; 0 where one has none.
 
+    Returns:
+        (features, features) from 0 to 1.
+
     >>> of_words(["Texas, TX · Dallas", "TX, Texas", "Ohio", None])[0].tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
@@ -86,7 +92,11 @@ def label_words(label: str | None) -> frozenset[str]:
 def of_neighbours(
     signed: sparse.csr_array, through: Float[np.ndarray, " nodes"], features: np.ndarray
 ) -> Square:
-    """Inputs and outputs in common, by share and sign; the mean of the two."""
+    """Inputs and outputs in common, by share and sign; the mean of the two.
+
+    Returns:
+        (features, features) from 0 to 1.
+    """
     inputs, outputs = flows(signed, through, features)
     return (_overlap(inputs) + _overlap(outputs)) / 2
 
@@ -121,7 +131,11 @@ def _overlap(profile: Float[np.ndarray, "features nodes"]) -> Square:
 def profiles(
     signed: sparse.csr_array, through: Float[np.ndarray, " nodes"], features: np.ndarray
 ) -> Square:
-    """Cosine of the signed profiles of inputs and outputs, 0 where it is negative."""
+    """Cosine of the signed profiles of inputs and outputs, 0 where it is negative.
+
+    Returns:
+        (features, features) from 0 to 1, symmetric, 1 on the diagonal.
+    """
     whole = np.concatenate(flows(signed, through, features), axis=1)
     length = np.linalg.norm(whole, axis=1, keepdims=True)
     unit = whole / np.where(length == 0, 1, length)

@@ -127,7 +127,7 @@ def test_two_groups_of_one_meaning_have_two_names():
     [
         (["Texas, TX", "TX, Houston"], "TX"),
         (["say a capital · is", "say a capital · in"], "say a capital"),
-        ([None, None], "feature 0"),
+        ([None, None], "no label"),
         (["Texas", "Ohio"], "Texas, Ohio"),
     ],
 )
