@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import AttributionGraph, GraphError
-from graphs.pictures.routing import behind, clear_route, hits, sampled, through_gaps
+from graphs.pictures.routing import behind, clear_route, crossing, hits, sampled, through_gaps
 from graphs.pictures.summary import BOXES, EDGES, Summary, summarise
 from graphs.pictures.summary_places import LANE, WIDTH, placed
 from tests.graph_samples import columns, dallas, random_graph, two_paths
@@ -157,7 +157,7 @@ def test_the_same_graph_gives_the_same_text():
 
 def test_a_route_takes_the_gap_where_no_curve_is_clear():
     wall = np.array([[-100.0, 40, 60, 60], [64.5, 40, 100, 60]])
-    through = through_gaps((0, 0), (0, 100), [wall], (-110, 110))
+    through = through_gaps((0, 0), (0, 100), [crossing(wall, (-110, 110))])
     assert not behind([through], wall, [set()]).any()
     direct = clear_route((0, 0), (0, 100), wall[:0], (-110, 110))
     assert np.ptp(direct[:, 0]) == 0

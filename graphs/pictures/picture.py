@@ -67,7 +67,7 @@ def _edges(scene: Scene) -> list[str]:
     """Weakest first; `_nodes` tells in which order they are painted."""
     rows, style = scene.rows, scene.style
     edges = scene.content.edges.take(scene.drawn).to_pylist()
-    curves = placement.routes(scene.grid, scene.places, style.curved).tolist()
+    curves = placement.routes(scene.grid, scene.places, style.curved)
     peak = max((edge["influence"] for edge in edges), default=0.0)
     statements = []
     for rank, (edge, route) in enumerate(zip(edges, curves, strict=True)):
@@ -78,7 +78,7 @@ def _edges(scene: Scene) -> list[str]:
         size = (edge["influence"] / peak) ** 0.5 if peak else 0.0
         statements.append(
             dot.edge(
-                source["id"], target["id"], route,
+                source["id"], target["id"], route.ravel().tolist(),
                 id=f"edge_{source['id']}__{target['id']}",
                 head=None, **{"class": f"{kind} tier{strength}{' from_error' if grey else ''}"},
                 color=COLOURS["error" if grey else kind][strength],

@@ -5,7 +5,8 @@ curve is clear, a route runs along lanes that the caller knows to be free, with 
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -34,6 +35,8 @@ SAMPLES = 80
 """Points of a curve that are looked at."""
 CLEAR = 2.0
 """Least distance from a box that an edge does not end at."""
+ROOM = 3.0
+"""Between a row of boxes and where routes begin to run upright."""
 
 
 def curves(
@@ -88,6 +91,7 @@ def clear_route(
     boxes: Boxes,
     bounds: tuple[float, float],
     otherwise: Callable[[], Points] | None = None,
+    bends: Float[np.ndarray, "bends 2"] = BENDS,
 ) -> Points:
     """The straightest route from one point up or down to another that passes behind no box.
 
@@ -97,11 +101,12 @@ def clear_route(
         boxes: what to keep clear of; not those at the ends.
         bounds: least and largest x of the picture.
         otherwise: a route for where no single curve is clear.
+        bends: how far candidates lean aside at their two ends.
 
     Returns:
         (3 n + 1, 2) control points of n curves, in points.
     """
-    found = curves(start, end, BENDS)
+    found = curves(start, end, bends)
     points = sampled(found)
     outside = ((points[..., 0] < bounds[0]) | (points[..., 0] > bounds[1])).sum(1)
     wrong = hits(points, boxes) + outside
@@ -132,11 +137,25 @@ def tightened(curve: Float[np.ndarray, "4 2"], halvings: int = 2) -> Points:
     return np.concatenate([first, last[1:]])
 
 
+class Crossing(NamedTuple):
+    """A row of boxes that a route must cross."""
+
+    low: float
+    high: float
+    """Heights between which the route runs upright."""
+    gaps: Sequence[float]
+    """Where it may."""
+
+
+def crossing(row: Boxes, bounds: tuple[float, float]) -> Crossing:
+    """What a route can do about a whole row of boxes: pass between them, or at either end."""
+    return Crossing(row[:, 1].min() - ROOM, row[:, 3].max() + ROOM, _gaps(row, bounds))
+
+
 def through_gaps(
     start: Sequence[float],
     end: Sequence[float],
-    rows: Sequence[Boxes],
-    bounds: tuple[float, float],
+    rows: Sequence[Crossing],
     own: tuple[float, float] | None = None,
 ) -> Points:
     """A route through the gaps of the rows between its ends, with as little to and fro as can be.
@@ -144,42 +163,48 @@ def through_gaps(
     Args:
         start: x and y, below or above all of `rows`.
         end: x and y, on their other side.
-        rows: the boxes of each row to cross, in the order in which they are met.
-        bounds: least and largest x of the picture; there is room at both.
-        own: heights where the rows of the two ends are left and entered; None: where they are.
+        rows: in the order in which they are met.
+        own: heights up to which a route stays upright at its two ends; None: where they are.
 
     Returns:
         (3 n + 1, 2) control points of n curves, in points.
 
-    >>> through_gaps((0, 0), (0, 40), [np.array([[-5.0, 15, 9, 25]])], (-10, 99))[3].tolist()
+    >>> row = crossing(np.array([[-5.0, 15, 9, 25]]), (-10, 99))
+    >>> through_gaps((0, 0), (0, 40), [row])[3].tolist()
     [-7.5, 12.0]
     """
-    cost, ways = {float(start[0]): 0.0}, {float(start[0]): [float(start[0])]}
+    ways = {float(start[0]): (0.0, [float(start[0])])}
     for row in rows:
-        following: dict[float, tuple[float, float]] = {}
-        for gap in _gaps(row, bounds):
-            following[gap] = min((cost[x] + abs(gap - x), x) for x in cost)
-        ways = {gap: [*ways[before], gap] for gap, (_, before) in following.items()}
-        cost = {gap: least for gap, (least, _) in following.items()}
-    last = min(cost, key=lambda x: (cost[x] + abs(end[0] - x), x))
+        ways = {
+            gap: min((cost + abs(gap - x), [*before, gap]) for x, (cost, before) in ways.items())
+            for gap in row.gaps
+        }
+    _, taken = min((cost + abs(end[0] - x), way) for x, (cost, way) in ways.items())
     up = end[1] > start[1]
     own = own or (start[1], end[1])
-    stops = [np.array(start, float), np.array([start[0], own[0]])]
-    for x, row in zip(ways[last][1:], rows, strict=True):
-        low, high = row[:, 1].min() - 3, row[:, 3].max() + 3
-        stops += [np.array([x, y]) for y in ((low, high) if up else (high, low))]
-    stops += [np.array([end[0], own[1]]), np.array(end, float)]
-    return _vertical([at for at, before in zip(stops, [None, *stops], strict=False)
-                      if before is None or (at != before).any()])  # fmt: skip
+    stops = [(start[0], start[1]), (start[0], own[0])]
+    for x, row in zip(taken[1:], rows, strict=True):
+        heights = (row.low, row.high) if up else (row.high, row.low)
+        stops += [(x, y) for y in heights]
+    stops += [(end[0], own[1]), (end[0], end[1])]
+    return _vertical([np.array(at, float) for at, _ in groupby(stops)])
 
 
 def _gaps(row: Boxes, bounds: tuple[float, float]) -> list[float]:
-    """Middles of what is free in a row."""
+    """Middles of what is free in a row, whatever stands above what in it."""
     order = row[np.argsort(row[:, 0])]
-    left = np.append(bounds[0], order[:, 2])
+    left = np.append(bounds[0], np.maximum.accumulate(order[:, 2]))
     right = np.append(order[:, 0], bounds[1])
     wide = right - left >= 2 * CLEAR + 0.5
-    return ((left + right) / 2)[wide].tolist() or list(bounds)
+    return _lanes(left[wide], right[wide]) or list(bounds)
+
+
+def _lanes(left: np.ndarray, right: np.ndarray) -> list[float]:
+    """One lane in the middle of a narrow gap; in a wide one some near its sides as well."""
+    found: list[float] = []
+    for low, high in zip(left.tolist(), right.tolist(), strict=True):
+        found += [(low + high) / 2] if high - low < 24 else [low + 6, (low + high) / 2, high - 6]
+    return found
 
 
 def _vertical(stops: Sequence[np.ndarray]) -> Points:
@@ -192,7 +217,7 @@ def _vertical(stops: Sequence[np.ndarray]) -> Points:
 
 
 def behind(
-    routes: Sequence[Points], boxes: Boxes, own: Sequence[set[int]]
+    routes: Sequence[Points], boxes: Boxes, own: Sequence[set[int]], margin: float = 0.0
 ) -> Bool[np.ndarray, " routes"]:
     """Which routes pass behind a box that they do not end at.
 
@@ -200,6 +225,7 @@ def behind(
         routes: control points of each.
         boxes: all of them.
         own: the boxes each route ends at.
+        margin: least distance to keep.
 
     Returns:
         (routes,) a mask.
@@ -208,5 +234,5 @@ def behind(
     for at, (route, ends) in enumerate(zip(routes, own, strict=True)):
         others = np.delete(boxes, sorted(ends), axis=0)
         parts = np.stack([route[3 * n : 3 * n + 4] for n in range((len(route) - 1) // 3)])
-        found[at] = bool(hits(sampled(parts), others, 0.0).any())
+        found[at] = bool(hits(sampled(parts), others, margin).any())
     return found

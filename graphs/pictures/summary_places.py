@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from graphs import words
 from graphs.pictures.placement import text_width
-from graphs.pictures.routing import Points, clear_route, through_gaps
+from graphs.pictures.routing import Points, clear_route, crossing, through_gaps
 from graphs.pictures.summary import Box, Link, Summary
 
 WIDTH, LANE = 204.0, 9.0
@@ -193,12 +193,12 @@ def _routes(links: Sequence[Link], box: np.ndarray, rows: list[list[int]]) -> li
     for at, link in enumerate(links):
         low, high = stands[link.source], stands[link.target]
         crossed = rows[low + 1 : high] if low < high else rows[high + 1 : low][::-1]
-        between = [box[row] for row in ([rows[low]] if low == high else crossed)]
+        between = [crossing(box[row], bounds) for row in ([rows[low]] if low == high else crossed)]
         up = box[link.target, 1] > box[link.source, 1]
         own = (_edge_of(box[rows[low]], up), _edge_of(box[rows[high]], not up))
         others = np.delete(box, [link.source, link.target], axis=0)
         ends = (start[at], end[at])
-        gaps = partial(through_gaps, *ends, between, bounds, own if low != high else None)
+        gaps = partial(through_gaps, *ends, between, own if low != high else None)
         found.append(clear_route(*ends, others, bounds, gaps))
     return found
 
