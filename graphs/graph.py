@@ -19,7 +19,11 @@ from graphs import grouped, similarity, words
 from graphs import groups as grouping
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables, versions
+from graphs.exchange.attribution_import import Imported, read_attribution_json
+from graphs.exchange.attribution_json import About, attribution_json
+from graphs.exchange.circuit_tracer_pt import read_circuit_tracer_pt
 from graphs.exchange.files import place_of
+from graphs.exchange.views import with_pins
 from graphs.groups import Group
 from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
@@ -438,10 +442,14 @@ class AttributionGraph:
         nodes, plain = node_table(columns, COLUMNS), plain_metadata(metadata)
         return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
 
-    def save(self, path: str | pathlib.Path) -> None:
+    def save(self, path: str | pathlib.Path, pins: Sequence[str] = ()) -> None:
         """Write `nodes.arrow` and `edges.arrow` to a folder, or to a zip when `path` ends in .zip.
 
         `groups.json` joins them where there are groups, or where groups of another graph stand.
+
+        Args:
+            path: where.
+            pins: ids of nodes that a viewer is to show pinned, written to `view.json`.
 
         Raises:
             GraphError: something else stands there, or the place cannot be written.
@@ -450,6 +458,8 @@ class AttributionGraph:
         stale = path.is_dir() and place_of(path, grouping.FILE) is not None
         held = grouping.to_bytes(self.groups) if self.groups or stale else None
         beside = {} if held is None else {grouping.FILE: held}
+        if pins:
+            beside |= {arrow.VIEW: with_pins(pins)}
         arrow.write(path, self.nodes, self.edges, self._described, beside)
 
     @classmethod
@@ -477,12 +487,71 @@ class AttributionGraph:
             raise GraphError(f"{path}: {error}") from error
 
     def export(self, path: str | pathlib.Path) -> None:
-        """Write the graph for other programs: .json (edge list), .graphml or .csv (edges).
+        """Write the graph for other programs: .json, .graphml, .csv or .parquet (edges).
 
         Raises:
             GraphError: an unknown suffix, or the place cannot be written.
         """
-        tables.export(pathlib.Path(path), self.nodes, self.edges, self._described)
+        known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
+        tables.export(pathlib.Path(path), self.nodes, self.edges, self._described | known)
+
+    def to_attribution_json(self, profile: str, about: About, pins: Sequence[str] = ()) -> bytes:
+        """The graph as Neuronpedia's and circuit-tracer's front ends read it.
+
+        Draw-size graphs are what they can show: prune first.
+
+        Args:
+            profile: "neuronpedia", "self-hosted" (Neuronpedia with features from elsewhere) or
+                "circuit-tracer".
+            about: name of the graph and where its features are described.
+            pins: ids of nodes to pin.
+
+        Returns:
+            JSON that `from_attribution_json` gives the same graph back from.
+
+        Raises:
+            GraphError: a graph or a name that the tools cannot show.
+        """
+        tables = (self.nodes, self.edges, self._described)
+        return attribution_json(tables, self.groups, pins, profile, about)
+
+    @classmethod
+    def from_attribution_json(cls, content: bytes) -> tuple[AttributionGraph, Imported]:
+        """A graph from the JSON of circuit-tracer, Neuronpedia, or our own export.
+
+        Of a foreign file the influence is worked out from the links that are there; what the file
+        calls influence becomes the column `reported_influence`.
+
+        Returns:
+            The graph with its groups, and what was read: `pins`, and `notes` on what the file had
+            that is in no graph.
+
+        Raises:
+            GraphError: it is no such JSON, or nothing that makes a graph.
+        """
+        return cls._imported(read_attribution_json(content))
+
+    @classmethod
+    def from_circuit_tracer_pt(cls, content: bytes) -> tuple[AttributionGraph, Imported]:
+        """A graph from a `.pt` file of circuit-tracer, without running anything in it.
+
+        Returns:
+            The graph, and what was read.
+
+        Raises:
+            GraphError: it is no such file, or its pickle holds more than tensors and plain values.
+        """
+        return cls._imported(read_circuit_tracer_pt(content))
+
+    @classmethod
+    def _imported(cls, read: Imported) -> tuple[AttributionGraph, Imported]:
+        if read.whole:
+            nodes = node_table(read.columns, COLUMNS)
+            metadata = plain_metadata(read.metadata)
+            graph = cls(nodes=nodes, effect=read.effect, metadata=metadata, groups=read.groups)
+            return graph, read
+        graph = cls.build(read.columns, read.effect, read.metadata)
+        return graph.with_groups(read.groups), read
 
     def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
         """The picture as DOT text with every position given: `neato -n2` draws it.

@@ -344,8 +344,8 @@ def test_no_edge_passes_behind_a_box_it_does_not_end_at(seed: int):
         own = [{place[end] for end in pair if end in place} for pair in ends]
         assert found
         assert not behind(found, streets.box[streets.boxed], own).any()
-        straight = placement.routes(scene.grid, scene.places, curved=False)
-        assert behind(straight, streets.box[streets.boxed], own).any()
+    straight = placement.routes(scene.grid, scene.places, curved=False)
+    assert behind(straight, streets.box[streets.boxed], own).any()
 
 
 def test_edges_into_the_last_column_run_together():

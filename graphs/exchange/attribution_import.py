@@ -24,6 +24,13 @@ from graphs.schema import COLUMNS, GIVEN, GraphError, NodeKind
 THREE = re.compile(r"(\d{1,9})_(?:lor_|cro_)?(-?\d{1,12})_(\d{1,9})")
 """A feature's or a target's id: layer, number, position."""
 TOKEN = re.compile(r"E_(\d{1,12})_(\d{1,9})")
+KEPT = {
+    NodeKind.EMBEDDING: TOKEN,
+    NodeKind.ERROR: re.compile(r"\d{1,9}a?_-1_\d{1,9}"),
+    NodeKind.FEATURE: re.compile(r"\d{1,9}a?_\d{1,12}_\d{1,9}"),
+    NodeKind.LOGIT: re.compile(r"\d{1,9}_\d{1,12}_\d{1,9}"),
+}
+"""Ids that stay as the file has them."""
 QUOTED = re.compile(r'"([^"]*)"')
 CHANCE = re.compile(r"\(p=([0-9.eE+-]+)\)")
 
@@ -60,20 +67,20 @@ def read_attribution_json(content: bytes) -> Imported:
     if not isinstance(tokens, list) or not all(isinstance(one, str) for one in tokens):
         raise GraphError("metadata.prompt_tokens is no list of texts: no attribution graph")
     notes: list[str] = []
-    rows = [_row(at, node, metadata, notes) for at, node in enumerate(nodes)]
+    rows = [_row(at, node, metadata) for at, node in enumerate(nodes)]
     order = sorted(range(len(rows)), key=lambda at: (_rank(rows[at]), at))
     rows = [rows[at] for at in order]
-    _name(rows)
+    own = _restored(value.get(OWN), [nodes[at] for at in order], order)
+    _name(rows, ours=own is not None)
     ends = _Ends.of([nodes[at] for at in order], rows)
     effect = _effect(links, rows, ends, notes)
     params = value.get("qParams")
     params = params if isinstance(params, dict) else {}
     _relabel(rows, params.get("clerps"), notes)
-    groups = _groups(params.get("supernodes"), ends, notes)
-    pins = [ends.first[name] for name in _texts(params.get("pinnedIds")) if name in ends.first]
-    own = _restored(value.get(OWN), [nodes[at] for at in order], order)
-    about = _about(metadata, rows, tokens)
     ids = [row["id"] for row in rows]
+    groups = _groups(params.get("supernodes"), ends, ids, notes)
+    pins = [ends.first[name] for name in _texts(params.get("pinnedIds")) if name in ends.first]
+    about = _about(metadata, rows, tokens)
     pinned = [ids[at] for at in dict.fromkeys(pins)]
     if own is None:
         columns = {name: [row.get(name) for row in rows] for name in GIVEN}
@@ -104,7 +111,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
     return value
 
 
-def _row(at: int, node: object, metadata: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def _row(at: int, node: object, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the node table, its id still to be given."""
     if not isinstance(node, dict):
         raise GraphError(f"node {at} is {node!r:.60}: expected an object")
@@ -121,14 +128,26 @@ def _row(at: int, node: object, metadata: Mapping[str, Any], notes: list[str]) -
         "activation": _number(node.get("activation")), "label": None,
         "reported": _number(node.get("influence")),
     }  # fmt: skip
-    clerp = node.get("clerp") if isinstance(node.get("clerp"), str) else ""
-    tokens = metadata["prompt_tokens"]
+    clerp = _text(node.get("clerp"))
     if kind == NodeKind.EMBEDDING:
-        found = TOKEN.fullmatch(name)
-        text = tokens[position] if position < len(tokens) else None
-        return row | {"layer": -1, "token": int(found[1]) if found else None, "text": text}
+        return row | _embedding(name, position, metadata["prompt_tokens"])
     if kind == NodeKind.LOGIT:
         return row | _logit(name, node, clerp)
+    return row | _inner(name, node, kind, metadata.get("schema_version"))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _embedding(name: str, position: int, tokens: list[str]) -> dict[str, Any]:
+    found = TOKEN.fullmatch(name)
+    text = tokens[position] if position < len(tokens) else None
+    return {"layer": -1, "token": int(found[1]) if found else None, "text": text}
+
+
+def _inner(name: str, node: Mapping[str, Any], kind: NodeKind, version: object) -> dict[str, Any]:
+    """Layer of a feature or an error, and what a feature is."""
     layer = _whole(node.get("layer"))
     parts = THREE.fullmatch(name)
     if layer is None or layer < 0:
@@ -136,10 +155,10 @@ def _row(at: int, node: object, metadata: Mapping[str, Any], notes: list[str]) -
     if layer is None:
         raise GraphError(f"node {name!r:.60} has layer {node.get('layer')!r:.40}: expected a "
                          "layer from 0")  # fmt: skip
-    if kind == NodeKind.FEATURE:
-        row |= {"label": clerp or None}
-        layer, row["feature"] = _feature(node, parts, layer, metadata.get("schema_version"))
-    return row | {"layer": layer}
+    if kind != NodeKind.FEATURE:
+        return {"layer": layer}
+    layer, feature = _feature(node, parts, layer, version)
+    return {"layer": layer, "feature": feature, "label": _text(node.get("clerp")) or None}
 
 
 def _kind(node: Mapping[str, Any]) -> tuple[NodeKind, bool]:
@@ -197,24 +216,30 @@ def _site(row: Mapping[str, Any]) -> str:
     return f"{'attn_out' if row['attention'] else 'mlp_out'}.{row['layer']}"
 
 
-def _name(rows: list[dict[str, Any]]) -> None:
-    """Ids as ours are, none twice; sites; the layer of the targets."""
+def _name(rows: list[dict[str, Any]], ours: bool) -> None:
+    """Ids as ours are, none twice, the file's own where they are; sites; the targets' layer."""
     last = 1 + max((row["layer"] for row in rows if row["kind"] != NodeKind.LOGIT), default=-1)
+    used = Counter(row["foreign"] for row in rows)
     taken: Counter[str] = Counter()
     for row in rows:
-        at, kind = row["position"], row["kind"]
-        mark = "a" if row["attention"] else ""
-        if kind == NodeKind.LOGIT:
+        if row["kind"] == NodeKind.LOGIT:
             row["layer"] = last
-        name = {
-            NodeKind.EMBEDDING: f"E_{row.get('token') or 0}_{at}",
-            NodeKind.ERROR: f"{row['layer']}{mark}_-1_{at}",
-            NodeKind.FEATURE: f"{row['layer']}{mark}_{row.get('feature')}_{at}",
-            NodeKind.LOGIT: f"{last + 1}_{row.get('token') or 0}_{at}",
-        }[kind]
+        plain = _usual_name(row, last)
+        kept = ours or (KEPT[row["kind"]].fullmatch(row["foreign"]) and used[row["foreign"]] == 1)
+        name = row["foreign"] if kept else plain
         taken[name] += 1
         row["id"] = name if taken[name] == 1 else f"{name}-{taken[name]}"
-        row["site"] = node_sites.LOGITS if kind == NodeKind.LOGIT else _site(row)
+        row["site"] = node_sites.LOGITS if row["kind"] == NodeKind.LOGIT else _site(row)
+
+
+def _usual_name(row: Mapping[str, Any], last: int) -> str:
+    at, mark = row["position"], "a" if row["attention"] else ""
+    return {
+        NodeKind.EMBEDDING: f"E_{row.get('token') or 0}_{at}",
+        NodeKind.ERROR: f"{row['layer']}{mark}_-1_{at}",
+        NodeKind.FEATURE: f"{row['layer']}{mark}_{row.get('feature')}_{at}",
+        NodeKind.LOGIT: f"{last + 1}_{row.get('token') or 0}_{at}",
+    }[row["kind"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +330,7 @@ def _relabel(rows: list[dict[str, Any]], clerps: object, notes: list[str]) -> No
         notes.append(f"{len(named) - used} labels of the saved view name no feature")
 
 
-def _groups(values: object, ends: _Ends, notes: list[str]) -> tuple[Group, ...]:
+def _groups(values: object, ends: _Ends, ids: list[str], notes: list[str]) -> tuple[Group, ...]:
     """Supernodes: `[label, id, ...]` each; a node is in the first that names it."""
     taken: set[int] = set()
     names: Counter[str] = Counter()
@@ -325,7 +350,6 @@ def _groups(values: object, ends: _Ends, notes: list[str]) -> tuple[Group, ...]:
             found.append((name, members))
     if strange:
         notes.append(f"{strange} members of groups name no node, or one in an earlier group")
-    ids = {at: name for name, at in ends.first.items()}
     return tuple(Group(name, tuple(ids[at] for at in members)) for name, members in found)
 
 
@@ -354,10 +378,11 @@ def _restored(
         groups = from_json(own.get("groups"))
     except (pa.ArrowException, KeyError, TypeError, ValueError, GraphError):
         return None
-    if "label" in found:  # labels may have been changed where the file was
+    known = {"kind", "label"} <= set(found) and all(isinstance(n.get("clerp"), str) for n in nodes)
+    if known:  # labels may have been changed where the file was
         kinds = found["kind"].to_pylist()
         labels = [
-            (node.get("clerp") or None) if kind == NodeKind.FEATURE else label
+            node["clerp"] if kind == NodeKind.FEATURE and node["clerp"] != (label or "") else label
             for node, kind, label in zip(nodes, kinds, found["label"].to_pylist(), strict=True)
         ]
         found["label"] = pa.array(labels, pa.string())

@@ -11,12 +11,17 @@ from tracer.commands.group import Group
 from tracer.commands.options import examples
 
 COMMANDS = (
-    *("trace", "show", "prune", "group", "render", "export", "validate"),
+    *("trace", "show", "prune", "group", "render", "export", "import", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
 )
 """Each is a function in the module of its name, but for `MODULES`' exception."""
-MODULES = {name: f"{__name__}.{name}" for name in COMMANDS} | {"group": f"{__name__}.grouping"}
-"""The command's name -> its module; `group.py` holds the click group they are all in."""
+MODULES = {
+    **{name: f"{__name__}.{name}" for name in COMMANDS},
+    "group": f"{__name__}.grouping",
+    "import": f"{__name__}.importing",
+}
+"""The command's name -> its module; `group.py` holds the click group they are all in, and `import`
+is a word of Python's."""
 
 
 @click.group(
