@@ -15,16 +15,21 @@ import pyarrow as pa
 from jaxtyping import Float
 from scipy import sparse
 
-from graphs import attention_tables, words
+from graphs import attention_tables, grouped, similarity, words
 from graphs import groups as grouping
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables, versions
+from graphs.exchange.attribution_import import Imported, read_attribution_json
+from graphs.exchange.attribution_json import About, attribution_json
+from graphs.exchange.circuit_tracer_pt import read_circuit_tracer_pt
 from graphs.exchange.files import place_of
+from graphs.exchange.views import with_pins
 from graphs.groups import Group
 from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
 from graphs.pictures.scene import Content, Style
+from graphs.pictures.summary_source import draw_summary, summary_source
 from graphs.prune import Ends, cut, prune
 from graphs.schema import (
     COLUMNS,
@@ -44,6 +49,9 @@ from graphs.scores import ScorePair, Scores, as_computed, leak, score_pair, unco
 
 if TYPE_CHECKING:
     import networkx as nx
+
+LEAST = 0.3
+"""Likeness that features of an automatic group share."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -328,6 +336,81 @@ class AttributionGraph:
         attention_tables.check(tables)
         return self._of(**vars(self) | {"tables": {**self.tables, **tables}})
 
+    def group_features(
+        self,
+        least: float = LEAST,
+        by: str = "likeness",
+        across: bool = False,
+        decoders: Float[np.ndarray, "features features"] | None = None,
+    ) -> AttributionGraph:
+        """The same graph with its features in automatic groups, in place of all it had.
+
+        Features of a group are all alike, every two of them by `least` or more; features alike to
+        no other are in no group. `graphs.similarity` has the measures.
+
+        Args:
+            least: from 0 to 1.
+            by: "likeness", of labels, neighbours and decoders; "profiles", Neuronpedia's measure.
+            across: group features of several positions too.
+            decoders: (features, features) cosines of what the features write, in node order, as
+                `tracer.decoder_cosines` gives them; None: groups by the graph alone.
+
+        Returns:
+            A graph that shares everything else with this one; groups are named by what the labels
+            of their members share.
+
+        Raises:
+            GraphError: `least` is no share, an unknown measure, or cosines of another shape.
+        """
+        features = np.flatnonzero(is_kind(self.nodes, NodeKind.FEATURE))
+        through = number(self.nodes, "influence") + self._weight
+        alike = similarity.chosen(
+            by, self.nodes["label"].take(features).to_pylist(),
+            (self._signed, through, features), decoders,
+        )  # fmt: skip
+        if not 0 < least <= 1:
+            raise GraphError(f"least is {least}, expected a share above 0 and at most 1")
+        place = self.nodes["position"].to_numpy()[features] * (not across)
+        rows = self.nodes.to_pylist()
+        members = [
+            [rows[features[at]] for at in some] for some in similarity.clusters(alike, place, least)
+        ]
+        return self.with_groups(grouped.named(members, self.metadata.get("tokens", [])))
+
+    def grouped_scores(self, alone: bool = False) -> ScorePair:
+        """Replacement and completeness of the graph with its groups as nodes.
+
+        To be read beside `scores`: what effects of opposite sign within a group take from one
+        another counts as error. `graphs.grouped` has the formulas.
+
+        Args:
+            alone: count the features without a group as error too.
+
+        Returns:
+            Shares from 0 to 1, without units; NaN where the targets weigh nothing.
+        """
+        at = {name: row for row, name in enumerate(self.nodes["id"].to_pylist())}
+        owner = np.full(self.nodes.num_rows, -1)
+        for group, held in enumerate(self.groups):
+            owner[[at[name] for name in held.members]] = group
+        ends = (self._ends.token, self._ends.error, self._ends.logit)
+        return grouped.grouped_scores(
+            self._signed,
+            self._computed > 0,
+            self._weight,
+            self._reached_computed,
+            ends,
+            owner,
+            alone,
+        )
+
+    @cached_property
+    def _signed(self) -> sparse.csr_array:
+        """(nodes, nodes) signed shares of each row's input, as the model computed it."""
+        size = shares(self.effect, self._computed)
+        size.data = np.copysign(size.data, self.effect.data)
+        return size
+
     def paths(self, count: int = 10) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
 
@@ -390,11 +473,15 @@ class AttributionGraph:
         nodes, plain = node_table(columns, COLUMNS), plain_metadata(metadata)
         return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
 
-    def save(self, path: str | pathlib.Path) -> None:
+    def save(self, path: str | pathlib.Path, pins: Sequence[str] = ()) -> None:
         """Write `nodes.arrow` and `edges.arrow` to a folder, or to a zip when `path` ends in .zip.
 
         `groups.json` joins them where there are groups, or where groups of another graph stand, and
         so do tables about attention.
+
+        Args:
+            path: where.
+            pins: ids of nodes that a viewer is to show pinned, written to `view.json`.
 
         Raises:
             GraphError: something else stands there, or the place cannot be written.
@@ -405,6 +492,8 @@ class AttributionGraph:
         beside = {} if held is None else {grouping.FILE: held}
         files, digests = attention_tables.to_files(self.tables)
         beside |= _emptied(path) | files
+        if pins:
+            beside |= {arrow.VIEW: with_pins(pins)}
         described = self._described | ({"tables": digests} if digests else {})
         arrow.write(path, self.nodes, self.edges, described, beside)
 
@@ -435,12 +524,71 @@ class AttributionGraph:
             raise GraphError(f"{path}: {error}") from error
 
     def export(self, path: str | pathlib.Path) -> None:
-        """Write the graph for other programs: .json (edge list), .graphml or .csv (edges).
+        """Write the graph for other programs: .json, .graphml, .csv or .parquet (edges).
 
         Raises:
             GraphError: an unknown suffix, or the place cannot be written.
         """
-        tables.export(pathlib.Path(path), self.nodes, self.edges, self._described)
+        known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
+        tables.export(pathlib.Path(path), self.nodes, self.edges, self._described | known)
+
+    def to_attribution_json(self, profile: str, about: About, pins: Sequence[str] = ()) -> bytes:
+        """The graph as Neuronpedia's and circuit-tracer's front ends read it.
+
+        Draw-size graphs are what they can show: prune first.
+
+        Args:
+            profile: "neuronpedia", "self-hosted" (Neuronpedia with features from elsewhere) or
+                "circuit-tracer".
+            about: name of the graph and where its features are described.
+            pins: ids of nodes to pin.
+
+        Returns:
+            JSON that `from_attribution_json` gives the same graph back from.
+
+        Raises:
+            GraphError: a graph or a name that the tools cannot show.
+        """
+        tables = (self.nodes, self.edges, self._described)
+        return attribution_json(tables, self.groups, pins, profile, about)
+
+    @classmethod
+    def from_attribution_json(cls, content: bytes) -> tuple[AttributionGraph, Imported]:
+        """A graph from the JSON of circuit-tracer, Neuronpedia, or our own export.
+
+        Of a foreign file the influence is worked out from the links that are there; what the file
+        calls influence becomes the column `reported_influence`.
+
+        Returns:
+            The graph with its groups, and what was read: `pins`, and `notes` on what the file had
+            that is in no graph.
+
+        Raises:
+            GraphError: it is no such JSON, or nothing that makes a graph.
+        """
+        return cls._imported(read_attribution_json(content))
+
+    @classmethod
+    def from_circuit_tracer_pt(cls, content: bytes) -> tuple[AttributionGraph, Imported]:
+        """A graph from a `.pt` file of circuit-tracer, without running anything in it.
+
+        Returns:
+            The graph, and what was read.
+
+        Raises:
+            GraphError: it is no such file, or its pickle holds more than tensors and plain values.
+        """
+        return cls._imported(read_circuit_tracer_pt(content))
+
+    @classmethod
+    def _imported(cls, read: Imported) -> tuple[AttributionGraph, Imported]:
+        if read.whole:
+            nodes = node_table(read.columns, COLUMNS)
+            metadata = plain_metadata(read.metadata)
+            graph = cls(nodes=nodes, effect=read.effect, metadata=metadata, groups=read.groups)
+            return graph, read
+        graph = cls.build(read.columns, read.effect, read.metadata)
+        return graph.with_groups(read.groups), read
 
     def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
         """The picture as DOT text with every position given: `neato -n2` draws it.
@@ -477,6 +625,42 @@ class AttributionGraph:
         path = pathlib.Path(path)
         picture.draw(path, self._content, Style(edges, labels, curved))
         return path
+
+    def to_summary_dot(self, measured: Mapping[str, float] | None = None) -> str:
+        """The summary as DOT text with every position given; arguments as for `render_summary`.
+
+        Returns:
+            The text; lengths in it are points, y upward.
+        """
+        return summary_source(self._content, self._summary_groups, measured)
+
+    def render_summary(
+        self, path: str | pathlib.Path, measured: Mapping[str, float] | None = None
+    ) -> pathlib.Path:
+        """Draw what the graph comes down to: at most 12 boxes and 20 edges, 8 cm wide.
+
+        Boxes are the graph's groups, or those of `group_features` where it has none; what is too
+        small is one box with its share. Draw a pruned graph.
+
+        Args:
+            path: .svg, .png, .pdf or .dot.
+            measured: node id -> by how much the answer's logit falls when the node is zeroed, as
+                the columns `id` and `measured` of `validation_features.arrow` have it; None: no
+                badges.
+
+        Returns:
+            The path written.
+
+        Raises:
+            GraphError: as `render`.
+        """
+        path = pathlib.Path(path)
+        draw_summary(path, self._content, self._summary_groups, measured)
+        return path
+
+    @property
+    def _summary_groups(self) -> tuple[Group, ...]:
+        return self.groups or self.group_features().groups
 
     def _repr_svg_(self) -> str | None:
         """The picture, in a notebook; pruned unless it has been already."""

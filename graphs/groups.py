@@ -89,6 +89,9 @@ def check(groups: Iterable[Group], ids: Iterable[str]) -> None:
 def grouped(groups: Sequence[Group], new: Group) -> tuple[Group, ...]:
     """Groups with a new one, in the place of one of its name; its members leave all others.
 
+    Returns:
+        All groups, in their order.
+
     >>> texas, texan = Group("Texas", ("a", "b")), Group("Dallas", ("b",))
     >>> [(one.name, one.members) for one in grouped((texas,), texan)]
     [('Texas', ('a',)), ('Dallas', ('b',))]
@@ -106,6 +109,9 @@ def grouped(groups: Sequence[Group], new: Group) -> tuple[Group, ...]:
 def without(groups: Sequence[Group], name: str) -> tuple[Group, ...]:
     """Groups less the one of a name.
 
+    Returns:
+        The others, in their order.
+
     Raises:
         GraphError: none has it.
     """
@@ -115,6 +121,9 @@ def without(groups: Sequence[Group], name: str) -> tuple[Group, ...]:
 
 def renamed(groups: Sequence[Group], name: str, new: str) -> tuple[Group, ...]:
     """Groups, one of them under another name.
+
+    Returns:
+        All groups, in their order.
 
     Raises:
         GraphError: none has the name, or another one has the new name.
@@ -127,6 +136,9 @@ def renamed(groups: Sequence[Group], name: str, new: str) -> tuple[Group, ...]:
 
 def left(groups: Iterable[Group], ids: Iterable[str]) -> tuple[Group, ...]:
     """Groups of the nodes that are left: members that are gone are dropped, as are empty groups.
+
+    Returns:
+        What is left of the groups, in their order.
 
     >>> left([Group("Texas", ("a", "b")), Group("Dallas", ("c",))], ["b"])
     (Group(name='Texas', members=('b',), place=None),)
@@ -166,6 +178,9 @@ def to_json(groups: Iterable[Group]) -> list[dict[str, Any]]:
 def from_json(values: object) -> tuple[Group, ...]:
     """What `to_json` gave.
 
+    Returns:
+        The groups, in their order.
+
     Raises:
         GraphError: it is no list of groups.
     """
@@ -189,6 +204,9 @@ def to_bytes(groups: Iterable[Group]) -> bytes:
 
 def from_bytes(content: bytes) -> tuple[Group, ...]:
     """What `groups.json` holds; `check` says whether it belongs to a graph.
+
+    Returns:
+        The groups, in the order of the file.
 
     Raises:
         GraphError: it is torn, foreign, or of another format.

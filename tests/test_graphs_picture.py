@@ -3,6 +3,7 @@
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ import pytest
 from scipy import sparse
 
 from graphs import AttributionGraph, GraphError
+from graphs.edges import share_matrix
+from graphs.pictures import placement
+from graphs.pictures.routing import behind
+from graphs.pictures.scene import Style, compose
 from tests.graph_samples import columns, dallas, random_graph, two_paths
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -323,3 +328,66 @@ def test_odd_graphs_can_be_drawn(tmp_path: Path):
     large = random_graph(0, tokens=[f" w{at}" for at in range(80)], layers=30, features=300)
     found = drawn(large, tmp_path, edges=100, curved=False)
     assert len([name for name in found if name.startswith("edge_")]) == 100
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_edge_passes_behind_a_box_it_does_not_end_at(seed: int):
+    for graph in (
+        random_graph(seed, features=40).prune(),
+        random_graph(seed, features=150).prune(),
+    ):
+        scene = compose(graph._content, Style())
+        streets = placement.Streets.of(scene.grid, scene.places)
+        place = {int(row): at for at, row in enumerate(np.flatnonzero(streets.boxed))}
+        found = placement.routes(scene.grid, scene.places, curved=True)
+        ends = zip(*(scene.grid.links[side].tolist() for side in (0, 1)), strict=True)
+        own = [{place[end] for end in pair if end in place} for pair in ends]
+        assert found
+        assert not behind(found, streets.box[streets.boxed], own).any()
+    straight = placement.routes(scene.grid, scene.places, curved=False)
+    assert behind(straight, streets.box[streets.boxed], own).any()
+
+
+def test_edges_into_the_last_column_run_together():
+    scene = compose(dallas().prune()._content, Style())
+    source, target, _ = scene.grid.links
+    last = scene.grid.shape[1] - 1
+    entered: dict[tuple[float, float], int] = {}
+    routes = placement.routes(scene.grid, scene.places, curved=True)
+    for route, low, high in zip(routes, source, target, strict=True):
+        if scene.grid.column[low] < last == scene.grid.column[high] and len(route) == 7:
+            corner = tuple(route[3].round(3).tolist())
+            entered[corner] = entered.get(corner, 0) + 1
+    assert max(entered.values()) > 2
+    assert len({x for x, _ in entered}) == 1
+
+
+def test_the_gold_path_skips_no_step_that_carries_more():
+    checked = 0
+    for seed in range(8):
+        graph = random_graph(seed, features=60).prune()
+        scene = compose(graph._content, Style())
+        share = share_matrix(graph.edges, graph.nodes.num_rows).toarray()
+        total = np.linalg.inv(np.eye(len(share)) - share)
+        path = sorted(scene.marked)
+        for low, high in pairwise(path):
+            by_way = total[high] * total[:, low]
+            by_way[[low, high]] = 0
+            assert by_way.max() <= share[high, low] * (1 + 1e-6)
+            checked += 1
+    assert checked > 10
+
+
+def test_a_skipped_step_joins_the_gold_path():
+    """Alone the edge carries more than any one path by way of Texas; all of them carry more."""
+    rows = [
+        {"kind": "embedding", "layer": -1, "position": 0, "token": 5},
+        {"kind": "feature", "layer": 0, "position": 0, "feature": 1},
+        *({"kind": "feature", "layer": 1, "position": 0, "feature": at} for at in range(4)),
+        {"kind": "logit", "layer": 2, "position": 0, "token": 9, "probability": 1},
+    ]
+    effect = np.zeros((7, 7))
+    effect[1, 0] = effect[2:6, 1] = 1
+    effect[6, 2:6], effect[6, 1], effect[6, 0] = 0.14, 0.2, 0.24
+    graph = AttributionGraph.build(columns(rows), sparse.csr_array(effect), {"tokens": ["a"]})
+    assert compose(graph._content, Style()).marked == {0, 1, 6}

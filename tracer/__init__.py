@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
     from tracer.errors import TraceError
+    from tracer.features.alike import decoder_cosines
     from tracer.features.differing import differing
     from tracer.features.store import Feature, FeatureStore
     from tracer.interventions.generate import generate
@@ -105,6 +106,7 @@ __all__ = [
     "contrast",
     "convert",
     "corpus_means",
+    "decoder_cosines",
     "differing",
     "direction",
     "explain_attention",
@@ -174,6 +176,7 @@ _PLACES = {
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",
+    "decoder_cosines": "tracer.features.alike",
     "differing": "tracer.features.differing",
     "direction": "tracer.lenses.contrasts",
     "explain_attention": "tracer.attention.explain",

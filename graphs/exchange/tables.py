@@ -13,6 +13,7 @@ from typing import Any
 import networkx as nx
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 
 from graphs.exchange.files import writing
 from graphs.exchange.networks import to_networkx
@@ -47,12 +48,17 @@ def edge_csv(nodes: pa.Table, edges: pa.Table, _: Metadata) -> bytes:
     "source","target","weight","source_text","source_label","target_text","target_label"
     "d","t",2.5," Dallas",,,"Texas"
     """
-    table = _named(nodes, edges)
-    for end in ("source", "target"):
-        for name in ("text", "label"):
-            table = table.append_column(f"{end}_{name}", nodes[name].take(edges[end]))
     stream = io.BytesIO()
-    pa.csv.write_csv(table, stream)
+    pa.csv.write_csv(_with_texts(nodes, edges), stream)
+    return stream.getvalue()
+
+
+def edge_parquet(nodes: pa.Table, edges: pa.Table, metadata: Metadata) -> bytes:
+    """The same columns as Parquet, with the metadata as JSON under `tracer.graph`."""
+    table = _with_texts(nodes, edges)
+    held = {"tracer.graph": json.dumps(metadata, ensure_ascii=False)}
+    stream = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(held), stream)
     return stream.getvalue()
 
 
@@ -60,6 +66,7 @@ WRITERS: dict[str, Callable[[pa.Table, pa.Table, Metadata], bytes]] = {
     ".json": edge_list_json,
     ".graphml": graphml,
     ".csv": edge_csv,
+    ".parquet": edge_parquet,
 }
 
 
@@ -78,6 +85,14 @@ def export(path: Path, nodes: pa.Table, edges: pa.Table, metadata: Metadata) -> 
 def _named(nodes: pa.Table, edges: pa.Table) -> pa.Table:
     ends = {end: nodes["id"].take(edges[end]) for end in ("source", "target")}
     return pa.table(ends | {name: edges[name] for name in edges.column_names[2:]})
+
+
+def _with_texts(nodes: pa.Table, edges: pa.Table) -> pa.Table:
+    table = _named(nodes, edges)
+    for end in ("source", "target"):
+        for name in ("text", "label"):
+            table = table.append_column(f"{end}_{name}", nodes[name].take(edges[end]))
+    return table
 
 
 def _scalar(value: object) -> object:

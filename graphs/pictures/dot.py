@@ -50,10 +50,21 @@ def hidden(name: str, centre: tuple[float, float]) -> str:
     return node(name, centre, style="invis", shape="point", width=0.01, height=0.01, label="")
 
 
-def edge(source: str, target: str, route: Iterable[float], **pairs: str | float) -> str:
-    """A cubic Bézier curve along `route`: x and y of its four points, one after the other."""
+def edge(
+    source: str,
+    target: str,
+    route: Iterable[float],
+    head: tuple[float, float] | None = None,
+    **pairs: str | float,
+) -> str:
+    """Cubic Bézier curves along `route`, x and y of 3 n + 1 points one after the other.
+
+    `head` is where an arrow's head ends that begins at the end of the route.
+    """
     numbers = [f"{number:.1f}" for number in route]
     pos = " ".join(f"{x},{y}" for x, y in zip(numbers[::2], numbers[1::2], strict=True))
+    if head is not None:
+        pos = f"e,{head[0]:.1f},{head[1]:.1f} {pos}"
     return f"{quoted(source)} -> {quoted(target)} {attributes(pairs | {'pos': pos})};"
 
 

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from graphs import words
-from graphs.exchange.files import writing
 from graphs.pictures import dot, placement
 from graphs.pictures.captions import captions, question, row_names
 from graphs.pictures.marks import COLOURS, look, shape, tier
-from graphs.pictures.render import FORMATS, render
+from graphs.pictures.render import write_picture
 from graphs.pictures.scene import Content, Scene, Style, compose
-from graphs.schema import GraphError, NodeKind
+from graphs.schema import NodeKind
 
 BANDS = ("#f7f6f1", "#f1efe8")
 EDGE_BANDS = "#e9e7df"
@@ -36,13 +35,7 @@ def draw(path: Path, content: Content, style: Style) -> None:
         GraphError: an unknown suffix, Graphviz is missing (not for .dot), or the place cannot be
             written.
     """
-    form = path.suffix.removeprefix(".")
-    if form not in ("dot", *FORMATS):
-        raise GraphError(f"cannot draw {path}: expected a suffix of .svg, .png, .pdf, .dot")
-    source = dot_source(content, replace(style, bitmap=form == "png"))
-    picture = source.encode() if form == "dot" else render(source, form)
-    with writing(path) as partial:
-        partial.write_bytes(picture)
+    write_picture(path, lambda bitmap: dot_source(content, replace(style, bitmap=bitmap)))
 
 
 def dot_source(content: Content, style: Style) -> str:
@@ -74,7 +67,7 @@ def _edges(scene: Scene) -> list[str]:
     """Weakest first; `_nodes` tells in which order they are painted."""
     rows, style = scene.rows, scene.style
     edges = scene.content.edges.take(scene.drawn).to_pylist()
-    curves = placement.routes(scene.grid, scene.places, style.curved).tolist()
+    curves = placement.routes(scene.grid, scene.places, style.curved)
     peak = max((edge["influence"] for edge in edges), default=0.0)
     statements = []
     for rank, (edge, route) in enumerate(zip(edges, curves, strict=True)):
@@ -85,9 +78,9 @@ def _edges(scene: Scene) -> list[str]:
         size = (edge["influence"] / peak) ** 0.5 if peak else 0.0
         statements.append(
             dot.edge(
-                source["id"], target["id"], route,
+                source["id"], target["id"], route.ravel().tolist(),
                 id=f"edge_{source['id']}__{target['id']}",
-                **{"class": f"{kind} tier{strength}{' from_error' if grey else ''}"},
+                head=None, **{"class": f"{kind} tier{strength}{' from_error' if grey else ''}"},
                 color=COLOURS["error" if grey else kind][strength],
                 penwidth=f"{0.5 + 4.0 * size:.2f}",
                 style="solid" if edge["weight"] > 0 else "dashed",

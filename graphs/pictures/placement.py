@@ -4,13 +4,29 @@ Lengths are points (1/72 inch), x to the right, y upward. A cell is one column i
 glyphs stand side by side, in as many lines as it takes, the first on top.
 """
 
+from __future__ import annotations
+
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+
+from graphs.pictures.routing import (
+    BENDS,
+    CLEAR,
+    ROOM,
+    Boxes,
+    Crossing,
+    Points,
+    behind,
+    clear_route,
+    crossing,
+    through_gaps,
+)
 
 GAP = 6.0
 """Between neighbours in a cell."""
@@ -26,6 +42,12 @@ STEEP = 80.0
 """Edges whose ends are closer than this, sideways, bend around what lies between them."""
 EMPTY = 16.0
 """Height of a row without nodes."""
+REROUTED = 3000
+"""Edges up to which each is kept from passing behind boxes; more are drawn as they come."""
+FEW = 60
+"""Candidates tried for an edge before it takes the gaps."""
+MARGIN = 10.0
+"""Room for edges on either side of all columns."""
 TALL = 520.0
 """Height that the rows together fill when they are few."""
 
@@ -182,15 +204,29 @@ def _height(line: list[int], grid: Grid) -> float:
     return max(grid.glyphs[node].height for node in line) + GAP
 
 
-def routes(grid: Grid, layout: Layout, curved: bool) -> Float[np.ndarray, "edges 8"]:
-    """A cubic Bézier for every link, from the top of its source to the bottom of its target.
+def routes(grid: Grid, layout: Layout, curved: bool) -> list[Points]:
+    """A route for every link, from the top of its source to the bottom of its target.
 
     Leaves and enters vertically, so that labels are struck through less and the point of entry
-    shows; ends on wide glyphs are fanned by where the other end lies. An edge that would run
-    straight up behind the glyphs between its ends bends around them. Straight if not `curved`.
+    shows; ends on wide glyphs are fanned by where the other end lies. No curve passes behind a box
+    that it does not end at: one that would bends around it, or takes the gaps between boxes.
+    Curves from other columns into the last one run together before they enter it. Straight if not
+    `curved`, behind whatever lies there.
 
     Returns:
-        (edges, 8) x and y of the four points of each curve, in points.
+        For each, the (3 n + 1, 2) points of n cubic Bézier curves, in points.
+    """
+    plain = _plain_routes(grid, layout, curved)
+    if not curved or len(plain) > REROUTED:
+        return list(plain)
+    return _clear_routes(grid, layout, plain)
+
+
+def _plain_routes(grid: Grid, layout: Layout, curved: bool) -> Float[np.ndarray, "edges 4 2"]:
+    """One curve a link, whatever lies behind it; the steep ones already bend inward.
+
+    Returns:
+        (edges, 4, 2) control points, in points.
     """
     source, target, _ = grid.links
     size = np.array([(glyph.width, glyph.height) for glyph in grid.glyphs]).reshape(-1, 2)
@@ -207,7 +243,115 @@ def routes(grid: Grid, layout: Layout, curved: bool) -> Float[np.ndarray, "edges
         inner = (x0 + bend, y0 + pull, x3 + bend, y3 - pull)
     else:
         inner = (x0 + (x3 - x0) / 3, y0 + rise / 3, x3 - (x3 - x0) / 3, y3 - rise / 3)
-    return np.stack([x0, y0, *inner, x3, y3], axis=1)
+    return np.stack([x0, y0, *inner, x3, y3], axis=1).reshape(-1, 4, 2)
+
+
+def _clear_routes(
+    grid: Grid, layout: Layout, plain: Float[np.ndarray, "edges 4 2"]
+) -> list[Points]:
+    """The plain curve where nothing is in its way, and a way around where something is."""
+    source, target, _ = grid.links
+    street = Streets.of(grid, layout)
+    last = grid.shape[1] - 1
+    found: list[Points] = []
+    for curve, low, high in zip(plain, source.tolist(), target.tolist(), strict=True):
+        others = street.others(low, high, curve)
+        bundled = grid.column[high] == last > grid.column[low]
+        tries = [street.bundled(curve, high)] if bundled else []
+        tries.append(curve)
+        clear = (one for one in tries if not behind([one], others, [set()], CLEAR).any())
+        route = next(clear, None)
+        if route is None:
+            around = partial(street.around, curve[0], curve[3], low, high)
+            ends = (curve[0], curve[3])
+            bounds = (-MARGIN, layout.columns[-1] + MARGIN)
+            route = clear_route(*ends, others, bounds, around, BENDS[:FEW])
+            if behind([route], others, [set()]).any():
+                route = clear_route(*ends, others, bounds)
+        found.append(route)
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Streets:
+    """Where edges can run between the boxes of a grid."""
+
+    grid: Grid
+    layout: Layout
+    box: Boxes
+    """(nodes, 4), of circles and diamonds empty."""
+    boxed: Bool[np.ndarray, " nodes"]
+    ends: dict[int, tuple[float, float]]
+    """Lowest and highest of each row's boxes."""
+
+    @classmethod
+    def of(cls, grid: Grid, layout: Layout) -> Streets:
+        """From where everything stands."""
+        size = np.array([(one.width, one.height) for one in grid.glyphs]).reshape(-1, 2) / 2
+        middle = np.stack([layout.x, layout.y], 1)
+        box = np.concatenate([middle - size, middle + size], 1)
+        boxed = np.array([bool(glyph.text) for glyph in grid.glyphs], bool)
+        ends = {
+            row: (float(box[some, 1].min()), float(box[some, 3].max()))
+            for row in range(grid.shape[0])
+            if (some := boxed & (grid.row == row)).any()
+        }
+        return cls(grid, layout, box, boxed, ends)
+
+    def others(self, low: int, high: int, curve: Points) -> Boxes:
+        """Boxes that may be in the way between two nodes."""
+        some = self.boxed.copy()
+        some[[low, high]] = False
+        least, most = sorted((curve[0, 1], curve[-1, 1]))
+        some &= (self.box[:, 3] > least - 60) & (self.box[:, 1] < most + 60)
+        return self.box[some]
+
+    def bundled(self, curve: Points, high: int) -> Points:
+        """A curve into the last column that passes its lower left corner with all others."""
+        floor = self.ends.get(int(self.grid.row[high]), (curve[3, 1], 0.0))[0]
+        corner = np.array([self.layout.columns[-2] + 3.0, floor - ROOM - 1.0])
+        start, end = curve[0], curve[3]
+        rise = max(corner[1] - start[1], 8.0)
+        across = max(corner[0] - start[0], 8.0)
+        (x0, y0), (x1, y1), (x2, y2) = start.tolist(), corner.tolist(), end.tolist()
+        first = [(x0, y0), (x0, y0 + 0.5 * rise), (x1 - min(0.5 * across, 110.0), y1), (x1, y1)]
+        last = [(x1 + 0.6 * (x2 - x1), y1), (x2, y2 - max(y2 - y1, 2.0)), (x2, y2)]
+        return np.array([*first, *last])
+
+    def around(self, start: Points, end: Points, low: int, high: int) -> Points:
+        """A route from one node up to another through the gaps of everything between them."""
+        rows, edges = self.grid.row, self.layout.columns
+        bounds = (-MARGIN, float(edges[-1]) + MARGIN)
+        between = [
+            crossing(self.box[self.boxed & (rows == row)], bounds)
+            for row in range(int(rows[low]) + 1, int(rows[high]))
+            if row in self.ends
+        ]
+        own = (
+            self.ends.get(int(rows[low]), (0.0, float(start[1])))[1] + ROOM,
+            self.ends.get(int(rows[high]), (float(end[1]), 0.0))[0] - ROOM,
+        )
+        first = self._out_of_cell(low, start[1], own[0], above=True)
+        last = self._out_of_cell(high, end[1], own[1], above=False)
+        inner = (
+            first[0].low - ROOM / 2 if first else own[0],
+            last[0].high + ROOM / 2 if last else own[1],
+        )
+        return through_gaps(start.tolist(), end.tolist(), [*first, *between, *last], inner)
+
+    def _out_of_cell(self, node: int, edge: float, beyond: float, above: bool) -> list[Crossing]:
+        """What lies between a node and the border of its row, in its own cell."""
+        grid, box = self.grid, self.box
+        some = self.boxed & (grid.row == grid.row[node]) & (grid.column == grid.column[node])
+        some &= (box[:, 1] >= edge) if above else (box[:, 3] <= edge)
+        if not some.any():
+            return []
+        column, edges = int(grid.column[node]), self.layout.columns
+        whole = grid.row[node] == grid.shape[0] - 1
+        bounds = (edges[0], edges[-1]) if whole else (edges[column], edges[column + 1])
+        gaps = crossing(box[some], (float(bounds[0]), float(bounds[1]))).gaps
+        near = float(box[some, 1].min() - ROOM) if above else float(box[some, 3].max() + ROOM)
+        return [Crossing(min(near, beyond), max(near, beyond), gaps)]
 
 
 def _bend(grid: Grid, layout: Layout) -> Float[np.ndarray, " edges"]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from graphs import node_sites, words
 from graphs.edges import share_matrix
-from graphs.paths import strongest
+from graphs.paths import strongest, without_skips
 from graphs.pictures import placement
 from graphs.pictures.marks import box
 from graphs.pictures.placement import Glyph, Grid, Layout
@@ -116,13 +116,17 @@ def _most_influential(content: Content, count: int) -> frozenset[int]:
 
 
 def _main_path(content: Content) -> frozenset[int]:
-    """Nodes of the strongest path from a token that goes through a feature, if there is one."""
+    """Nodes of the strongest path from a token that goes through a feature, if there is one.
+
+    With the steps between that carry more than an edge of it does.
+    """
     token, logit = (is_kind(content.nodes, k) for k in (NodeKind.EMBEDDING, NodeKind.LOGIT))
     share = share_matrix(content.edges, len(token))
     target = np.repeat(np.arange(len(token)), np.diff(share.indptr))
     share.data[token[share.indices] & logit[target]] = 0
-    best = strongest(share, number(content.nodes, "probability"), token, 1)
-    return frozenset(best[0].nodes if best else ())
+    weight = number(content.nodes, "probability")
+    best = strongest(share, weight, token, 1)
+    return frozenset(without_skips(share, weight, best[0].nodes) if best else ())
 
 
 def _tokens(content: Content, rows: list[dict[str, Any]]) -> list[str]:

@@ -11,17 +11,24 @@ from tracer.commands.group import Group
 from tracer.commands.options import examples
 
 COMMANDS = (
-    *("trace", "show", "prune", "render", "export", "validate"),
+    *("trace", "show", "prune", "group", "render", "export", "import", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
     "train",
     *("heads", "attention"),
 )
-"""Each is a function in the module of its name."""
+"""Each is a function in the module of its name, but for `MODULES`' exception."""
+MODULES = {
+    **{name: f"{__name__}.{name}" for name in COMMANDS},
+    "group": f"{__name__}.grouping",
+    "import": f"{__name__}.importing",
+}
+"""The command's name -> its module; `group.py` holds the click group they are all in, and `import`
+is a word of Python's."""
 
 
 @click.group(
     cls=Group,
-    modules={name: f"{__name__}.{name}" for name in COMMANDS},
+    modules=MODULES,
     context_settings={"show_default": True, "max_content_width": 100},
     epilog=examples(
         'tracer trace "The capital of the state containing Dallas is" -o dallas.graph',

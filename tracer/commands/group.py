@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -82,7 +83,8 @@ class Group(click.Group):
             return super().get_command(ctx, cmd_name)
         if why := namesake():
             raise Failure(why)
-        command: click.Command = getattr(import_module(self.modules[cmd_name]), cmd_name)
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(import_module(self.modules[cmd_name]), name)
         return command
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:

@@ -1,0 +1,97 @@
+"""`tracer export --to` and `tracer import`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from graphs import AttributionGraph
+from tests.graph_samples import dallas, random_graph
+from tests.test_cli import present, refused, succeed
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = dallas()
+    ids = [row["id"] for row in graph.nodes.to_pylist() if row["kind"] == "feature"]
+    graph.group("say a capital", ids[:2]).save("d.graph", pins=ids[1:3])
+
+
+@pytest.mark.parametrize("place", ["back.graph", "back.zip"])
+@pytest.mark.parametrize(
+    "to", [["circuit-tracer"], ["self-hosted"], ["neuronpedia", "--source-set", "s"]]
+)
+def test_a_graph_goes_out_and_comes_back(to: list[str], place: str):
+    succeed("export", "d.graph", "-o", "out.json", "--to", *to)
+    text = succeed("import", "out.json", "-o", place)
+    before, after = AttributionGraph.load("d.graph").prune(), AttributionGraph.load(place)
+    assert after.nodes.equals(before.nodes)
+    assert after.edges.equals(before.edges)
+    assert after.groups == before.groups
+    assert f"{after.nodes.num_rows} nodes, {after.effect.nnz} edges" in text
+    pins = json.loads(Path("d.graph/view.json").read_text("utf-8"))["view"]["pins"]
+    succeed("export", place, "-o", "again.json", "--to", *to)
+    again = json.loads(Path("again.json").read_text("utf-8"))
+    assert again["qParams"]["pinnedIds"] == [p for p in pins if p in after.nodes["id"].to_pylist()]
+
+
+def test_circuit_tracers_server_finds_the_file():
+    text = succeed("export", "d.graph", "-o", "dallas fort.json", "--to", "circuit-tracer")
+    assert "supernodes=" in text
+    succeed("export", "d.graph", "-o", "other.json", "--to", "circuit-tracer")
+    succeed("export", "d.graph", "-o", "other.json", "--to", "circuit-tracer")
+    listed = json.loads(Path("graph-metadata.json").read_text("utf-8"))["graphs"]
+    assert [one["slug"] for one in listed] == ["dallas-fort", "other"]
+    Path("graph-metadata.json").write_text("[]")
+    line = refused("export", "d.graph", "-o", "third.json", "--to", "circuit-tracer")
+    assert "no list of graphs" in line
+    assert "third.json" not in present()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "x.json", "--to", "neuronpedia"], "--source-set"),
+        (["-o", "x.csv", "--to", "neuronpedia", "--source-set", "s"], "writes .json"),
+        (["-o", "x.json", "--scan", "gemma"], "go with --to"),
+        (["-o", "x.json", "--to", "self-hosted", "--feature-url", "ftp://x"], "expected https"),
+    ],
+)
+def test_a_mistake_in_an_export_is_one_line(arguments: list[str], said: str):
+    assert said in refused("export", "d.graph", *arguments)
+    assert present() == ["d.graph"]
+
+
+def test_what_cannot_be_imported_is_one_line_and_leaves_nothing():
+    Path("x.json").write_text("{}")
+    Path("x.txt").write_text("{}")
+    torch.save({"a": torch.zeros(2)}, "x.pt")
+    before = present()
+    assert "x.json: no attribution graph" in refused("import", "x.json", "-o", "new.graph")
+    assert "x.pt: no graph of circuit-tracer" in refused("import", "x.pt", "-o", "new.graph")
+    assert "expected a .json or .pt" in refused("import", "x.txt", "-o", "new.graph")
+    assert "No such file" in refused("import", "none.json", "-o", "new.graph")
+    assert present() == before
+
+
+def test_edges_as_parquet_and_groups_in_graphml():
+    succeed("export", "d.graph", "-o", "d.parquet")
+    table = pq.read_table("d.parquet")
+    small = AttributionGraph.load("d.graph").prune()
+    assert table.num_rows == small.effect.nnz
+    assert table.column_names[:3] == ["source", "target", "weight"]
+    assert json.loads(table.schema.metadata[b"tracer.graph"])["prompt"] == small.metadata["prompt"]
+    succeed("export", "d.graph", "-o", "d.graphml")
+    assert ("say a capital" in Path("d.graphml").read_text("utf-8")) == bool(small.groups)
+
+
+def test_groups_of_a_graph_replaced_by_an_import_do_not_stay():
+    random_graph(1).save("r.graph")
+    succeed("export", "r.graph", "-o", "r.json", "--to", "circuit-tracer")
+    shutil.copytree("d.graph", "t.graph")
+    succeed("import", "r.json", "-o", "t.graph")
+    assert AttributionGraph.load("t.graph").groups == ()
