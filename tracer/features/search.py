@@ -85,8 +85,7 @@ class Index:
         layers: Sequence[int],
         labels: Mapping[tuple[int, int], str | None] | None = None,
     ) -> None:
-        """Of a store's folder, features of these layers; some with labels that replace the table's.
-        """
+        """Of a store's folder, features of these layers; `labels` replace those of the table."""
         self.path, self.layers, self.labels = path, tuple(layers), labels or {}
 
     def search(self, query: str, by: str, limit: int) -> list[Hit]:

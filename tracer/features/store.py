@@ -281,8 +281,10 @@ class FeatureStore:
         self.__dict__.pop("_index", None)
 
     def label_of(self, layer: int, feature: int) -> Named:
-        """What stands for a feature: a user's words, a true label, a name beside the dictionary,
-        its strongest example, or nothing; with how true it is (labels/named.py).
+        """What stands for a feature in words, and how true that is (labels/named.py).
+
+        A user's words, else a true label, else a name beside the dictionary, else its strongest
+        example, else nothing.
         """
         given = self.features(layer)["label"][feature].as_py()
         row = self.labels.rows.get((layer, feature))
@@ -328,12 +330,11 @@ class FeatureStore:
         from tracer.features.labels.run import Texts, label_features
 
         whole = bool(self.about["settings"]["alone"])
-        texts = Texts(corpus, held_out, outside, field, lines, whole)
+        texts = Texts(corpus, held_out, outside, field, lines, whole, classes)
         label_features(
             self,
             model,
             texts,
-            classes=classes,
             features=features,
             max_tokens=max_tokens,
             endpoint=endpoint,

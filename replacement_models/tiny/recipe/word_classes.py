@@ -19,7 +19,9 @@ def word_classes() -> Mapping[str, Sequence[str]]:
     facts = load_facts()
     states, countries = facts["states"], facts["countries"]
     cities = {state: entry["cities"] for state, entry in states.items()}
-    ends = [words[-1] for some in cities.values() for city in some if len(words := city.split()) > 1]
+    ends = [
+        words[-1] for some in cities.values() for city in some if len(words := city.split()) > 1
+    ]
     once = {word for word in ends if ends.count(word) == 1}
     found = {f"a city in {state}": _last(some, once) for state, some in cities.items()}
     for state, entry in states.items():

@@ -57,7 +57,9 @@ class Side:
         """Where a predicate holds."""
         return covered(predicate, self.families, self.names)
 
-    def score(self, predicate: Predicate | None, firing: Int[np.ndarray, " firing"]) -> Score | None:
+    def score(
+        self, predicate: Predicate | None, firing: Int[np.ndarray, " firing"]
+    ) -> Score | None:
         """Detection of a feature by a predicate; None without one, or where nothing fires."""
         return None if predicate is None else score(self.covered(predicate), firing)
 
@@ -214,8 +216,7 @@ def choose(
     if not found:
         return None
     best = max(found, key=lambda one: one.f1(every) - one.cost(every))
-    clauses, f1 = _with_second(search, found, best, firing)
-    predicate = Predicate(clauses)
+    predicate = Predicate(_with_second(search, found, best, firing))
     listed = sides.pick.score(usual, firing)
     least = max(always(every, sides.pick.observed.tokens), listed.f1 if listed else 0.0)
     beats = f1 >= least if predicate.plain_list else f1 > least
@@ -224,29 +225,35 @@ def choose(
 
 def _with_second(
     search: Search, found: Sequence[Found], best: Found, firing: Int[np.ndarray, " firing"]
-) -> tuple[tuple[Clause, ...], float]:
+) -> tuple[Clause, ...]:
     """The best clause, or a short one and another where the two together are clearly better."""
     every = len(firing)
-    clauses, f1 = (best.clause,), best.f1(every)
-    if f1 > 1 - SECOND_CLAUSE:
-        return clauses, f1
     short = [one for one in found if one.clause.size <= SHORT]
-    first = max(short, key=lambda one: one.f1(every) - one.cost(every), default=None)
-    for one in {id(one): one for one in (best, first) if one is not None}.values():
-        room = ALTERNATIVES - one.clause.size
-        rest = np.setdiff1d(firing, one.tokens, assume_unique=True)
-        if room < 1 or len(rest) < ENOUGH:
-            continue
-        free = np.ones(search.families["on"].by_token.shape[0], dtype=bool)
-        free[one.tokens] = False
-        for more in search.clauses(rest, np.flatnonzero(free), room):
+    firsts = {best.clause: best}
+    if short:
+        first = max(short, key=lambda one: one.f1(every) - one.cost(every))
+        firsts.setdefault(first.clause, first)
+    clauses: tuple[Clause, ...] = (best.clause,)
+    top = best.f1(every) + SECOND_CLAUSE
+    if top > 1:
+        return clauses
+    for one in firsts.values():
+        for more in _beyond(search, one, firing):
             hits, holds = one.hits + more.hits, len(one.tokens) + len(more.tokens)
-            both = 2 * hits / (holds + every)
-            if both - SECOND_CLAUSE - more.cost(every) > max(f1, best.f1(every)) - (
-                SECOND_CLAUSE if len(clauses) > 1 else 0.0
-            ):
-                clauses, f1 = (one.clause, more.clause), both
-    return clauses, f1
+            both = 2 * hits / (holds + every) - more.cost(every)
+            if both > top:
+                top, clauses = both, (one.clause, more.clause)
+    return clauses
+
+
+def _beyond(search: Search, one: Found, firing: Int[np.ndarray, " firing"]) -> list[Found]:
+    """Clauses for what a first one leaves, with the alternatives that it leaves."""
+    room = ALTERNATIVES - one.clause.size
+    rest = np.setdiff1d(firing, one.tokens, assume_unique=True)
+    if room < 1 or len(rest) < ENOUGH:
+        return []
+    every = np.arange(search.families["on"].by_token.shape[0])
+    return search.clauses(rest, np.setdiff1d(every, one.tokens, assume_unique=True), room)
 
 
 def mended(

@@ -53,9 +53,7 @@ class Named:
         }
 
 
-def named(
-    user: str | None, dictionary: str | None, row: Mapping[str, Any] | None
-) -> Named:
+def named(user: str | None, dictionary: str | None, row: Mapping[str, Any] | None) -> Named:
     """Choose the words for one feature.
 
     Args:
@@ -64,18 +62,20 @@ def named(
         row: of the table of labels (table.py).
     """
     row = row or {}
-    about: dict[str, Any] = {
-        "mixed": row.get("mixed"),
-        "polysemantic": bool(row.get("polysemantic")),
-    }
+    about: Any = {"mixed": row.get("mixed"), "polysemantic": bool(row.get("polysemantic"))}
     if user is not None:
         return Named(user, USER, **about)
-    measured = {"f1": row.get("f1"), "example": row.get("example")}
+    measured: Any = {"f1": row.get("f1"), "example": row.get("example")}
     if row.get("shown"):
         source = row["source"] or PREDICATE
         predicate = row["predicate"] if source != ENDPOINT else None
         return Named(
-            row["label"], source, above=row["above"] or 0.0, predicate=predicate, **measured, **about
+            row["label"],
+            source,
+            above=row["above"] or 0.0,
+            predicate=predicate,
+            **measured,
+            **about,
         )
     if dictionary is not None:
         return Named(dictionary, DICTIONARY, **about)

@@ -49,9 +49,7 @@ class Observed:
         """How many count."""
         return len(self.at)
 
-    def firing(
-        self, layer: int, feature: int, above: float = 0.0
-    ) -> Int[np.ndarray, " firing"]:
+    def firing(self, layer: int, feature: int, above: float = 0.0) -> Int[np.ndarray, " firing"]:
         """Counted tokens at which a feature is above a level, ascending."""
         found = self.fires[layer]
         span = slice(found.indptr[feature], found.indptr[feature + 1])

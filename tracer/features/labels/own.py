@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from graphs.exchange.files import writing
 from replacement_models.formats.labels import FORMAT, parse_labels
 from tracer.errors import TraceError
 
@@ -44,6 +45,6 @@ def write_own(path: Path, labels: Mapping[tuple[int, int], str], dictionary: str
     """Write labels of one dictionary's features, whole or not at all."""
     named = {f"{layer}/{feature}": labels[layer, feature] for layer, feature in sorted(labels)}
     about = FORMAT | {"dictionary": dictionary, "labels": named}
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -183,9 +183,7 @@ class Predicate:
         ]
 
     @classmethod
-    def from_json(
-        cls, value: Sequence[Any], classes: Mapping[str, Sequence[int]]
-    ) -> "Predicate":
+    def from_json(cls, value: Sequence[Any], classes: Mapping[str, Sequence[int]]) -> "Predicate":
         """Read what `as_json` wrote.
 
         Args:

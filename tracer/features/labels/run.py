@@ -20,6 +20,8 @@ from tracer.errors import TraceError
 from tracer.features.corpus import Corpus, Document, documents
 from tracer.features.labels import table
 from tracer.features.labels.choosing import Label, Side, Sides, label
+from tracer.features.labels.endpoint import SpentError, Endpoint
+from tracer.features.labels.explained import explain
 from tracer.features.labels.names import Names
 from tracer.features.labels.observed import observe
 from tracer.features.labels.scoring import Score
@@ -59,6 +61,8 @@ class Texts:
 
     whole: bool = False
     """Documents are dealt out as they are; otherwise long ones in passages."""
+    classes: Mapping[str, Sequence[str]] | None = None
+    """Words by the name of their class, for labels to name."""
 
     def part(self, number: int) -> Iterator[Document]:
         """Documents to choose on (0), to mend on (1), held out (2).
@@ -113,16 +117,16 @@ def label_features(
     model: ReplacementModel,
     texts: Texts,
     *,
-    classes: Mapping[str, Sequence[str]] | None = None,
     features: Sequence[Place] | None = None,
     max_tokens: int = 100_000,
+    endpoint: Endpoint | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Label features and write `labels.parquet` into their store; see `FeatureStore.label`."""
     store.check(model)
     say = progress or (lambda done, total, what: None)
     settings = replace(Settings(**store.about["settings"]), max_tokens=max_tokens)
-    names = Names.of(model, classes)
+    names = Names.of(model, texts.classes)
     sides = _sides(store, model, texts, names, settings, say)
     wanted = [*features] if features is not None else _all(store)
     rows = dict(table.Labels.read(store.path).rows) if features is not None else {}
@@ -132,11 +136,15 @@ def label_features(
         _check(store, layer, feature)
         found = label(sides, layer, feature, maxima[layer][feature])
         rows[layer, feature] = row(found, None)
+    if endpoint is not None:
+        _ask(endpoint, model, sides, {at: rows[at] for at in wanted}, say)
     for layer, shown in _examples(store, {layer for layer, _ in wanted}):
         for feature, example in shown.items():
             if (layer, feature) in rows:
                 rows[layer, feature] = rows[layer, feature] | {"example": in_words(example)}
-    table.write([rows[at] for at in sorted(rows)], _about(store, sides, classes or {}), store.path)
+    table.write(
+        [rows[at] for at in sorted(rows)], _about(store, sides, texts.classes or {}), store.path
+    )
 
 
 def row(found: Label, example: str | None) -> dict[str, Any]:
@@ -164,6 +172,31 @@ def row(found: Label, example: str | None) -> dict[str, Any]:
         "polysemantic": found.polysemantic,
         "example": example,
     }
+
+
+def _ask(
+    endpoint: Endpoint,
+    model: ReplacementModel,
+    sides: Sides,
+    rows: Mapping[Place, dict[str, Any]],
+    say: Progress,
+) -> None:
+    """Let a language model name features that have no true label, as far as the budget goes."""
+    nameless = [at for at, known in rows.items() if not known["shown"] and known["fires"]]
+    for number, at in enumerate(nameless):
+        say(number, len(nameless), "Asking the endpoint")
+        above = rows[at]["above"]
+        firing, apart = (side.observed.firing(*at, above) for side in (sides.pick, sides.held_out))
+        try:
+            found = explain(endpoint, model, sides.pick, sides.held_out, firing, apart)
+        except SpentError:
+            return
+        if found is not None and found.shown:
+            rows[at].update(
+                label=found.text, source=table.ENDPOINT, predicate=None, shown=True, f1=found.f1,
+                precision=found.precision, recall=found.recall, fuzzing=found.fuzzing,
+                contradicted=[],
+            )  # fmt: skip
 
 
 def thresholds(store: "FeatureStore") -> dict[int, Float[np.ndarray, " features"]]:
@@ -215,9 +248,7 @@ def _sides(
         check=side(texts.part(1), 4, "Reading the text to mend on"),
         held_out=side(texts.part(HELD_OUT), 4, "Reading the text held out"),
         outside=side(outside, 4, "Reading text from elsewhere") if outside else None,
-        promoted={
-            layer: best.extremes(layer, PROMOTED)[1].cpu().numpy() for layer in store.layers
-        },
+        promoted={layer: best.extremes(layer, PROMOTED)[1].cpu().numpy() for layer in store.layers},
     )
 
 

@@ -97,7 +97,7 @@ def usual_tokens(
 def false(
     clause: Clause, firing: Int[np.ndarray, " firing"], families: Families, names: Names
 ) -> bool:
-    """Whether a feature mostly does not fire where a clause holds, and that often enough to tell."""
+    """Whether a feature mostly does not fire where a clause holds, often enough to tell."""
     there = np.flatnonzero(_clause(clause, families, names))
     right = len(np.intersect1d(there, firing, assume_unique=True))
     return len(there) >= SEEN and right < TRUE * len(there)

@@ -101,9 +101,7 @@ class Search:
         if found is None:
             return None
         [said] = found.clause.conditions
-        return Found(
-            Clause((Condition("promotes", said.alternatives),)), found.tokens, found.hits
-        )
+        return Found(Clause((Condition("promotes", said.alternatives),)), found.tokens, found.hits)
 
     def grow(  # noqa: PLR0913  what is looked for, where, and how it is judged
         self,
