@@ -163,5 +163,6 @@ def _caption(row: dict[str, Any], tokens: list[str]) -> str:
         return f"{words.clipped(name, 18)} {words.percent(row['probability'] or 0)}"
     name, (_, on) = words.short_label(row), words.label_parts(row["label"])
     if on and on != tokens[row["position"]]:
-        return f"{words.clipped(name, 18)}\non {words.clipped(on, 15)}"
-    return "\n".join(words.wrapped(name, 18, 2))
+        lines = words.wrapped(name, 20, 2)
+        return "\n".join([*lines, f"on {words.clipped(on, 15)}"])
+    return "\n".join(words.wrapped(name, 20, 3))

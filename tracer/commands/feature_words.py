@@ -85,10 +85,10 @@ def untrue(row: "Mapping[str, Any]") -> str:
     """Why no label is shown."""
     from graphs import words
 
+    if not row["fires"]:
+        return "it does not fire on the text held out"
     if row["label"] is None:
         return "nothing tells where it fires better than its most frequent tokens"
-    if row["f1"] is None:
-        return "it does not fire on the text held out"
     return f"the best, {words.visible(row['label'])}, has F1 {row['f1']:.2f}" + (
         f", and text held out contradicts {len(row['contradicted'])} of its alternatives"
         if row["contradicted"]
@@ -100,7 +100,7 @@ def print_labelled(store: "FeatureStore") -> None:
     """Print how many labels a store has, and how true they are."""
     rows = [*store.labels.rows.values()]
     shown = [row for row in rows if row["shown"]]
-    fires = sum(row["fires"] is not None for row in rows)
+    fires = sum(row["fires"] > 0 for row in rows)
     good = sum(row["f1"] >= 0.7 for row in shown)
     mixed = sum(bool(row["polysemantic"]) for row in rows)
     print_table(

@@ -25,7 +25,7 @@ from replacement_models.tiny.recipe.facts import load_facts, split_cities
 
 REPEATS = 0.05
 """Share of random repeats, as in the last stages of the dictionaries' own text."""
-SHOWN, CHOSEN, HELD_OUT, OUTSIDE = (4_000, 9001), (12_000, 9002), (6_000, 9003), (2_000, 9004)
+SHOWN, CHOSEN, HELD_OUT, OUTSIDE = (4_000, 9001), (8_000, 9002), (4_500, 9003), (2_000, 9004)
 """How many sentences, and the seed they are drawn with."""
 ELSEWHERE = (
     "people in {city} went to {largest} last week.",

@@ -74,6 +74,8 @@ class Label:
     """Activation above which the feature counts as firing; the label says nothing of less."""
     predicate: Predicate | None
     """None where no candidate beats the baselines on the text it was chosen on."""
+    fires: int
+    """Tokens of the text held out at which the feature fires."""
     chosen: Score | None
     """On the text that it was chosen on."""
     held_out: Score | None
@@ -187,6 +189,7 @@ def _scored(
         feature=feature,
         above=above,
         predicate=predicate,
+        fires=len(apart),
         chosen=pick.score(predicate, firing),
         held_out=held_out.score(predicate, apart),
         outside=elsewhere.score(predicate, elsewhere.observed.firing(layer, feature, above))
@@ -219,8 +222,9 @@ def choose(
     predicate = Predicate(_with_second(search, found, best, firing))
     listed = sides.pick.score(usual, firing)
     least = max(always(every, sides.pick.observed.tokens), listed.f1 if listed else 0.0)
-    beats = f1 >= least if predicate.plain_list else f1 > least
-    return predicate if beats else usual
+    found_here = sides.pick.score(predicate, firing)
+    f1 = found_here.f1 if found_here else 0.0
+    return predicate if f1 > least or (predicate.plain_list and f1 == least) else usual
 
 
 def _with_second(

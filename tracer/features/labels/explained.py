@@ -173,4 +173,5 @@ def _passage(model: ReplacementModel, side: Side, at: int, marked: Int[np.ndarra
         bare = text.strip()
         inside = row * width + position in there
         found.append(text.replace(bare, f"«{bare}»", 1) if inside and bare else text)
-    return " ".join("".join(found).split())
+    between = " " if model.tokenizer is None else ""  # ids stand for words then
+    return " ".join(between.join(found).split())

@@ -38,12 +38,24 @@ class Family:
 
     def counts(self, tokens: Int[np.ndarray, " some"]) -> Int[np.ndarray, " alternatives"]:
         """How often each alternative holds among some tokens."""
+        every, some = self.by_token.shape[0], len(tokens)
+        if 2 * some > every:
+            rest = np.ones(every, dtype=bool)
+            rest[tokens] = False
+            return self.totals - self.counts(np.flatnonzero(rest))
+        if 16 * some > every:  # faster than to gather that much
+            chosen = np.zeros(every, dtype=np.int32)
+            chosen[tokens] = 1
+            return self._transposed @ chosen
         starts, ends = self.by_token.indptr[tokens], self.by_token.indptr[tokens + 1]
         lengths = ends - starts
-        places = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(
-            lengths.sum()
-        )
+        places = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        places += np.arange(len(places), dtype=places.dtype)
         return np.bincount(self.by_token.indices[places], minlength=self.by_token.shape[1])
+
+    @cached_property
+    def _transposed(self) -> sparse.csc_array:
+        return self.by_token.T
 
     def tokens(self, alternative: int) -> Int[np.ndarray, " some"]:
         """Counted tokens at which one alternative holds, ascending."""

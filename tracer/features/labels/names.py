@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from replacement_models import ReplacementModel
+from replacement_models.replaced import special_tokens
 from tracer.errors import TraceError
 from tracer.features.labels.predicates import Alternative
 
@@ -24,6 +25,8 @@ SPELLED = {
     "a word in -ly": re.compile(r"[a-z]+ly"),
 }
 """Classes that any vocabulary has, by how their words are spelled."""
+START = "the start"
+"""The class of special tokens: what stands in front of a row, and between documents."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,10 @@ class Names:
         texts = [model.token_string(token) for token in range(model.host.vocabulary)]
         exact: dict[str, list[int]] = {}
         folded: dict[str, dict[str, list[int]]] = {}
+        marks = special_tokens(model)
         for token, text in enumerate(texts):
+            if token in marks:
+                continue
             bare = text.strip(" ") or text
             exact.setdefault(bare, []).append(token)
             folded.setdefault(bare.casefold(), {}).setdefault(bare, []).append(token)
@@ -71,6 +77,7 @@ class Names:
             name: [at for at, text in enumerate(texts) if form.fullmatch(text.strip(" ") or text)]
             for name, form in SPELLED.items()
         }
+        own[START] = sorted(marks)
         for name, ids in (own | given).items():
             if ids:
                 found.append(Alternative(name, tuple(sorted(set(ids))), is_class=True))
@@ -98,7 +105,7 @@ class Names:
 
     @cached_property
     def exact(self) -> np.ndarray:
-        """Which are words as they are spelled: every token is one of exactly one of them."""
+        """Which are words as they are spelled: every token is one of one of them at most."""
         return np.arange(len(self.alternatives)) < self.words
 
 

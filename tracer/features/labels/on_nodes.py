@@ -13,7 +13,7 @@ from graphs import AttributionGraph, NodeKind, words
 from tracer.features.labels.named import MIXED, Named
 from tracer.features.labels.names import SPELLED
 from tracer.features.labels.predicates import NEAR
-from tracer.features.labels.table import ENDPOINT, EXAMPLE, PREDICATE
+from tracer.features.labels.table import ENDPOINT, PREDICATE, USER
 from tracer.features.store import FeatureStore
 
 Json = Mapping[str, Any]
@@ -71,7 +71,8 @@ def _label(found: Named, row: Json, prompt: Prompt, classes: Mapping[str, set[st
         promoted = " · " in (row["label"] or "")
         text = f"promotes {row['label'].rpartition(' · ')[0]}" if promoted else ""
     on = prompt.tokens[row["position"]].strip()
-    return f"{MIXED if found.polysemantic and text else ''}{text} · {on}"
+    mixed = found.polysemantic and text and found.source != USER
+    return f"{MIXED if mixed else ''}{text} · {on}"
 
 
 def _prompt(graph: AttributionGraph) -> Prompt:
@@ -87,15 +88,13 @@ def _prompt(graph: AttributionGraph) -> Prompt:
 def _text(found: Named, row: Json, prompt: Prompt, classes: Mapping[str, set[str]]) -> str | None:
     """What is said of one node; None where nothing is known."""
     measured = found.source in (PREDICATE, ENDPOINT)
-    if row["activation"] <= (found.above if measured else 0) and found.source != "user":
+    if row["activation"] <= (found.above if measured else 0) and found.source != USER:
         # Measured of stronger activations, or of positive ones.
         weak = measured and row["activation"] > 0 and found.example
         return f"e.g. {found.example}" if weak else None
     if found.source == PREDICATE and found.predicate:
         clauses = json.loads(found.predicate)
         return in_prompt(clauses, row["position"], prompt, classes)
-    if found.source == EXAMPLE:
-        return found.text
     return found.text
 
 

@@ -149,12 +149,8 @@ class Predicate:
 
     @property
     def plain_list(self) -> bool:
-        """Whether it is nothing but a list of tokens that it fires on."""
-        conditions = [one for clause in self.clauses for one in clause.conditions]
-        return all(
-            one.kind == "on" and not any(alternative.is_class for alternative in one.alternatives)
-            for one in conditions
-        )
+        """Whether it is nothing but a list of tokens, or classes of tokens, that it fires on."""
+        return all(one.kind == "on" for clause in self.clauses for one in clause.conditions)
 
     def narrowed(self) -> list[Clause]:
         """A clause for each alternative of each condition, all else equal."""

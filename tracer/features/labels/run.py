@@ -20,7 +20,7 @@ from tracer.errors import TraceError
 from tracer.features.corpus import Corpus, Document, documents
 from tracer.features.labels import table
 from tracer.features.labels.choosing import Label, Side, Sides, label
-from tracer.features.labels.endpoint import SpentError, Endpoint
+from tracer.features.labels.endpoint import Endpoint, SpentError
 from tracer.features.labels.explained import explain
 from tracer.features.labels.names import Names
 from tracer.features.labels.observed import observe
@@ -161,7 +161,7 @@ def row(found: Label, example: str | None) -> dict[str, Any]:
         "f1": held.f1 if held and found.predicate else None,
         "precision": held.precision if held else None,
         "recall": held.recall if held else None,
-        "fires": held.fires if held else None,
+        "fires": found.fires,
         "chosen_f1": found.chosen.f1 if found.chosen else None,
         "outside_f1": found.outside.f1 if found.outside else None,
         "always_f1": found.always,
