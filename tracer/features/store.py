@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tracer.features.corpus import Corpus
     from tracer.features.labels.endpoint import Endpoint
 
+BEFORE = 5
+"""Tokens before the one meant that the words of an example show."""
 NAMED = 3
 """Promoted tokens that stand for a feature without a label."""
 Place = tuple[int, int]
@@ -56,6 +58,13 @@ class Example:
     """There."""
     document: range
     """Tokens of the window that belong to the same document as this one."""
+
+    def in_words(self) -> str:
+        """`…state containing Dallas [is]`: up to its token, which stands in brackets."""
+        first = max(self.document.start, self.position - BEFORE)
+        parts = [words.visible(text) for text in self.texts[first : self.position]]
+        cut = "…" if first > self.document.start else ""
+        return f"{cut}{''.join(parts).strip()} [{words.token(self.texts[self.position])}]".strip()
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float
 
 from replacement_models import ReplacementModel
@@ -28,9 +30,6 @@ from tracer.features.labels.scoring import Score
 from tracer.features.settings import Settings
 from tracer.features.unembedded import Unembedded
 
-if TYPE_CHECKING:
-    from tracer.features.store import Example, FeatureStore
-
 DEALT = (0, 1, 0, 2)
 """Which text a document goes to, in turns: to choose on (0), to mend on (1), held out (2)."""
 HELD_OUT = 2
@@ -43,8 +42,6 @@ AMONG = 8
 """Position in QUANTILES of the quantile above which such a feature fires: a tenth of its tokens."""
 PROMOTED = 10
 """Tokens of its decoder that a label may say a feature promotes."""
-BEFORE = 5
-"""Tokens before the one meant that the words of an example show."""
 Progress = Callable[[int, int | None, str], None]
 Place = tuple[int, int]
 
@@ -111,9 +108,38 @@ def _some(found: Iterator[Document], none: str) -> Iterator[Document]:
     raise TraceError(none)
 
 
+class Store(Protocol):
+    """What labelling asks of a feature store (features/store.py)."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What it is made of."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have features."""
+
+    @property
+    def labels(self) -> table.Labels:
+        """Labels that it has already."""
+
+    def check(self, model: ReplacementModel) -> None:
+        """Refuse another dictionary's model."""
+
+    def features(self, layer: int) -> pa.Table:
+        """One row a feature."""
+
+    def strongest(self, layer: int) -> dict[int, Any]:
+        """The strongest example of every feature."""
+
+
 @one_call()
 def label_features(
-    store: "FeatureStore",
+    store: Store,
     model: ReplacementModel,
     texts: Texts,
     *,
@@ -129,7 +155,7 @@ def label_features(
     names = Names.of(model, texts.classes)
     sides = _sides(store, model, texts, names, settings, say)
     wanted = [*features] if features is not None else _all(store)
-    rows = dict(table.Labels.read(store.path).rows) if features is not None else {}
+    rows = dict(store.labels.rows) if features is not None else {}
     maxima = {layer: store.features(layer)["maximum"].to_pylist() for layer in store.layers}
     for number, (layer, feature) in enumerate(wanted):
         say(number, len(wanted), "Labelling features")
@@ -141,7 +167,7 @@ def label_features(
     for layer, shown in _examples(store, {layer for layer, _ in wanted}):
         for feature, example in shown.items():
             if (layer, feature) in rows:
-                rows[layer, feature] = rows[layer, feature] | {"example": in_words(example)}
+                rows[layer, feature] = rows[layer, feature] | {"example": example.in_words()}
     table.write(
         [rows[at] for at in sorted(rows)], _about(store, sides, texts.classes or {}), store.path
     )
@@ -199,7 +225,7 @@ def _ask(
             )  # fmt: skip
 
 
-def thresholds(store: "FeatureStore") -> dict[int, Float[np.ndarray, " features"]]:
+def thresholds(store: Store) -> dict[int, Float[np.ndarray, " features"]]:
     """Above which activation each feature fires: zero, or of dense ones their uppermost tenth."""
     found = {}
     for layer in store.layers:
@@ -215,19 +241,8 @@ def thresholds(store: "FeatureStore") -> dict[int, Float[np.ndarray, " features"
     return found
 
 
-def in_words(example: "Example") -> str:
-    """`…state containing Dallas [is]`: an example up to its token, which stands in brackets."""
-    from graphs import words
-
-    first = max(example.document.start, example.position - BEFORE)
-    parts = [words.visible(text) for text in example.texts[first : example.position]]
-    token = words.token(example.texts[example.position])
-    cut = "…" if first > example.document.start else ""
-    return f"{cut}{''.join(parts).strip()} [{token}]".strip()
-
-
 def _sides(
-    store: "FeatureStore",
+    store: Store,
     model: ReplacementModel,
     texts: Texts,
     names: Names,
@@ -252,7 +267,7 @@ def _sides(
     )
 
 
-def _all(store: "FeatureStore") -> list[Place]:
+def _all(store: Store) -> list[Place]:
     return [
         (layer, feature)
         for layer in store.layers
@@ -260,22 +275,18 @@ def _all(store: "FeatureStore") -> list[Place]:
     ]
 
 
-def _check(store: "FeatureStore", layer: int, feature: int) -> None:
+def _check(store: Store, layer: int, feature: int) -> None:
     if not 0 <= feature < store.features(layer).num_rows:
         raise TraceError(f"{store.path}: there is no feature {layer}/{feature}")
 
 
-def _examples(
-    store: "FeatureStore", layers: Iterable[int]
-) -> Iterator[tuple[int, dict[int, "Example"]]]:
+def _examples(store: Store, layers: Iterable[int]) -> Iterator[tuple[int, dict[int, Any]]]:
     """The strongest example of every feature, layer by layer."""
     for layer in sorted(layers):
         yield layer, store.strongest(layer)
 
 
-def _about(
-    store: "FeatureStore", sides: Sides, classes: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
+def _about(store: Store, sides: Sides, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What the labels were made on."""
     said = {
         name: {"tokens": side.observed.tokens, "sha256": side.observed.fingerprint}
