@@ -49,6 +49,9 @@ class ReplacementModel:
     """What stands at layers without a dictionary, "error" or "neurons"; "" where none lacks one."""
     labels: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """Names of features by (layer, feature), where the dictionary's folder has them."""
+    dictionary_folder: Path | None = None
+    """Where the dictionary was loaded from, the model's folder for its own neurons; None in memory.
+    What is known of its features stands beside it."""
     corpus: Callable[[], Sequence[str | Sequence[int]]] | None = None
     """Makes prompts like those the model was trained on, to take means over; None where no such
     corpus is known."""
@@ -122,6 +125,7 @@ class ReplacementModel:
             transcoder_name=_public_name(transcoders),
             transcoder_hash="" if place is None else content_hash(place),
             labels={} if place is None else read_labels(place),
+            dictionary_folder=folder if place is None else place,
             corpus=_own_corpus(folder, tokenizer),
             notes=_notes(file, dtype),
         )

@@ -135,7 +135,7 @@ def _legend(scene: Scene) -> list[str]:
     right = float(scene.places.columns[-1])
     x, y = 0.0, float(scene.places.rows[0]) - 34
     statements: list[str] = []
-    for at, (meaning, draw) in enumerate(LEGEND):
+    for at, (meaning, draw) in enumerate(_meanings(scene)):
         room = placement.text_width(meaning, 8.0) + 4
         if x > 0 and x + 34 + room > right:
             x, y = 0.0, y - 22
@@ -165,6 +165,11 @@ def _stroke(kind: str, style: str) -> Draw:
     return draw
 
 
+def _meanings(scene: Scene) -> tuple[tuple[str, Draw], ...]:
+    """Every kind of mark, and of words where the labels were measured."""
+    return MEASURED + LEGEND[1:] if scene.content.metadata.get("labels") else LEGEND
+
+
 LEGEND: tuple[tuple[str, Draw], ...] = (
     ("feature, by what it promotes", _sample(box("label"), NodeKind.FEATURE)),
     ("other feature, area = influence", _sample(Glyph(9, 9), NodeKind.FEATURE)),
@@ -175,6 +180,19 @@ LEGEND: tuple[tuple[str, Draw], ...] = (
     ("from an error", _stroke("error", "solid")),
     ("width = influence on the answer", lambda *_: (0.0, [])),
 )
+
+
+MEASURED: tuple[tuple[str, Draw], ...] = (
+    (
+        "feature, by where it fires: on a token, after it, near it (4 tokens) or with it before; "
+        "where the model says it",
+        _sample(box("label"), NodeKind.FEATURE),
+    ),
+    ("+4: or any of four more", lambda *_: (0.0, [])),
+    ("e.g.: no label is true enough (F1 below 0.5), an example", lambda *_: (0.0, [])),
+    ("≈ polysemantic", lambda *_: (0.0, [])),
+)
+"""What the words of labels mean whose truth was measured (tracer/features/labels)."""
 
 
 def summary_html(content: Content, paths: Sequence[str]) -> str:

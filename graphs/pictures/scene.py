@@ -17,6 +17,9 @@ from graphs.pictures.placement import Glyph, Grid, Layout
 from graphs.schema import NodeKind, is_kind, number
 from graphs.scores import Scores
 
+LINES = 3
+"""Of a label whose truth was measured: it says where the feature fires."""
+
 
 @dataclass(frozen=True, slots=True)
 class Style:
@@ -78,8 +81,9 @@ def compose(content: Content, style: Style) -> Scene:
     count = max(layers, _count(content.metadata.get("layers")))
     bands = node_sites.bands((row["site"] for row in rows), count)
     band = {site: at for at, site in enumerate(bands)}
+    lines = LINES if content.metadata.get("labels") else 2
     grid = Grid(
-        glyphs=[_glyph(row, at in boxed, peak, tokens) for at, row in enumerate(rows)],
+        glyphs=[_glyph(row, at in boxed, peak, tokens, lines) for at, row in enumerate(rows)],
         row=np.array([band[_stands(row)] for row in rows], int),
         column=np.array([row["position"] for row in rows], int),
         shape=(len(bands), len(tokens)),
@@ -146,18 +150,18 @@ def _stands(row: dict[str, Any]) -> str:
     return node_sites.LOGITS if row["kind"] == NodeKind.LOGIT else str(row["site"])
 
 
-def _glyph(row: dict[str, Any], boxed: bool, peak: float, tokens: list[str]) -> Glyph:
+def _glyph(row: dict[str, Any], boxed: bool, peak: float, tokens: list[str], lines: int) -> Glyph:
     size = (row["influence"] / peak) ** 0.5 if peak else 0.0
     if row["kind"] == NodeKind.ERROR:
         side = 8 + 5 * min(size, 1.0)
         return Glyph(side, side)
     if row["kind"] == NodeKind.FEATURE and not boxed:
         return Glyph(5 + 9 * size, 5 + 9 * size)
-    return box(_caption(row, tokens))
+    return box(_caption(row, tokens, lines))
 
 
-def _caption(row: dict[str, Any], tokens: list[str]) -> str:
-    """What a box says, on one line or two."""
+def _caption(row: dict[str, Any], tokens: list[str], lines: int) -> str:
+    """What a box says, on one line or several."""
     if row["kind"] == NodeKind.EMBEDDING:
         return words.clipped(tokens[row["position"]], 16)
     if row["kind"] == NodeKind.LOGIT:
@@ -168,4 +172,4 @@ def _caption(row: dict[str, Any], tokens: list[str]) -> str:
     name, (_, on) = words.short_label(row), words.label_parts(row["label"])
     if on and on != tokens[row["position"]]:
         return f"{words.clipped(name, 18)}\non {words.clipped(on, 15)}"
-    return "\n".join(words.wrapped(name, 18, 2))
+    return "\n".join(words.wrapped(name, 18, lines))

@@ -3,12 +3,13 @@
     {"format": "tracer-labels", "version": 1, "labels": {"0/311": "a city in Texas"}}
 
 Keys are layer/feature. Features without a name are described by what they promote
-(tracer/labels.py).
+(tracer/features/promoted.py).
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from replacement_models.errors import ModelError
 
@@ -23,18 +24,39 @@ def read_labels(folder: Path) -> dict[tuple[int, int], str]:
         ModelError: the file is torn, or an entry is not a name for a feature.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not path.is_file() or _format(_json(path)) != FORMAT["format"]:
         return {}
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
-        return {}
+    return parse_labels(path)["labels"]
+
+
+def parse_labels(path: Path) -> dict[str, Any]:
+    """A file of labels with whatever else it says.
+
+    Returns:
+        Its keys; `labels` as names by (layer, feature).
+
+    Raises:
+        ModelError: it is not such a file, is torn, or an entry is not a name for a feature.
+    """
+    found = _json(path)
+    if _format(found) != FORMAT["format"]:
+        raise ModelError(f"{path}: is no file of labels; expected format {FORMAT['format']!r}")
     labels = found.get("labels")
     if found.get("version") != FORMAT["version"] or not isinstance(labels, dict):
         raise ModelError(f"{path}: expected version 1 and an object 'labels'")
-    return {_place(path, key): _name(path, key, name) for key, name in labels.items()}
+    named = {_place(path, key): _name(path, key, name) for key, name in labels.items()}
+    return {**found, "labels": named}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _format(found: Any) -> Any:
+    return found.get("format") if isinstance(found, dict) else None
 
 
 def write_labels(labels: Mapping[tuple[int, int], str], folder: Path) -> None:

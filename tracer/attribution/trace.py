@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from tracer.attribution.targets import (
     logit_targets,
 )
 from tracer.errors import TraceError
+from tracer.features.beside import store_of
+from tracer.features.labels.on_nodes import with_labels
+from tracer.features.store import FeatureStore
 
 SPARE = 1 << 24
 """Bytes of finished effects after which memory that was freed on the way is given back."""
@@ -55,6 +59,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     split_products: bool = False,
     products: Mapping[str, str] | None = None,
     memory_limit: float | None = None,
+    store: FeatureStore | str | Path | None = None,
     on_recording: Callable[[Recording], None] | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
     progress: Progress | None = None,
@@ -86,6 +91,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             again; None, and for classes that it leaves out, is what is fastest here, measured once.
         memory_limit: gigabytes (10^9 bytes) that tracing may take once the prompt is recorded;
             None is what the model's device has free, infinity never refuses.
+        store: feature store, or its folder, whose labels the nodes get; None is the one that stands
+            beside the dictionary (`FOLDER.features`), if any.
         on_recording: called with the forward pass that is traced, which ends at `position` and has
             the logits there.
         on_estimate: called with the memory that tracing will take, before it starts.
@@ -97,9 +104,9 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         The unpruned graph, edges in units of the target's pre-activation or logit.
 
     Raises:
-        TraceError: an argument is out of range, a target cannot be resolved, split products or
-            `products` cannot be had, or memory will not do: the message says how much is needed and
-            what would fit, the error's `proposals` in parts.
+        TraceError: an argument is out of range, `store` is another dictionary's, a target cannot be
+            resolved, split products or `products` cannot be had, or memory will not do: the message
+            says how much is needed and what would fit, the error's `proposals` in parts.
         ModelError: the prompt does not fit the model.
 
     Source: Ameisen et al. 2025, "Circuit Tracing".
@@ -110,6 +117,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     _check_counts(max_features, rank_every, skip_positions)
     _check_amounts(edge_floor, memory_limit)
     last = _position(position, len(tokens))
+    known, refused = store_of(model, store)
     with noting as used:
         keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
         recording = model.record(tokens[: last + 1], keep_patterns=keep, last_logits=True)
@@ -149,6 +157,10 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         }
         about = metadata(model, prompt, tokens, settings) | bare
         graph = assemble(model, local, logits, traced, about)
+    if known is not None:
+        graph = with_labels(graph, known)
+    elif refused:
+        graph.metadata["labels_refused"] = refused
     # Labels came last, and made products of their own.
     graph.metadata["versions"]["products"] = dict(sorted(used.items()))
     return graph

@@ -15,6 +15,7 @@ COMMANDS = (
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
     "train",
     *("heads", "attention"),
+    "label",
 )
 """Each is a function in the module of its name, but for `MODULES`' exception."""
 MODULES = {

@@ -1,7 +1,7 @@
 """Printing what is known of features."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tracer.commands.say import say
 from tracer.commands.tables import print_table, quoted
@@ -9,6 +9,7 @@ from tracer.commands.tables import print_table, quoted
 if TYPE_CHECKING:
     from tracer import Feature, FeatureStore, ReplacementModel
     from tracer.features.differing import Differing
+    from tracer.features.labels.named import Named
     from tracer.features.search import Hit
     from tracer.features.store import Example
 
@@ -18,12 +19,9 @@ BEFORE, AFTER = 14, 6
 
 def print_feature(store: "FeatureStore", feature: "Feature") -> None:
     """Print statistics, tokens and neighbours."""
-    from graphs import words
-
     counted = store.about["tokens_counted"]
     rows: list[tuple[str, object]] = [("feature", f"{feature.layer}/{feature.feature}")]
-    if feature.label:
-        rows.append(("label", words.visible(feature.label)))
+    rows += label_rows(store, feature)
     rows.append(("active", f"{feature.active} of {counted} tokens, {feature.density:.2%}"))
     for name in ("mean", "maximum", "minimum"):
         if getattr(feature, name) is not None:
@@ -45,6 +43,75 @@ def print_feature(store: "FeatureStore", feature: "Feature") -> None:
         ]
         if lines:
             print_table((title, unit, ""), lines)
+
+
+def label_rows(store: "FeatureStore", feature: "Feature") -> list[tuple[str, object]]:
+    """The label with how true it is, and how mixed the feature is."""
+    from graphs import words
+
+    found = store.label_of(feature.layer, feature.feature)
+    row = store.labels.rows.get((feature.layer, feature.feature))
+    rows: list[tuple[str, object]] = []
+    if found.label:
+        rows.append(("label", f"{words.visible(found.label)} ({truth(found, row)})"))
+    elif row is not None:
+        rows.append(("label", f"none is true enough: {untrue(row)}"))
+    if found.mixed is not None:
+        several = "; polysemantic" if found.polysemantic else ""
+        rows.append(("mixed", f"{found.mixed:.1f} unrelated kinds of context{several}"))
+    return rows
+
+
+def truth(found: "Named", row: "Mapping[str, Any] | None") -> str:
+    """How true a label is, in words."""
+    if found.source == "user":
+        return "a user's own"
+    if found.f1 is None or row is None:
+        return "came with the dictionary, not measured"
+    what = "F1 {f1:.2f} on text held out, precision {precision:.2f}, recall {recall:.2f}"
+    parts = [what.format(**row)]
+    if row["outside_f1"] is not None:
+        parts.append(f"elsewhere {row['outside_f1']:.2f}")
+    if row["fuzzing"] is not None:
+        parts.append(f"judged by the endpoint, fuzzing {row['fuzzing']:.2f}")
+    else:
+        parts.append(f"its most frequent tokens {row['list_f1']:.2f}")
+    if row["above"] > 0:
+        parts.append(f"of activations above {row['above']:.3g}")
+    return "; ".join(parts)
+
+
+def untrue(row: "Mapping[str, Any]") -> str:
+    """Why no label is shown."""
+    from graphs import words
+
+    if not row["fires"]:
+        return "it does not fire on the text held out"
+    if row["label"] is None:
+        return "nothing tells where it fires better than its most frequent tokens"
+    return f"the best, {words.visible(row['label'])}, has F1 {row['f1']:.2f}" + (
+        f", and text held out contradicts {len(row['contradicted'])} of its alternatives"
+        if row["contradicted"]
+        else ""
+    )
+
+
+def print_labelled(store: "FeatureStore") -> None:
+    """Print how many labels a store has, and how true they are."""
+    rows = [*store.labels.rows.values()]
+    shown = [row for row in rows if row["shown"]]
+    fires = sum(row["fires"] > 0 for row in rows)
+    good = sum(row["f1"] >= 0.7 for row in shown)
+    mixed = sum(bool(row["polysemantic"]) for row in rows)
+    print_table(
+        (),
+        [
+            ("features", f"{len(rows)}, of which {fires} fire on the text held out"),
+            ("true labels", f"{len(shown)} (F1 of 0.5 or more), {good} of 0.7 or more"),
+            ("polysemantic", mixed),
+        ],
+    )
+    say(f"Saved labels in {store.path}. To see one: tracer features show L/F --store ...")
 
 
 def token_list(tokens: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """`tracer features`: know what the features of a dictionary do on text."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from tracer.commands.feature_words import (
     print_example_list,
     print_feature,
     print_hits,
+    print_labelled,
 )
 from tracer.commands.group import Failure, Group
 from tracer.commands.models import load_model
@@ -20,6 +22,7 @@ from tracer.commands.say import say
 
 if TYPE_CHECKING:
     from tracer import FeatureStore
+    from tracer.features.labels.endpoint import Endpoint
 
 store_option = click.option(
     "--store",
@@ -78,6 +81,60 @@ def build(corpus: str, output: Path, **options: Any) -> None:
         store = tracer.FeatureStore.build(model, corpus, output, **options, progress=advance)
     counted = f"{store.about['tokens_counted']:,} tokens counted"
     say(f"Saved {output}: {counted}. To see a feature: tracer features show 0/0 --store ...")
+
+
+@features.command(
+    epilog=examples(
+        "tracer features label my.features --corpus prompts.txt --lines",
+        "tracer features label my.features --corpus docs/ --endpoint http://localhost:8000/v1 "
+        "--model-name M",
+    )
+)
+@click.argument("store", type=EXISTING)
+@click.option(
+    "--corpus",
+    required=True,
+    metavar="FILE|FOLDER|hf:NAME",
+    help="Text: half to choose on, a quarter to mend on, a quarter to score on.",
+)
+@click.option("--held-out", metavar="CORPUS", help="Score on this.", show_default="a quarter")
+@click.option("--outside", metavar="CORPUS", help="Score on this too, text of another kind.")
+@model_options
+@click.option("--field", default="text", help="Key or column that holds the text.")
+@click.option("--lines", is_flag=True, help="Every line of plain text is a document.")
+@click.option("--max-tokens", type=POSITIVE, default=100_000, help="Read at most so many.")
+@click.option(
+    "--classes",
+    type=EXISTING,
+    metavar="FILE.json",
+    help="Words by the name of their class, for labels to name.",
+)
+@click.option("--features", metavar="L/F,...", help="Only these.", show_default="all")
+@click.option("--endpoint", metavar="URL", help="Ask an OpenAI-compatible API about the rest.")
+@click.option("--model-name", metavar="M", help="Model that the endpoint is asked for.")
+@click.option("--budget", type=POSITIVE, default=200, help="Requests made to it at most.")
+def label(store: Path, corpus: str, **options: Any) -> None:
+    """Label features by what can be tested, and say how true each label is.
+
+    The endpoint's key, if it wants one, is read from OPENAI_API_KEY; its answers are kept beside
+    the store.
+    """
+    opened = tracer.FeatureStore.load(store)
+    asked = endpoint_of(store, options)
+    classes, wanted = classes_of(options.pop("classes")), options.pop("features")
+    places = [place(one.strip()) for one in wanted.split(",")] if wanted else None
+    model = load_model(options)
+    with progress("Reading the corpus") as advance:
+        opened.label(
+            model,
+            corpus,
+            classes=classes,
+            features=places,
+            endpoint=asked,
+            progress=advance,
+            **options,
+        )
+    print_labelled(opened)
 
 
 @features.command(
@@ -142,6 +199,36 @@ def differ(prompt: str, other: str, weaker: bool, limit: int, **options: Any) ->
     model = load_model(options)
     found = tracer.differing(model, prompt, other, silent=not weaker, limit=limit)
     print_differing(model, prompt, found)
+
+
+def endpoint_of(store: Path, options: dict[str, Any]) -> "Endpoint | None":
+    """Take --endpoint, --model-name and --budget out of `options`."""
+    url, name, budget = (options.pop(key) for key in ("endpoint", "model_name", "budget"))
+    if (url is None) != (name is None):
+        raise click.UsageError(
+            "--endpoint and --model-name need each other", click.get_current_context()
+        )
+    if url is None:
+        return None
+    from tracer.features.labels.endpoint import Endpoint
+
+    return Endpoint(url, name, store.with_name(f"{store.name}.answers"), budget)
+
+
+def classes_of(path: Path | None) -> dict[str, list[str]] | None:
+    """Read --classes."""
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise Failure(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(words, list) and all(isinstance(word, str) for word in words)
+        for words in found.values()
+    ):
+        raise Failure(f'{path}: expected words by class, as in {{"a month": ["May", "June"]}}')
+    return found
 
 
 def open_store(path: Path | None) -> "FeatureStore":

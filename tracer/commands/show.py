@@ -1,7 +1,7 @@
 """`tracer show`: what a graph says, in words."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -68,12 +68,27 @@ def print_features(graph: "AttributionGraph", count: int) -> None:
     """Print the features with the largest influence."""
     tokens = {node["position"]: node["text"] for node in nodes_of(graph, "embedding")}
     features = sorted(nodes_of(graph, "feature"), key=lambda node: -node["influence"])
+    known = graph.metadata.get("labels")
     rows = [
         (
             f"{node['layer']}/{node['position']}/{node['feature']}",
             quoted(tokens.get(node["position"]) or ""),
             *(node[column] for column in ("activation", "influence", "label")),
+            *measured(known, node),
         )
         for node in features[:count]
     ]
-    print_table(("feature", "at", "activation", "influence", "label"), rows)
+    columns = ("feature", "at", "activation", "influence", "label")
+    print_table((*columns, "F1", "mixed") if isinstance(known, dict) else columns, rows)
+
+
+def measured(known: object, node: dict[str, Any]) -> tuple[object, ...]:
+    """How true a node's label is, and how mixed its feature; nothing where no store told."""
+    if not isinstance(known, dict):
+        return ()
+    found = known.get(f"{node['layer']}/{node['feature']}")
+    found = found if isinstance(found, dict) else {}
+    f1, mixed = (found.get(name) for name in ("f1", "mixed"))
+    source = found.get("source")
+    said = f"{f1:.2f}" if isinstance(f1, float) else source if isinstance(source, str) else ""
+    return said, f"{mixed:.1f}" if isinstance(mixed, float) else ""

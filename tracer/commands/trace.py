@@ -117,6 +117,12 @@ trace_options = together(
         show_default="what is fastest here",
     ),
     click.option(
+        "--store",
+        type=EXISTING,
+        help="Feature store to take labels from.",
+        show_default="the one beside the dictionary",
+    ),
+    click.option(
         "--memory-limit",
         type=click.FloatRange(min=0, min_open=True),
         metavar="GB",
@@ -153,6 +159,8 @@ def trace(
     with progress(what) as advance:
         options["on_estimate"] = lambda need: advance(0, None, f"{what} (memory: about {need})")
         graph = tracer.trace(model, text, progress=advance, keep_partial=True, **options)
+    if refused := graph.metadata.get("labels_refused"):
+        say(refused, err=True)
     partial = "partial" in graph.metadata
     if partial:  # beside, because a whole graph of an earlier run may stand there
         output = output.with_name(f"{output.stem}.partial{output.suffix}")

@@ -30,6 +30,7 @@ def encode_rows(
     rows: Int[Tensor, "rows positions"],
     skip_positions: int,
     seen: Seen,
+    said: Callable[[Float[Tensor, "rows positions vocabulary"]], None] | None = None,
 ) -> Bool[Tensor, "rows positions"]:
     """Encode every layer of a batch, from the bottom.
 
@@ -38,6 +39,7 @@ def encode_rows(
         rows: ids in rows of one length, FILL where there is no token.
         skip_positions: first positions of a row that do not count.
         seen: told of every layer that has a dictionary.
+        said: told the logits up to the last token of the longest row; None makes hardly any.
 
     Returns:
         Which tokens count: all but fillings, special tokens and the first positions.
@@ -56,7 +58,9 @@ def encode_rows(
 
     hooks = [hook for layer in model.transcoder.present for hook in _hooks(model, layer, hand_on)]
     with forward_hooks(hooks), float64_experts(model.host.model):
-        _forward(model, tokens[:, :width])
+        logits = _forward(model, tokens[:, :width], whole=said is not None)
+    if said is not None:
+        said(logits)
     return counts
 
 
@@ -78,7 +82,7 @@ def _hooks(
     return hooks
 
 
-def _forward(model: ReplacementModel, tokens: Tensor) -> None:
+def _forward(model: ReplacementModel, tokens: Tensor, whole: bool) -> Tensor:
     known = inspect.signature(model.host.model.forward).parameters
-    fewer = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-    model.host.model(input_ids=tokens, use_cache=False, **fewer)
+    fewer = {"logits_to_keep": 1} if "logits_to_keep" in known and not whole else {}
+    return model.host.model(input_ids=tokens, use_cache=False, **fewer).logits

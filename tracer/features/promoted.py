@@ -1,5 +1,8 @@
 """Names that need no one to look: the tokens a feature most promotes, and the token it fires on."""
 
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +22,8 @@ BUDGET, LEAST = 1e9, 64
 one label costs as much as unembedding one vector."""
 AT_ONCE = 256
 """Features scored together."""
+SAMPLED = 256
+"""Features, about, that a token's usual score is measured on."""
 
 
 def labelled(
@@ -49,10 +54,11 @@ def feature_labels(
 ) -> list[str]:
     """`Texas, TX, Lone · Dallas` for features in `columns`.
 
-    A name beside the dictionary (replacement_models/labels.py) takes precedence. A feature
-    promotes the tokens whose logits its decoder, summed over the layers it writes to,
-    raises most through the final norm's weight (the frozen denominators only scale them). A feature
-    with a negative activation is read with its sign.
+    A name beside the dictionary (replacement_models/formats/labels.py) takes precedence. A feature
+    promotes the tokens whose logits its decoder, summed over the layers it writes to, raises most
+    through the final norm's weight (the frozen denominators only scale them), in deviations from
+    what features do to that token (`UsualScores`). A feature with a negative activation is read
+    with its sign.
 
     Args:
         model: whose vocabulary.
@@ -76,23 +82,70 @@ def feature_labels(
 def promoted_tokens(
     model: ReplacementModel, features: Int[Tensor, "2 features"], count: int = PROMOTED
 ) -> list[list[str]]:
-    """The tokens that one unit of each feature promotes most, likeliest first.
+    """The tokens that one unit of each feature promotes most, beside what other features do.
 
     Args:
         model: whose vocabulary.
         features: layers, ascending, and numbers within the layer.
         count: tokens a feature.
     """
-    norm = model.host.final_norm
     layers = features[0].unique().tolist()
     total = [written_by(model, layer, features[1][features[0] == layer]) for layer in layers]
     found: list[list[str]] = []
     for part in torch.cat(total).split(AT_ONCE) if total else ():
-        with fast_maps(len(part)):
-            scores = linear(norm.centre(part) * norm.weight, model.host.unembedding)
+        scores = usual_scores(model).above(_scores(model, part))
         for tokens in scores.topk(min(count, scores.shape[1])).indices.tolist():
             found.append([model.token_string(token).strip() for token in tokens])
     return found
+
+
+def _scores(
+    model: ReplacementModel, written: Float[Tensor, "rows d_model"]
+) -> Float[Tensor, "rows vocabulary"]:
+    """What vectors do to the logits, less what they do to the mean logit."""
+    norm = model.host.final_norm
+    read = norm.centre(written) * norm.weight
+    with fast_maps(len(read)):
+        return linear(read, model.host.unembedding) - (read @ model.mean_unembedding)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class UsualScores:
+    """What features of one dictionary do to each token, measured on some of them.
+
+    On a real model the same few tokens come first for any vector: their rows are long and stand
+    apart (unembedded.py, which measures all features). What stands out is named instead.
+    """
+
+    mean: Float[Tensor, " vocabulary"]
+    deviation: Float[Tensor, " vocabulary"]
+
+    def above(self, scores: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:
+        """Scores in standard deviations from the token's mean."""
+        return (scores - self.mean) / self.deviation
+
+
+_KNOWN: WeakKeyDictionary[ReplacementModel, UsualScores] = WeakKeyDictionary()
+"""By model: its weights do not change."""
+
+
+def usual_scores(model: ReplacementModel) -> UsualScores:
+    """Mean and deviation of every token's score over features spread evenly over a dictionary."""
+    if model not in _KNOWN:
+        count = total = square = torch.zeros((), dtype=model.dtype, device=model.device)
+        layers = model.transcoder.present
+        for layer in layers:
+            features = len(model.transcoder.layers[layer].W_enc)
+            step = max(1, features * len(layers) // SAMPLED)
+            wanted = torch.arange(0, features, step, device=model.device)
+            scores = _scores(model, written_by(model, layer, wanted))
+            count = count + len(wanted)
+            total, square = total + scores.sum(0), square + (scores * scores).sum(0)
+        mean = total / count
+        variance = (square / count - mean * mean).clamp(min=0)
+        least = torch.finfo(model.dtype).eps * variance.max().clamp(min=1e-30)
+        _KNOWN[model] = UsualScores(mean, variance.clamp(min=float(least)).sqrt())
+    return _KNOWN[model]
 
 
 def written_by(

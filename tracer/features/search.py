@@ -4,7 +4,7 @@ What is searched is read once and kept as arrays of numbers: a query looks its w
 distinct ones and compares whole columns (tests/test_tracer_features_search.py times it).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,9 +79,14 @@ def plain(word: str) -> str:
 class Index:
     """What is searched of one store; each part is read when it is first asked for."""
 
-    def __init__(self, path: Path, layers: Sequence[int]) -> None:
-        """Of a store's folder, features of these layers."""
-        self.path, self.layers = path, tuple(layers)
+    def __init__(
+        self,
+        path: Path,
+        layers: Sequence[int],
+        labels: Mapping[tuple[int, int], str | None] | None = None,
+    ) -> None:
+        """Of a store's folder, features of these layers; `labels` replace those of the table."""
+        self.path, self.layers, self.labels = path, tuple(layers), labels or {}
 
     def search(self, query: str, by: str, limit: int) -> list[Hit]:
         """The features that match best, by score and then by place.
@@ -188,6 +193,11 @@ class Index:
     def _labels(self) -> tuple[pa.Array, pa.Array]:
         """Labels, and the same in small letters: to fold case anew takes longest."""
         labels = self._column("label")
+        if self.labels:
+            texts = labels.to_pylist()
+            for (layer, feature), text in self.labels.items():
+                texts[self._starts[layer] + feature] = text
+            labels = pa.array(texts, pa.string())
         return labels, compute.utf8_lower(labels)
 
     @cached_property

@@ -12,6 +12,9 @@ from pyarrow import compute, parquet
 
 from graphs import words
 from tracer.errors import TraceError
+from tracer.features.labels import own
+from tracer.features.labels.named import Named, named
+from tracer.features.labels.table import Labels
 from tracer.features.search import Hit, Index
 from tracer.features.tables import (
     ABOUT,
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
     from replacement_models import ReplacementModel
     from replacement_models.text.documents import Corpus
     from tracer.features.build import Progress
+    from tracer.features.labels.endpoint import Endpoint
 
+BEFORE = 5
+"""Tokens before the one meant that the words of an example show."""
 NAMED = 3
 """Promoted tokens that stand for a feature without a label."""
 Place = tuple[int, int]
@@ -52,6 +58,13 @@ class Example:
     """There."""
     document: range
     """Tokens of the window that belong to the same document as this one."""
+
+    def in_words(self) -> str:
+        """`…state containing Dallas [is]`: up to its token, which stands in brackets."""
+        first = max(self.document.start, self.position - BEFORE)
+        parts = [words.visible(text) for text in self.texts[first : self.position]]
+        cut = "…" if first > self.document.start else ""
+        return f"{cut}{''.join(parts).strip()} [{words.token(self.texts[self.position])}]".strip()
 
 
 @dataclass(frozen=True)
@@ -240,12 +253,115 @@ class FeatureStore:
                 f"{table.num_rows - 1}"
             )
         [row] = table.slice(feature, 1).to_pylist()
-        return Feature(layer, feature, row, self._examples(layer, feature))
+        measured = self.labels.rows.get((layer, feature), {})
+        about = {**measured, **row, "label": self.label_of(layer, feature).label}
+        return Feature(layer, feature, about, self._examples(layer, feature))
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Labels with their measured truth (labels/table.py); none before the store is labelled."""
+        return Labels.read(self.path)
+
+    @cached_property
+    def own_labels(self) -> dict[Place, str]:
+        """The users' own, which win.
+
+        Raises:
+            TraceError: the file in the store is another dictionary's.
+        """
+        return own.read_own(self.path / own.FILE, self.about["dictionary_hash"])
+
+    def set_labels(self, labels: Mapping[Place, str | None]) -> None:
+        """Keep users' own labels in the store; they win over all others.
+
+        Args:
+            labels: text by (layer, feature); None takes one away.
+
+        Raises:
+            TraceError: there is no such feature.
+        """
+        for layer, feature in labels:
+            if not 0 <= feature < self.features(layer).num_rows:
+                raise TraceError(f"{self.path}: there is no feature {layer}/{feature}")
+        changed = {**self.own_labels, **labels}
+        kept = {at: text for at, text in changed.items() if text is not None}
+        own.write_own(self.path / own.FILE, kept, self.about["dictionary_hash"])
+        self.__dict__.pop("own_labels", None)
+        self.__dict__.pop("_index", None)
+
+    def label_of(self, layer: int, feature: int) -> Named:
+        """What stands for a feature in words, and how true that is (labels/named.py).
+
+        A user's words, else a true label, else a name beside the dictionary, else its strongest
+        example, else nothing.
+        """
+        given = self.features(layer)["label"][feature].as_py()
+        row = self.labels.rows.get((layer, feature))
+        return named(self.own_labels.get((layer, feature)), given, row)
+
+    def label(  # noqa: PLR0913  keyword arguments are the public interface
+        self,
+        model: "ReplacementModel",
+        corpus: "Corpus",
+        *,
+        held_out: "Corpus | None" = None,
+        outside: "Corpus | None" = None,
+        classes: Mapping[str, Sequence[str]] | None = None,
+        features: Sequence[Place] | None = None,
+        max_tokens: int = 100_000,
+        field: str = "text",
+        lines: bool = False,
+        endpoint: "Endpoint | None" = None,
+        progress: "Progress | None" = None,
+    ) -> None:
+        """Label features by predicates that are tested on text, and keep them in the store.
+
+        Chosen on half of the corpus, mended on a quarter, scored on the rest (F1 of telling, token
+        by token, where the feature fires), or on `held_out`.
+
+        Args:
+            model: the store's own.
+            corpus: text as for `build`, packed as the store's.
+            held_out: text to score on instead of a part of the corpus.
+            outside: text that is not of the corpus' kind, for a second score.
+            classes: words by the name of their class, for labels to name.
+            features: those to label, by (layer, feature), others keeping theirs; None is all.
+            max_tokens: of all texts together, but the one from elsewhere.
+            field: key of JSONL, column of Parquet, that holds the text.
+            lines: every line of plain text is a document of its own.
+            endpoint: a language model that is asked about features without a true label.
+            progress: called with the count done, the count in all, and what is done.
+
+        Raises:
+            TraceError: another dictionary's model, a corpus that cannot be read or is too small, or
+                no such feature.
+        """
+        from tracer.features.labels.run import Texts, label_features
+
+        whole = bool(self.about["settings"]["alone"])
+        texts = Texts(corpus, held_out, outside, field, lines, whole, classes)
+        label_features(
+            self,
+            model,
+            texts,
+            features=features,
+            max_tokens=max_tokens,
+            endpoint=endpoint,
+            progress=progress,
+        )
+        self.__dict__.pop("labels", None)
+        self.__dict__.pop("_index", None)
+
+    def strongest(self, layer: int) -> dict[int, Example]:
+        """The strongest example of every feature of a layer that has one."""
+        first = (compute.field("kind") == "top") & (compute.field("rank") == 0)
+        rows = _read(layer_file(self.path, EXAMPLES, layer), filters=first).to_pylist()
+        return dict(zip((row["feature"] for row in rows), self._shown(rows), strict=True))
 
     def name(self, layer: int, feature: int) -> str:
         """A feature in a few words: its label, or the tokens it promotes most."""
         table = self.features(layer)
-        label: str | None = table["label"][feature].as_py()
+        label = self.label_of(layer, feature).text
         promoted = table["promoted"][feature].as_py()[:NAMED]
         return words.visible(label or ", ".join(words.token(token) for token in promoted))
 
@@ -269,16 +385,21 @@ class FeatureStore:
 
     @cached_property
     def _index(self) -> Index:
-        return Index(self.path, self.layers)
+        shown = {at: self.label_of(*at).label for at in {*self.labels.rows, *self.own_labels}}
+        return Index(self.path, self.layers, shown)
 
     def _examples(self, layer: int, feature: int) -> tuple[Example, ...]:
         file = layer_file(self.path, EXAMPLES, layer)
         rows = _read(file, filters=compute.field("feature") == feature).to_pylist()
+        return tuple(self._shown(rows))
+
+    def _shown(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Examples with the text of their windows."""
         wanted = sorted({row["window"] for row in rows})
         shown = _read(self.path / WINDOWS, filters=compute.field("window").isin(wanted))
         texts = dict(zip(*(shown[name].to_pylist() for name in ("window", "texts")), strict=True))
         special = {*self.about["special"]}
-        return tuple(_example(row, texts[row["window"]], special) for row in rows)
+        return [_example(row, texts[row["window"]], special) for row in rows]
 
     @cached_property
     def _tables(self) -> dict[int, pa.Table]:
