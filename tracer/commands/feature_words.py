@@ -31,6 +31,8 @@ def print_feature(store: "FeatureStore", feature: "Feature") -> None:
     for title, name in (("fires on", "fires_on"), ("promotes", "promoted")):
         rows.append((title, token_list(getattr(feature, name))))
     rows.append(("suppresses", token_list(feature.suppressed)))
+    if feature.row.get("promoted_later"):
+        rows.append(("promotes later", token_list(feature.promoted_later)))
     print_table((), rows)
     for column, title, unit in (
         ("inputs", "reads from", "virtual weight"),

@@ -64,6 +64,12 @@ def features() -> None:
 @click.option("--examples", type=POSITIVE, default=10, help="Strongest windows kept a feature.")
 @click.option("--neighbours", type=COUNT, default=8, help="Neighbours kept a feature; 0 none.")
 @click.option("--max-tokens", type=POSITIVE, help="Read at most so many.", show_default="all")
+@click.option(
+    "--lens",
+    type=EXISTING,
+    help="Jacobian lens: name also the tokens promoted through it.",
+    show_default="none",
+)
 @click.option("--shard", type=POSITIVE, default=64, help="Batches between two commits.")
 @output("Folder to write, the store.", required=True)
 def build(corpus: str, output: Path, **options: Any) -> None:

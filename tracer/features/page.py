@@ -55,9 +55,11 @@ def page(store: FeatureStore, feature: Feature) -> str:
         *_tokens("Fires on", "share", feature.fires_on, feature.fires_on_share),
         *_tokens("Promotes", "deviations", feature.promoted, feature.promoted_score),
         *_tokens("Suppresses", "deviations", feature.suppressed, feature.suppressed_score),
+        *_tokens_later(feature),
         "</div>",
         '<p class="grey">Share: of its activation in windows drawn at random. Deviations: how far '
-        "the token's logit stands from its mean over all features, in standard deviations.</p>",
+        "the token's logit stands from its mean over all features, in standard deviations. "
+        "Later: through the mean Jacobian of everything above.</p>",
         *_examples(feature),
         *_neighbours(store, feature),
     ]
@@ -127,6 +129,13 @@ def _tokens(
     ]
     shown = "".join(rows) or "<tr><td>nothing</td></tr>"
     yield f"<div><h2>{title}</h2><table><tr><th>token</th><th>{unit}</th></tr>{shown}</table></div>"
+
+
+def _tokens_later(feature: Feature) -> Iterable[str]:
+    """What it promotes through the Jacobian lens, where the store was built with one."""
+    later = feature.row.get("promoted_later")
+    if later:
+        yield from _tokens("Promotes later", "deviations", later, feature.promoted_later_score)
 
 
 def _examples(feature: Feature) -> Iterable[str]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from replacement_models import ReplacementModel
     from tracer.features.build import Progress
     from tracer.features.corpus import Corpus
+    from tracer.lenses.affine import AffineLens
 
 NAMED = 3
 """Promoted tokens that stand for a feature without a label."""
@@ -135,6 +136,7 @@ class FeatureStore:
         max_tokens: int | None = None,
         field: str = "text",
         lines: bool = False,
+        lens: "str | Path | AffineLens | None" = None,
         progress: "Progress | None" = None,
     ) -> "FeatureStore":
         """Run a model over a corpus once and write down what its features do.
@@ -161,6 +163,8 @@ class FeatureStore:
             max_tokens: read at most so many; None is all.
             field: key of JSONL, column of Parquet, that holds the text.
             lines: every line of plain text is a document of its own.
+            lens: a Jacobian lens of this model, or its file (`fit_lens`): the store then names also
+                the tokens that a feature promotes through it.
             progress: called before every batch with rows done, rows in all, and what is done.
 
         Returns:
@@ -171,6 +175,7 @@ class FeatureStore:
                 begun there was begun with another model, corpus or setting.
         """
         from tracer.features.build import build, default_settings
+        from tracer.lenses.affine import AffineLens
 
         settings = default_settings(
             model,
@@ -187,7 +192,17 @@ class FeatureStore:
             alone=alone,
             max_tokens=max_tokens,
         )
-        build(model, corpus, Path(path), settings, field=field, lines=lines, progress=progress)
+        taken = AffineLens.load(lens) if isinstance(lens, str | Path) else lens
+        build(
+            model,
+            corpus,
+            Path(path),
+            settings,
+            field=field,
+            lines=lines,
+            lens=taken,
+            progress=progress,
+        )
         return cls.load(path)
 
     @property
