@@ -136,6 +136,36 @@ def search(query: str, store: Path | None, by: str, limit: int) -> None:
 
 
 @features.command(
+    epilog=examples(
+        "tracer features export my.features -o json/",
+        "tracer features export my.features -o features/ --to circuit-tracer",
+    )
+)
+@click.argument("store", type=EXISTING)
+@click.option(
+    "--to",
+    type=click.Choice(["neuronpedia", "circuit-tracer"]),
+    default="neuronpedia",
+    help="A JSON file a feature, or index.json.gz with a binary file a layer.",
+)
+@click.option(
+    "--features",
+    "chosen",
+    metavar="L/F,...",
+    help="Only these, to neuronpedia.",
+    show_default="all",
+)
+@output("Folder to write.", required=True)
+def export(store: Path, to: str, chosen: str | None, output: Path) -> None:
+    """Write STORE as files that Neuronpedia or circuit-tracer read."""
+    places = None if chosen is None else [place(one) for one in chosen.split(",")]
+    opened = open_store(store)
+    with progress("Writing features") as advance:
+        opened.export(output, to, places, progress=advance)
+    say(f"Saved {output}")
+
+
+@features.command(
     epilog=examples('tracer features differ "The opposite of hot is" "The opposite of day is"')
 )
 @click.argument("prompt")

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
 
-import numpy as np
-
 from graphs import words
 from graphs.pictures.charts import bars
+from tracer.features.bins import Histogram
 from tracer.features.settings import DECILES
 from tracer.features.store import Example, Feature, FeatureStore
 
@@ -103,19 +102,12 @@ def histogram(counts: Sequence[int], bins: Mapping[str, int]) -> str:
         counts: a feature's histogram; negative bins, if any, stand behind the others.
         bins: store.json's description of them.
     """
-    steps = np.arange(bins["octaves"] * bins["parts"] + 1)
-    parts = bins["parts"]
-    sizes = 2.0 ** (bins["lowest_power"] + steps // parts) * (1 + (steps % parts) / parts)
-    positive, negative = list(counts[: len(steps) - 1]), list(counts[len(steps) - 1 :])
-    bounds = [*-sizes[::-1], *sizes] if negative else [*sizes]
-    every = [*negative[::-1], 0, *positive] if negative else positive
-    held = np.flatnonzero(every)
-    first, last = int(held[0]), int(held[-1]) + 1
+    shown = Histogram.of(counts, bins).held()
     return bars(
         "Tokens where it is active",
         "tokens",
-        bounds[first : last + 1],
-        every[first:last],
+        shown.bounds.tolist(),
+        shown.counts.tolist(),
         "activation (four bins an octave)",
     )
 

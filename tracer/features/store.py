@@ -1,9 +1,11 @@
 """A feature store, read: what is known of every feature of a dictionary."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from tracer.features.tables import (
     EXAMPLES,
     FEATURES,
     NAME,
+    ROW_GROUP,
     VERSION,
     WINDOWS,
     layer_file,
@@ -257,6 +260,48 @@ class FeatureStore:
         [row] = table.slice(feature, 1).to_pylist()
         return Feature(layer, feature, row, self._examples(layer, feature))
 
+    @property
+    def count(self) -> int:
+        """Features of all layers."""
+        return sum(self.about["features"].values())
+
+    def every(self, layer: int) -> Iterator[Feature]:
+        """All features of one layer in order, without holding their examples all at once."""
+        table = self.features(layer)
+        following = self._examples_in_order(layer)
+        at, rows = next(following, (-1, []))
+        for feature in range(table.num_rows):
+            found = rows if at == feature else []
+            if at == feature:
+                at, rows = next(following, (-1, []))
+            [row] = table.slice(feature, 1).to_pylist()
+            yield Feature(layer, feature, row, self._shown(found, self._texts))
+
+    def export(
+        self,
+        path: str | Path,
+        to: str = "neuronpedia",
+        features: Sequence[Place] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write what is known of features as files that other tools read.
+
+        Args:
+            path: folder to write, which must not exist.
+            to: "neuronpedia": one JSON file a feature, named by Cantor's number of layer and
+                feature; "circuit-tracer": `index.json.gz` and a binary file a layer, from which its
+                front end reads ranges.
+            features: only these (layer, feature), of "neuronpedia"; None: all.
+            progress: called with features written and in all.
+
+        Raises:
+            TraceError: no such format or feature, or something stands at `path`.
+            GraphError: the place cannot be written.
+        """
+        from tracer.features.export import export
+
+        export(self, Path(path), to, features, progress)
+
     def name(self, layer: int, feature: int) -> str:
         """A feature in a few words: its label, or the tokens it promotes most."""
         table = self.features(layer)
@@ -292,12 +337,49 @@ class FeatureStore:
         wanted = sorted({row["window"] for row in rows})
         shown = _read(self.path / WINDOWS, filters=compute.field("window").isin(wanted))
         texts = dict(zip(*(shown[name].to_pylist() for name in ("window", "texts")), strict=True))
+        return self._shown(rows, texts)
+
+    def _shown(
+        self, rows: Sequence[Mapping[str, Any]], texts: Mapping[int, Sequence[str]]
+    ) -> tuple[Example, ...]:
         special = {*self.about["special"]}
         return tuple(_example(row, texts[row["window"]], special) for row in rows)
+
+    def _examples_in_order(self, layer: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Features of a layer that have examples, with their rows."""
+        file = layer_file(self.path, EXAMPLES, layer)
+        with parquet.ParquetFile(file) as table:
+            batches = (batch.to_pylist() for batch in table.iter_batches(batch_size=ROW_GROUP))
+            rows = chain.from_iterable(batches)
+            for feature, some in groupby(rows, key=itemgetter("feature")):
+                yield feature, list(some)
+
+    @cached_property
+    def _texts(self) -> "Texts":
+        return Texts(_read(self.path / WINDOWS, columns=["window", "texts"]))
 
     @cached_property
     def _tables(self) -> dict[int, pa.Table]:
         return {}
+
+
+class Texts(Mapping[int, Sequence[str]]):
+    """Token strings of every window that is shown, as the table holds them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Take the table of windows."""
+        self.texts = table["texts"].combine_chunks()
+        self.rows = {window: row for row, window in enumerate(table["window"].to_pylist())}
+
+    def __getitem__(self, window: int) -> Sequence[str]:
+        found: list[str] = self.texts[self.rows[window]].as_py()
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def _example(row: Mapping[str, Any], texts: Sequence[str], special: Collection[str]) -> Example:
