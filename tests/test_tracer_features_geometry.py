@@ -1,15 +1,21 @@
 """What a store says of decoders alone: their map, and what they promote through a Jacobian lens."""
 
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
 from tests.test_tracer_features_build import MODELS, SETTINGS, texts
 from tracer import AffineLens, FeatureStore, TraceError
 from tracer.features.geometry import Plane
+from tracer.features.map_page import MARGIN, SIZE, Points, map_page, picture
+from tracer.features.page import page
 from tracer.features.promoted import written_by
+from tracer.features.tables import FEATURES, layer_file, write
 
 
 def lens_of(kind: str = "jacobian", layers: int = 3, width: int = 16) -> AffineLens:
@@ -99,3 +105,75 @@ def test_a_lens_that_does_not_fit_is_refused(lens: AffineLens, said: str, tmp_pa
     with pytest.raises(TraceError, match=said):
         FeatureStore.build(MODELS["neurons"](), texts(), tmp_path / "s", **SETTINGS, lens=lens)
     assert [*tmp_path.iterdir()] == []
+
+
+class Elements(HTMLParser):
+    """Tags of a page, where links lead, and the ids there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        of = dict(attrs)
+        self.attributes |= {*of}
+        self.links += [of[name] or "" for name in ("href", "src") if name in of]
+        self.ids |= {of["id"] or ""} if "id" in of else set()
+
+
+def hostile_store(path: Path) -> FeatureStore:
+    """A store whose features are called what breaks pages."""
+    model = replace(MODELS["topk"](), labels={(0, 1): "<script>alert(1)</script>\x1b[2J"})
+    return FeatureStore.build(model, texts(), path, **SETTINGS)
+
+
+def test_a_point_of_the_map_leads_to_its_entry_and_nothing_runs(tmp_path: Path):
+    store = hostile_store(tmp_path / "s")
+    shown = map_page(store)
+    seen = Elements()
+    seen.feed(shown)
+    assert seen.tags.count("circle") == store.count == len(seen.links)
+    assert {link.removeprefix("#") for link in seen.links} == seen.ids
+    assert all(link.startswith("#f") for link in seen.links)
+    assert not {*seen.tags} & {"script", "img", "iframe", "link", "object", "foreignobject"}
+    assert not any(name.startswith("on") for name in seen.attributes)
+    assert "default-src 'none'" in shown
+    assert "&lt;script&gt;" in shown
+    assert "\x1b" not in shown
+    assert shown == map_page(FeatureStore.load(store.path))
+
+
+def test_of_a_large_dictionary_the_map_shows_what_fires_most(tmp_path: Path):
+    store = FeatureStore.build(MODELS["topk"](), texts(), tmp_path / "s", **SETTINGS)
+    points = Points.most_active(store, 5)
+    counts = sorted(
+        (n for layer in store.layers for n in store.features(layer)["active"].to_pylist()),
+        reverse=True,
+    )
+    found = [store[place].active for place in zip(points.layer, points.feature, strict=True)]
+    assert found == counts[:5]
+    assert f"The 5 features of {store.count} that fire most" in map_page(store, 5)
+    pixels = points.pixels(SIZE)
+    assert pixels.min() >= MARGIN - 1e-6
+    assert pixels.max() <= SIZE - MARGIN + 1e-6
+
+
+def test_a_features_page_shows_where_it_lies(tmp_path: Path):
+    store = hostile_store(tmp_path / "s")
+    drawn = picture(store, store[0, 1])
+    assert drawn.count("<title>") == 1 + len(store[0, 1].similar)
+    assert "<h2>Map</h2>" in page(store, store[0, 1])
+
+
+def test_a_store_without_a_map_says_so(tmp_path: Path):
+    store = FeatureStore.build(MODELS["topk"](), texts(), tmp_path / "s", **SETTINGS)
+    for layer in store.layers:
+        file = layer_file(store.path, FEATURES, layer)
+        write(parquet.read_table(file, partitioning=None).drop_columns(["x", "y"]), file)
+    with pytest.raises(TraceError, match="before stores held a map"):
+        map_page(store)
+    assert "<h2>Map</h2>" not in page(store, store[0, 1])

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from tracer.attribution.trace import trace
     from tracer.errors import TraceError
     from tracer.features.differing import differing
-    from tracer.features.store import Feature, FeatureStore
+    from tracer.features.feature import Feature
+    from tracer.features.store import FeatureStore
     from tracer.interventions.generate import generate
     from tracer.interventions.intervene import Change, intervene
     from tracer.interventions.steering import contrast, feature_maxima
@@ -114,7 +115,7 @@ _PLACES = {
     "Difference": "tracer.attribution.targets",
     "Direction": "tracer.attribution.targets",
     "Directions": "tracer.lenses.directions",
-    "Feature": "tracer.features.store",
+    "Feature": "tracer.features.feature",
     "FeatureStore": "tracer.features.store",
     "GraphError": "graphs",
     "Intervention": "tracer.interventions.values",

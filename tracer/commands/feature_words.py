@@ -9,8 +9,8 @@ from tracer.commands.tables import print_table, quoted
 if TYPE_CHECKING:
     from tracer import Feature, FeatureStore, ReplacementModel
     from tracer.features.differing import Differing
+    from tracer.features.feature import Example
     from tracer.features.search import Hit
-    from tracer.features.store import Example
 
 BEFORE, AFTER = 14, 6
 """Tokens shown around the one that an example is of."""

@@ -98,20 +98,17 @@ def build(corpus: str, output: Path, **options: Any) -> None:
 @output("Web page to write: .html.", show_default="none")
 def show(feature: str, store: Path | None, shown: int, output: Path | None) -> None:
     """Print what is known of feature F of layer L."""
-    if output is not None and output.suffix not in (".html", ".htm"):
-        raise Failure(f"cannot write {output}: expected a suffix of .html")
+    if output is not None:
+        check_page(output)
     wanted = place(feature)
     opened = open_store(store)
     known = opened[wanted]
     print_feature(opened, known)
     print_example_list(known, shown)
     if output is not None:
-        from graphs.exchange.files import writing
         from tracer.features.page import page
 
-        with writing(output) as partial:
-            partial.write_text(page(opened, known), encoding="utf-8")
-        say(f"Saved {output}")
+        write_page(output, page(opened, known))
 
 
 @features.command(
@@ -133,6 +130,19 @@ def search(query: str, store: Path | None, by: str, limit: int) -> None:
     """Find features by a token, a promoted token, a label, text, or likeness to L/F."""
     opened = open_store(store)
     print_hits(opened, opened.search(query, by, limit), by)
+
+
+@features.command("map", epilog=examples("tracer features map my.features -o map.html"))
+@click.argument("store", type=EXISTING)
+@click.option("--most", type=POSITIVE, default=2000, help="Points at most, those that fire most.")
+@output("Web page to write: .html.", required=True)
+def draw_map(store: Path, most: int, output: Path) -> None:
+    """Draw where STORE's decoders lie, as a page that runs no script."""
+    check_page(output)
+    opened = open_store(store)
+    from tracer.features.map_page import map_page
+
+    write_page(output, map_page(opened, most))
 
 
 @features.command(
@@ -178,6 +188,21 @@ def differ(prompt: str, other: str, weaker: bool, limit: int, **options: Any) ->
     model = load_model(options)
     found = tracer.differing(model, prompt, other, silent=not weaker, limit=limit)
     print_differing(model, prompt, found)
+
+
+def check_page(path: Path) -> None:
+    """Refuse a name that no browser takes for a page, before the work is done."""
+    if path.suffix not in (".html", ".htm"):
+        raise Failure(f"cannot write {path}: expected a suffix of .html")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, whole or not at all, and say so."""
+    from graphs.exchange.files import writing
+
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    say(f"Saved {path}")
 
 
 def open_store(path: Path | None) -> "FeatureStore":

@@ -12,16 +12,16 @@ import gzip
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graphs.exchange.files import writing
 from tracer.errors import TraceError
+from tracer.features.feature import Feature
 from tracer.features.feature_json import feature_json
-
-if TYPE_CHECKING:
-    from tracer.features.store import Feature, FeatureStore, Place
 
 FORMATS = ("neuronpedia", "circuit-tracer")
 INDEX = "index.json.gz"
@@ -29,55 +29,66 @@ Progress = Callable[[int, int], None]
 """Called with features written and in all."""
 
 
-def export(
-    store: "FeatureStore",
-    path: Path,
-    to: str,
-    features: "Sequence[Place] | None",
-    progress: Progress | None,
-) -> None:
+@dataclass(frozen=True)
+class Exported:
+    """What of a store is written."""
+
+    about: Mapping[str, Any]
+    layers: Sequence[int]
+    every: Callable[[int], Iterator[Feature]]
+    """All features of a layer in order."""
+    chosen: Sequence[Feature] | None
+    """These alone; None: all."""
+
+    def features(self) -> Iterator[Feature]:
+        """All that are written, by layer."""
+        if self.chosen is not None:
+            return iter(self.chosen)
+        return chain.from_iterable(map(self.every, self.layers))
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        every: int = sum(self.about["features"].values())
+        return every if self.chosen is None else len(self.chosen)
+
+
+def export(wanted: Exported, path: Path, to: str, progress: Progress | None) -> None:
     """Write a folder, whole or not at all; see `FeatureStore.export`."""
     if to not in FORMATS:
         raise TraceError(f"export to {to!r} is not known, expected one of {', '.join(FORMATS)}")
-    if features is not None and to != FORMATS[0]:
+    if wanted.chosen is not None and to != FORMATS[0]:
         raise TraceError(f"{to} reads whole layers; leave features out, or export to {FORMATS[0]}")
     if path.exists():
         raise TraceError(f"{path}: exists; choose another name, or remove it first")
-    total = store.count if features is None else len(features)
-    chosen = None if features is None else [store[place] for place in features]
+    written = _json_files if to == FORMATS[0] else _binary_files
     with writing(path) as partial:
         partial.mkdir()
-        written = _json_files if to == FORMATS[0] else _binary_files
-        for done, _ in enumerate(written(store, partial, chosen), start=1):
+        for done, _ in enumerate(written(wanted, partial), start=1):
             if progress is not None:
-                progress(done, total)
+                progress(done, wanted.count)
 
 
-def _json_files(
-    store: "FeatureStore", folder: Path, chosen: "Sequence[Feature] | None"
-) -> Iterator[None]:
-    layers = (store.every(layer) for layer in store.layers)
-    found = (one for layer in layers for one in layer) if chosen is None else iter(chosen)
-    for feature in found:
-        value = feature_json(feature, store.about)
+def _json_files(wanted: Exported, folder: Path) -> Iterator[None]:
+    for feature in wanted.features():
+        value = feature_json(feature, wanted.about)
         (folder / f"{value['index']}.json").write_bytes(_bytes(value))
         yield
 
 
-def _binary_files(store: "FeatureStore", folder: Path, _: Any) -> Iterator[None]:
+def _binary_files(wanted: Exported, folder: Path) -> Iterator[None]:
     index: list[dict[str, Any]] = []
-    for layer in range(max(store.layers) + 1):
+    for layer in range(max(wanted.layers) + 1):
         index.append({"filename": "", "offsets": []})
-        if layer not in store.layers:
+        if layer not in wanted.layers:
             continue
         index[-1] = {"filename": f"layer_{layer}.bin", "offsets": [0]}
         with (folder / index[-1]["filename"]).open("wb") as file:
-            for feature in store.every(layer):
-                file.write(_record(feature_json(feature, store.about)))
+            for feature in wanted.every(layer):
+                file.write(_record(feature_json(feature, wanted.about)))
                 index[-1]["offsets"].append(file.tell())
                 yield
-    packed = gzip.compress(_bytes(index), mtime=0)
-    (folder / INDEX).write_bytes(packed)
+    (folder / INDEX).write_bytes(gzip.compress(_bytes(index), mtime=0))
 
 
 def _record(value: dict[str, Any]) -> bytes:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tracer.features.bins import Histogram
+from tracer.features.feature import Example, Feature
 from tracer.features.settings import DECILES
-from tracer.features.store import Example, Feature
 
 BARS = 50
 """Of a histogram."""

@@ -11,24 +11,12 @@ from itertools import groupby
 from graphs import words
 from graphs.pictures.charts import bars
 from tracer.features.bins import Histogram
+from tracer.features.document import document, origin
+from tracer.features.feature import Example, Feature
+from tracer.features.map_page import picture
 from tracer.features.settings import DECILES
-from tracer.features.store import Example, Feature, FeatureStore
+from tracer.features.store import FeatureStore
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#222;background:#fff;max-width:1080px;
-margin:1.5rem auto;padding:0 1rem}
-h1{font-size:1.4rem;margin:0}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}h3{font-size:.9rem;
-margin:1rem 0 .2rem;color:#555}p{margin:.2rem 0}.grey{color:#666}
-.columns{display:flex;flex-wrap:wrap;gap:1.2rem 2.4rem;align-items:flex-start}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-td,th{padding:.08rem .7rem .08rem 0;text-align:left;font-weight:normal;vertical-align:top}
-th{color:#666}td.n{text-align:right}
-.x{margin:.25rem 0;white-space:pre-wrap;overflow-wrap:anywhere}
-.x .v{display:inline-block;min-width:4.2rem;color:#666;font-variant-numeric:tabular-nums}
-.x b{outline:1.5px solid #222;font-weight:600}
-svg{max-width:100%;height:auto}
-"""
 WARM, COLD = "240,130,20", "40,110,220"
 """Colours of positive and negative activations."""
 
@@ -47,7 +35,7 @@ def page(store: FeatureStore, feature: Feature) -> str:
     label = words.visible(feature.label or "")
     body = [
         f"<h1>{name}{f': {escape(label)}' if label else ''}</h1>",
-        f'<p class="grey">{escape(_origin(store))}</p>',
+        f'<p class="grey">{escape(origin(store))}</p>',
         *_statistics(feature),
         '<div class="columns">',
         histogram(feature.histogram, store.about["bins"]) if feature.active else "",
@@ -55,6 +43,7 @@ def page(store: FeatureStore, feature: Feature) -> str:
         *_tokens("Promotes", "deviations", feature.promoted, feature.promoted_score),
         *_tokens("Suppresses", "deviations", feature.suppressed, feature.suppressed_score),
         *_tokens_later(feature),
+        picture(store, feature),
         "</div>",
         '<p class="grey">Share: of its activation in windows drawn at random. Deviations: how far '
         "the token's logit stands from its mean over all features, in standard deviations. "
@@ -62,23 +51,7 @@ def page(store: FeatureStore, feature: Feature) -> str:
         *_examples(feature),
         *_neighbours(store, feature),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-def _origin(store: FeatureStore) -> str:
-    about = store.about
-    dictionary = about["transcoders"] or "a dictionary in memory"
-    counted = f"{about['tokens_counted']:,} tokens counted"
-    return words.visible(
-        f"{about['model']}, {dictionary} {about['dictionary_hash'][:12]}; {counted}"
-    )
+    return document(name, body)
 
 
 def _statistics(feature: Feature) -> Iterable[str]:

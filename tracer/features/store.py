@@ -14,6 +14,7 @@ from pyarrow import compute, parquet
 
 from graphs import words
 from tracer.errors import TraceError
+from tracer.features.feature import Example, Feature, Place
 from tracer.features.search import Hit, Index
 from tracer.features.tables import (
     ABOUT,
@@ -34,46 +35,6 @@ if TYPE_CHECKING:
 
 NAMED = 3
 """Promoted tokens that stand for a feature without a label."""
-Place = tuple[int, int]
-"""A feature: layer and number."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One place in the corpus where a feature fires."""
-
-    kind: str
-    """`top`, `bottom` (most negative) or `decile`."""
-    rank: int
-    """Among examples of a kind, from 0; of kind `decile` the decile, 0 the weakest."""
-    texts: tuple[str, ...]
-    """Tokens of the window."""
-    activations: tuple[float, ...]
-    """Of each of them, to three digits; 0 at tokens that do not count."""
-    position: int
-    """The token that the example is of."""
-    activation: float
-    """There."""
-    document: range
-    """Tokens of the window that belong to the same document as this one."""
-
-
-@dataclass(frozen=True)
-class Feature:
-    """What a store knows of one feature."""
-
-    layer: int
-    feature: int
-    row: Mapping[str, Any] = field(repr=False)
-    """Its row of the table of features (tables.py), by column."""
-    examples: tuple[Example, ...] = field(repr=False)
-
-    def __getattr__(self, name: str) -> Any:
-        """Columns by name: `density`, `mean`, `maximum`, `promoted`, `inputs`, ..."""
-        try:
-            return self.__dict__["row"][name]
-        except KeyError:
-            raise AttributeError(f"a feature has no {name!r}") from None
 
 
 @dataclass(frozen=True)
@@ -298,9 +259,10 @@ class FeatureStore:
             TraceError: no such format or feature, or something stands at `path`.
             GraphError: the place cannot be written.
         """
-        from tracer.features.export import export
+        from tracer.features.export import Exported, export
 
-        export(self, Path(path), to, features, progress)
+        chosen = None if features is None else [self[place] for place in features]
+        export(Exported(self.about, self.layers, self.every, chosen), Path(path), to, progress)
 
     def name(self, layer: int, feature: int) -> str:
         """A feature in a few words: its label, or the tokens it promotes most."""
