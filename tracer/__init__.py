@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tracer.errors import TraceError
     from tracer.features.differing import differing
     from tracer.features.feature import Feature
+    from tracer.features.separating import Separating, separating
     from tracer.features.store import FeatureStore
     from tracer.interventions.generate import generate
     from tracer.interventions.intervene import Change, intervene
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from tracer.lenses.local import LocalLens, local_lens
     from tracer.lenses.patchscope import patchscope
     from tracer.lenses.probes import Probe, probe
+    from tracer.monitoring.drive import Driven, drive
+    from tracer.monitoring.monitor import Monitored, monitor
+    from tracer.monitoring.watches import Watch
     from tracer.validation.means import corpus_means
     from tracer.validation.validate import Validation, validate
 
@@ -61,6 +65,7 @@ __all__ = [
     "Difference",
     "Direction",
     "Directions",
+    "Driven",
     "Feature",
     "FeatureStore",
     "GraphError",
@@ -69,6 +74,7 @@ __all__ = [
     "LensReading",
     "LocalLens",
     "ModelError",
+    "Monitored",
     "NodeKind",
     "NodePath",
     "PerLayerTranscoder",
@@ -77,6 +83,7 @@ __all__ = [
     "ReLUTopK",
     "ReplacementModel",
     "Scores",
+    "Separating",
     "Site",
     "Steering",
     "Supernode",
@@ -85,11 +92,13 @@ __all__ = [
     "Transcoder",
     "TranscoderLayer",
     "Validation",
+    "Watch",
     "contrast",
     "convert",
     "corpus_means",
     "differing",
     "direction",
+    "drive",
     "feature_maxima",
     "fit_lens",
     "generate",
@@ -97,10 +106,12 @@ __all__ = [
     "lens",
     "load_transcoder",
     "local_lens",
+    "monitor",
     "patching",
     "patchscope",
     "probe",
     "save_transcoder",
+    "separating",
     "trace",
     "validate",
 ]
@@ -115,6 +126,7 @@ _PLACES = {
     "Difference": "tracer.attribution.targets",
     "Direction": "tracer.attribution.targets",
     "Directions": "tracer.lenses.directions",
+    "Driven": "tracer.monitoring.drive",
     "Feature": "tracer.features.feature",
     "FeatureStore": "tracer.features.store",
     "GraphError": "graphs",
@@ -123,6 +135,7 @@ _PLACES = {
     "LensReading": "tracer.lenses.lens",
     "LocalLens": "tracer.lenses.local",
     "ModelError": "replacement_models",
+    "Monitored": "tracer.monitoring.monitor",
     "NodeKind": "graphs",
     "NodePath": "graphs",
     "PerLayerTranscoder": "replacement_models",
@@ -131,6 +144,7 @@ _PLACES = {
     "ReLUTopK": "replacement_models",
     "ReplacementModel": "replacement_models",
     "Scores": "graphs",
+    "Separating": "tracer.features.separating",
     "Site": "replacement_models.sites",
     "Steering": "tracer.interventions.values",
     "Supernode": "tracer.interventions.values",
@@ -139,11 +153,13 @@ _PLACES = {
     "Transcoder": "replacement_models",
     "TranscoderLayer": "replacement_models",
     "Validation": "tracer.validation.validate",
+    "Watch": "tracer.monitoring.watches",
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",
     "differing": "tracer.features.differing",
     "direction": "tracer.lenses.contrasts",
+    "drive": "tracer.monitoring.drive",
     "feature_maxima": "tracer.interventions.steering",
     "fit_lens": "tracer.lenses.fit",
     "generate": "tracer.interventions.generate",
@@ -151,10 +167,12 @@ _PLACES = {
     "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
     "local_lens": "tracer.lenses.local",
+    "monitor": "tracer.monitoring.monitor",
     "patchscope": "tracer.lenses.patchscope",
     "patching": "tracer",
     "probe": "tracer.lenses.probes",
     "save_transcoder": "replacement_models",
+    "separating": "tracer.features.separating",
     "trace": "tracer.attribution.trace",
     "validate": "tracer.validation.validate",
 }

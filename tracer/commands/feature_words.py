@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tracer.features.differing import Differing
     from tracer.features.feature import Example
     from tracer.features.search import Hit
+    from tracer.features.separating import Separating
 
 BEFORE, AFTER = 14, 6
 """Tokens shown around the one that an example is of."""
@@ -112,3 +113,24 @@ def print_differing(model: "ReplacementModel", prompt: str, found: "Sequence[Dif
         for one in found
     ]
     print_table(("feature", "at", "activation", "on the other", "written", "label"), rows)
+
+
+def print_separating(model: "ReplacementModel", found: "Sequence[Separating]") -> None:
+    """Print the features that part two sets of texts."""
+    if not found:
+        say("no feature fires on any text")
+        return
+    rows = [
+        (
+            f"{one.layer}/{one.feature}",
+            one.effect,
+            one.auroc,
+            one.p,
+            one.q,
+            one.mean,
+            one.mean_other,
+            model.labels.get((one.layer, one.feature), ""),
+        )
+        for one in found
+    ]
+    print_table(("feature", "effect", "AUROC", "p", "q", "first", "second", "label"), rows)

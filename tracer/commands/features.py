@@ -11,6 +11,7 @@ from tracer.commands.feature_words import (
     print_example_list,
     print_feature,
     print_hits,
+    print_separating,
 )
 from tracer.commands.group import Failure, Group
 from tracer.commands.models import load_model
@@ -132,6 +133,18 @@ def search(query: str, store: Path | None, by: str, limit: int) -> None:
     print_hits(opened, opened.search(query, by, limit), by)
 
 
+def differ_sets(first: Path, second: Path, limit: int, options: dict[str, Any]) -> None:
+    """Compare two files of texts."""
+    from tracer.features.corpus import documents
+
+    field, reading = options.pop("field"), options.pop("reading")
+    sets = [list(documents(path, field, lines=True)) for path in (first, second)]
+    model = load_model(options)
+    with progress("Running the texts") as advance:
+        found = tracer.separating(model, *sets, reading=reading, limit=limit, progress=advance)
+    print_separating(model, found)
+
+
 @features.command("map", epilog=examples("tracer features map my.features -o map.html"))
 @click.argument("store", type=EXISTING)
 @click.option("--most", type=POSITIVE, default=2000, help="Points at most, those that fire most.")
@@ -176,15 +189,37 @@ def export(store: Path, to: str, chosen: str | None, output: Path) -> None:
 
 
 @features.command(
-    epilog=examples('tracer features differ "The opposite of hot is" "The opposite of day is"')
+    epilog=examples(
+        'tracer features differ "The opposite of hot is" "The opposite of day is"',
+        "tracer features differ true.txt false.txt --files",
+    )
 )
 @click.argument("prompt")
 @click.argument("other")
 @model_options
+@click.option(
+    "--files", is_flag=True, help="PROMPT and OTHER are files of texts, one a line, or JSONL."
+)
+@click.option("--field", default="text", help="Key that holds the text, with --files.")
+@click.option(
+    "--reading",
+    type=click.Choice(["max", "mean"]),
+    default="max",
+    help="Of a text, over its tokens, with --files.",
+)
 @click.option("--weaker", is_flag=True, help="Those too that fire on OTHER, if less.")
 @click.option("--limit", type=POSITIVE, default=20, help="At most so many.")
-def differ(prompt: str, other: str, weaker: bool, limit: int, **options: Any) -> None:
-    """List features that fire on PROMPT and not on OTHER."""
+def differ(prompt: str, other: str, files: bool, weaker: bool, limit: int, **options: Any) -> None:
+    """List features that fire on PROMPT and not on OTHER.
+
+    With --files, those that differ most between two sets of texts: effect size (Cohen's d), AUROC,
+    p-value, and q, the p-value corrected for the number of features (Benjamini and Hochberg).
+    """
+    if files:
+        differ_sets(Path(prompt), Path(other), limit, options)
+        return
+    for name in ("field", "reading"):
+        options.pop(name)
     model = load_model(options)
     found = tracer.differing(model, prompt, other, silent=not weaker, limit=limit)
     print_differing(model, prompt, found)
