@@ -483,6 +483,6 @@ def test_many_activations_are_counted_as_few_are(signed: bool, dtype: torch.dtyp
     if not signed:
         active = active.abs()
     bins = BINS * (2 if signed else 1)
-    few, many = counts_of_few(active, bins), counts_of_many(active, bins)
+    few, many = counts_of_few(active, bins, active != 0), counts_of_many(active, bins)
     assert torch.equal(few, many)
     assert torch.equal(many.sum(1), (active != 0).sum(0))

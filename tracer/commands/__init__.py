@@ -13,6 +13,7 @@ from tracer.commands.options import examples
 COMMANDS = (
     *("trace", "show", "prune", "render", "export", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
+    *("monitor", "drive"),
 )
 """Each is a function in the module of its name."""
 

@@ -147,7 +147,9 @@ def as_json(
             **label_of(kinds[one.name], store),
             "threshold": one.threshold,
             "maximum": one.maximum,
-            "at": [list(place) for place in zip(one.positions, one.tokens, one.values, strict=True)],
+            "at": [
+                list(place) for place in zip(one.positions, one.tokens, one.values, strict=True)
+            ],
         }
         for one in found.crossings
     ]

@@ -7,10 +7,11 @@ depends on.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replacement_models import ReplacementModel
@@ -70,19 +71,30 @@ class Moments:
         """Count in a batch; inside a window sums are of the model's precision."""
         bins = self.histogram.shape[1]
         self.total.add_(active.unflatten(0, (-1, window)).sum(1).double().sum(0))
-        sparse = int(active.count_nonzero()) < FEW * active.numel()
-        counts = counts_of_few if sparse else counts_of_many
+        there = active != 0
+        few = _number(there) < FEW * active.numel()
+        counts = partial(counts_of_few, there=there) if few else counts_of_many
         self.histogram.add_(counts(active, bins))
 
 
+def _number(there: Bool[Tensor, "tokens features"]) -> int:
+    """How many are true; numpy is several times faster at it on a processor."""
+    return int(np.count_nonzero(there.numpy()) if there.is_cpu else there.count_nonzero())
+
+
+def _where(there: Bool[Tensor, "tokens features"]) -> Int[Tensor, " some"]:
+    """Where they are, counted row by row; likewise."""
+    flat = there.flatten()
+    return torch.from_numpy(np.flatnonzero(flat.numpy())) if there.is_cpu else flat.nonzero()[:, 0]
+
+
 def counts_of_few(
-    active: Float[Tensor, "tokens features"], bins: int
+    active: Float[Tensor, "tokens features"], bins: int, there: Bool[Tensor, "tokens features"]
 ) -> Int[Tensor, "features bins"]:
-    """How many of each feature's activations lie in every bin, by those that are not zero."""
-    token, feature = active.nonzero(as_tuple=True)
-    value = active[token, feature]
+    """How many of each feature's activations lie in every bin, by those that are `there`."""
+    features, at = active.shape[1], _where(there)
+    value, feature = active.flatten()[at], at % features
     place = bin_of(value.abs()) + (BINS * (value < 0) if bins > BINS else 0)
-    features = active.shape[1]
     return torch.bincount(feature * bins + place, minlength=features * bins).view(features, bins)
 
 

@@ -44,7 +44,7 @@ def texts(
             continue
         found = value.get(field) if isinstance(value, dict) else value
         wrong = _wrong(found, field, vocabulary)
-        if wrong is not None:
+        if wrong is not None or found is None:
             told(f"line {number}: {wrong}; left out")
             continue
         name = value.get("id") if isinstance(value, dict) else None

@@ -144,8 +144,9 @@ def _ids(model: ReplacementModel, text: Text) -> list[int]:
 def _pieces(
     model: ReplacementModel, ids: list[int], context: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """Ids of each piece, BOS in front of all if of the first, and by how much a position in the
-    text lies behind that in the piece.
+    """By how much a position in the text lies behind that in each piece, and the piece's ids.
+
+    BOS stands in front of all of them if it does of the text.
     """
     front = [one for one in marks(model)[0] if ids[:1] == [one]]
     step = context - len(front)

@@ -112,7 +112,7 @@ class _Tap:
         return self.embedded
 
     def _at_mlp(self, layer: int) -> list[tuple[nn.Module, Any]]:
-        """Listen before the MLP runs, and to the norm before it where the dictionary reads there."""
+        """Listen to the MLP, and to the norm before it where the dictionary reads there."""
         block, where = self.model.host.blocks[layer], self.model.transcoder.read_at(layer)
         residual: list[Tensor] = []
 

@@ -108,9 +108,7 @@ class Watch:
         watch = cls.feature(int(parts[1]), int(parts[2]))
         most, given = store[watch.features[0]].maximum, parts[3] or "50%"
         share = given.endswith("%")
-        return replace(
-            watch, threshold=most * float(given[:-1]) / 100 if share else float(given)
-        )
+        return replace(watch, threshold=most * float(given[:-1]) / 100 if share else float(given))
 
     def check(self, model: ReplacementModel) -> None:
         """Refuse a model that has not what is watched.
@@ -166,15 +164,18 @@ def _groups_text(graph: Path) -> str | None:
 
 
 def maximum(watch: Watch, store: FeatureStore) -> float | None:
-    """The largest activation a store saw of a feature; of a group the sum of such, which none
-    exceeds; None of a direction.
+    """The largest activation a store saw of a feature; None of a direction.
+
+    Of a group it is the sum of its members' largest ones, which they need not reach together.
     """
     if watch.vector is not None:
         return None
     return float(sum(store[place].maximum for place in watch.features))
 
 
-def stacked(watches: "list[Watch]", model: ReplacementModel) -> dict[Site, tuple[list[int], Tensor]]:
+def stacked(
+    watches: "list[Watch]", model: ReplacementModel
+) -> dict[Site, tuple[list[int], Tensor]]:
     """By site, which watches read the stream there, and their vectors as columns."""
     found: dict[Site, list[int]] = {}
     for number, watch in enumerate(watches):
