@@ -24,6 +24,8 @@ SMALL = 300
 """Of the picture on a feature's page."""
 MOST, FEW, NAMED = 2000, 1500, 24
 """Points on the map and on the picture, and points whose names stand beside them."""
+WIDE, HIGH = 120, 11
+"""Pixels that a name takes."""
 STYLE = """
 svg a:focus circle,svg a:hover circle{stroke:#000;stroke-width:1.5}
 .e{display:none;border:1px solid #ccc;border-radius:6px;padding:.5rem .9rem;margin:.5rem 0}
@@ -150,13 +152,7 @@ def _picture(store: FeatureStore, points: Points) -> str:
         name = store.name(layer, feature)
         dot = _dot(at, 4 if rank < NAMED else 2.6, colour[layer], f"{layer}/{feature} {name}")
         drawn.append(f'<a href="#f{layer}-{feature}">{dot}</a>')
-    drawn += [
-        f'<text x="{x + 6:.1f}" y="{y + 3:.1f}" font-size="10">'
-        f"{escape(words.clipped(store.name(layer, feature), 22))}</text>"
-        for layer, feature, (x, y) in zip(
-            points.layer[:NAMED].tolist(), points.feature[:NAMED].tolist(), pixels, strict=False
-        )
-    ]
+    drawn += _names(store, points, pixels)
     key = "".join(
         f'<tspan fill="{colour[layer]}"> ● layer {layer} </tspan>' for layer in layers[:16]
     )
@@ -164,6 +160,21 @@ def _picture(store: FeatureStore, points: Points) -> str:
         f'<svg width="{SIZE}" height="{SIZE}" viewBox="0 0 {SIZE} {SIZE}" font-family="sans-serif">'
         f'<text x="8" y="14" font-size="11">{key}</text>{"".join(drawn)}</svg>'
     )
+
+
+def _names(
+    store: FeatureStore, points: Points, pixels: Float[np.ndarray, "points axes"]
+) -> Iterable[str]:
+    """Names beside the most active points, less those that would lie on another."""
+    taken: list[tuple[float, float]] = []
+    for layer, feature, (x, y) in zip(
+        points.layer[:NAMED].tolist(), points.feature[:NAMED].tolist(), pixels[:NAMED], strict=True
+    ):
+        if any(abs(x - a) < WIDE and abs(y - b) < HIGH for a, b in taken):
+            continue
+        taken.append((x, y))
+        name = escape(words.clipped(store.name(layer, feature), 22))
+        yield f'<text x="{x + 6:.1f}" y="{y + 3:.1f}" font-size="10">{name}</text>'
 
 
 def _entries(store: FeatureStore, points: Points) -> Iterable[str]:
