@@ -103,3 +103,16 @@ def test_defaults_are_those_of_python():
         name: value for name, value in expected.items() if name in shown
     }
     assert {"context", "examples", "neighbours", "alone", "shard"} <= {*shown}
+
+
+def test_a_store_is_exported_for_both_front_ends(built: str, tmp_path: Path):
+    succeed("features", "export", built, "-o", "json", "--features", "0/1,1/0")
+    assert sorted(path.name for path in (tmp_path / "json").iterdir()) == ["1.json", "2.json"]
+    said = succeed("features", "export", built, "-o", "features", "--to", "circuit-tracer")
+    assert said == "Saved features\n"
+    assert (tmp_path / "features" / "index.json.gz").is_file()
+    assert "json: exists" in refused("features", "export", built, "-o", "json")
+    wrong = ("features", "export", built, "-o", "x", "--to", "circuit-tracer", "--features", "0/1")
+    assert "reads whole layers" in refused(*wrong)
+    assert "is not L/F" in refused("features", "export", built, "-o", "x", "--features", "0/1,x")
+    assert not (tmp_path / "x").exists()

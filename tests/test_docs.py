@@ -149,20 +149,26 @@ def test_a_command_line_shown_parses(name: str, words: list[str]):
     COMMANDS[words[1]].make_context(words[1], words[2:])
 
 
+def flags_of(command: Any) -> set[str]:
+    """Options of a command, of a group those of its commands too."""
+    within = getattr(command, "commands", {}).values()
+    own = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)}
+    return own.union(*map(flags_of, within))
+
+
 @pytest.mark.parametrize(("name", "words"), [*mentions()])
 def test_a_command_named_in_a_sentence_exists(name: str, words: list[str]):
     command = COMMANDS.get(words[0])
     assert command is not None or words[0].isupper() or words[0].startswith("-")
     if command is not None:
-        known = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)}
+        known = flags_of(command)
         assert {word for word in words if word.startswith("-")} <= known
 
 
 def test_every_option_named_in_a_sentence_exists():
     flags = {"--help", "--version"}
     for command in COMMANDS.values():
-        for one in command.params:
-            flags |= {*one.opts, *one.secondary_opts}
+        flags |= flags_of(command)
     for name in ["README.md", *PAGES]:
         prose = FENCE.sub("", text_of(name))
         named = re.findall(r"`(--[a-z][a-z-]+)[^`]*`", prose)

@@ -18,7 +18,14 @@ from replacement_models.text.packing import FILL, Packed, pack
 from tests.random_models import VOCABULARY, language_model, replacement_model
 from tracer import ModelError, TraceError
 from tracer.features.settings import Settings
-from tracer.features.statistics import QUANTILES, bin_of, edges
+from tracer.features.statistics import (
+    BINS,
+    QUANTILES,
+    bin_of,
+    counts_of_few,
+    counts_of_many,
+    edges,
+)
 from tracer.features.store import Feature, FeatureStore
 from tracer.features.tables import EXAMPLES, layer_file
 
@@ -465,3 +472,17 @@ def test_any_parquet_tool_reads_a_store_by_layer(case: Case):
     assert layer_file(case.store.path, EXAMPLES, case.store.layers[0]).is_file()
     about = json.loads((case.store.path / "store.json").read_text())
     assert about["settings"]["window"] == WINDOW
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_many_activations_are_counted_as_few_are(signed: bool, dtype: torch.dtype):
+    active = torch.randn(700, 400, generator=torch.Generator().manual_seed(0)).to(dtype)
+    active[:, ::7] = 0
+    active[::9] *= 1e-30
+    if not signed:
+        active = active.abs()
+    bins = BINS * (2 if signed else 1)
+    few, many = counts_of_few(active, bins, active != 0), counts_of_many(active, bins)
+    assert torch.equal(few, many)
+    assert torch.equal(many.sum(1), (active != 0).sum(0))

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from tracer.errors import TraceError
     from tracer.features.alike import decoder_cosines
     from tracer.features.differing import differing
-    from tracer.features.store import Feature, FeatureStore
+    from tracer.features.feature import Feature
+    from tracer.features.separating import Separating, separating
+    from tracer.features.store import FeatureStore
     from tracer.interventions.generate import generate
     from tracer.interventions.intervene import Change, intervene
     from tracer.interventions.steering import contrast, feature_maxima
@@ -58,6 +60,9 @@ if TYPE_CHECKING:
     from tracer.lenses.local import LocalLens, local_lens
     from tracer.lenses.patchscope import patchscope
     from tracer.lenses.probes import Probe, probe
+    from tracer.monitoring.drive import Driven, drive
+    from tracer.monitoring.monitor import Monitored, monitor
+    from tracer.monitoring.watches import Watch
     from tracer.training.train import train
     from tracer.validation.means import corpus_means
     from tracer.validation.validate import Validation, validate
@@ -74,6 +79,7 @@ __all__ = [
     "Difference",
     "Direction",
     "Directions",
+    "Driven",
     "Feature",
     "FeatureStore",
     "FirstOrderEffects",
@@ -84,6 +90,7 @@ __all__ = [
     "LensReading",
     "LocalLens",
     "ModelError",
+    "Monitored",
     "NodeKind",
     "NodePath",
     "PerLayerTranscoder",
@@ -92,6 +99,7 @@ __all__ = [
     "ReLUTopK",
     "ReplacementModel",
     "Scores",
+    "Separating",
     "Site",
     "Steering",
     "Supernode",
@@ -101,6 +109,7 @@ __all__ = [
     "Transcoder",
     "TranscoderLayer",
     "Validation",
+    "Watch",
     "attention_effects",
     "attention_patterns",
     "contrast",
@@ -109,6 +118,7 @@ __all__ = [
     "decoder_cosines",
     "differing",
     "direction",
+    "drive",
     "explain_attention",
     "feature_maxima",
     "fit_lens",
@@ -123,10 +133,12 @@ __all__ = [
     "lens",
     "load_transcoder",
     "local_lens",
+    "monitor",
     "patching",
     "patchscope",
     "probe",
     "save_transcoder",
+    "separating",
     "trace",
     "train",
     "validate",
@@ -144,7 +156,8 @@ _PLACES = {
     "Difference": "tracer.attribution.targets",
     "Direction": "tracer.attribution.targets",
     "Directions": "tracer.lenses.directions",
-    "Feature": "tracer.features.store",
+    "Driven": "tracer.monitoring.drive",
+    "Feature": "tracer.features.feature",
     "FeatureStore": "tracer.features.store",
     "FirstOrderEffects": "tracer.attention.effects",
     "GraphError": "graphs",
@@ -154,6 +167,7 @@ _PLACES = {
     "LensReading": "tracer.lenses.lens",
     "LocalLens": "tracer.lenses.local",
     "ModelError": "replacement_models",
+    "Monitored": "tracer.monitoring.monitor",
     "NodeKind": "graphs",
     "NodePath": "graphs",
     "PerLayerTranscoder": "replacement_models",
@@ -162,6 +176,7 @@ _PLACES = {
     "ReLUTopK": "replacement_models",
     "ReplacementModel": "replacement_models",
     "Scores": "graphs",
+    "Separating": "tracer.features.separating",
     "Site": "replacement_models.sites",
     "Steering": "tracer.interventions.values",
     "Supernode": "tracer.interventions.values",
@@ -171,6 +186,7 @@ _PLACES = {
     "Transcoder": "replacement_models",
     "TranscoderLayer": "replacement_models",
     "Validation": "tracer.validation.validate",
+    "Watch": "tracer.monitoring.watches",
     "attention_effects": "tracer.attention.effects",
     "attention_patterns": "tracer.attention.patterns",
     "contrast": "tracer.interventions.steering",
@@ -179,6 +195,7 @@ _PLACES = {
     "decoder_cosines": "tracer.features.alike",
     "differing": "tracer.features.differing",
     "direction": "tracer.lenses.contrasts",
+    "drive": "tracer.monitoring.drive",
     "explain_attention": "tracer.attention.explain",
     "feature_maxima": "tracer.interventions.steering",
     "fit_lens": "tracer.lenses.fit",
@@ -193,10 +210,12 @@ _PLACES = {
     "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
     "local_lens": "tracer.lenses.local",
+    "monitor": "tracer.monitoring.monitor",
     "patching": "tracer",
     "patchscope": "tracer.lenses.patchscope",
     "probe": "tracer.lenses.probes",
     "save_transcoder": "replacement_models",
+    "separating": "tracer.features.separating",
     "trace": "tracer.attribution.trace",
     "train": "tracer.training.train",
     "validate": "tracer.validation.validate",

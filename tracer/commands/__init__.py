@@ -16,6 +16,7 @@ COMMANDS = (
     "train",
     *("heads", "attention"),
     "label",
+    *("monitor", "drive"),
 )
 """Each is a function in the module of its name, but for `MODULES`' exception."""
 MODULES = {

@@ -9,9 +9,10 @@ from tracer.commands.tables import print_table, quoted
 if TYPE_CHECKING:
     from tracer import Feature, FeatureStore, ReplacementModel
     from tracer.features.differing import Differing
+    from tracer.features.feature import Example
     from tracer.features.labels.named import Named
     from tracer.features.search import Hit
-    from tracer.features.store import Example
+    from tracer.features.separating import Separating
 
 BEFORE, AFTER = 14, 6
 """Tokens shown around the one that an example is of."""
@@ -29,6 +30,8 @@ def print_feature(store: "FeatureStore", feature: "Feature") -> None:
     for title, name in (("fires on", "fires_on"), ("promotes", "promoted")):
         rows.append((title, token_list(getattr(feature, name))))
     rows.append(("suppresses", token_list(feature.suppressed)))
+    if feature.row.get("promoted_later"):
+        rows.append(("promotes later", token_list(feature.promoted_later)))
     print_table((), rows)
     for column, title, unit in (
         ("inputs", "reads from", "virtual weight"),
@@ -177,3 +180,24 @@ def print_differing(model: "ReplacementModel", prompt: str, found: "Sequence[Dif
         for one in found
     ]
     print_table(("feature", "at", "activation", "on the other", "written", "label"), rows)
+
+
+def print_separating(model: "ReplacementModel", found: "Sequence[Separating]") -> None:
+    """Print the features that part two sets of texts."""
+    if not found:
+        say("no feature fires on any text")
+        return
+    rows = [
+        (
+            f"{one.layer}/{one.feature}",
+            one.effect,
+            one.auroc,
+            one.p,
+            one.q,
+            one.mean,
+            one.mean_other,
+            model.labels.get((one.layer, one.feature), ""),
+        )
+        for one in found
+    ]
+    print_table(("feature", "effect", "AUROC", "p", "q", "first", "second", "label"), rows)

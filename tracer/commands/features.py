@@ -13,6 +13,7 @@ from tracer.commands.feature_words import (
     print_feature,
     print_hits,
     print_labelled,
+    print_separating,
 )
 from tracer.commands.group import Failure, Group
 from tracer.commands.models import load_model
@@ -67,6 +68,12 @@ def features() -> None:
 @click.option("--examples", type=POSITIVE, default=10, help="Strongest windows kept a feature.")
 @click.option("--neighbours", type=COUNT, default=8, help="Neighbours kept a feature; 0 none.")
 @click.option("--max-tokens", type=POSITIVE, help="Read at most so many.", show_default="all")
+@click.option(
+    "--lens",
+    type=EXISTING,
+    help="Jacobian lens: name also the tokens promoted through it.",
+    show_default="none",
+)
 @click.option("--shard", type=POSITIVE, default=64, help="Batches between two commits.")
 @output("Folder to write, the store.", required=True)
 def build(corpus: str, output: Path, **options: Any) -> None:
@@ -149,20 +156,17 @@ def label(store: Path, corpus: str, **options: Any) -> None:
 @output("Web page to write: .html.", show_default="none")
 def show(feature: str, store: Path | None, shown: int, output: Path | None) -> None:
     """Print what is known of feature F of layer L."""
-    if output is not None and output.suffix not in (".html", ".htm"):
-        raise Failure(f"cannot write {output}: expected a suffix of .html")
+    if output is not None:
+        check_page(output)
     wanted = place(feature)
     opened = open_store(store)
     known = opened[wanted]
     print_feature(opened, known)
     print_example_list(known, shown)
     if output is not None:
-        from graphs.exchange.files import writing
         from tracer.features.page import page
 
-        with writing(output) as partial:
-            partial.write_text(page(opened, known), encoding="utf-8")
-        say(f"Saved {output}")
+        write_page(output, page(opened, known))
 
 
 @features.command(
@@ -186,16 +190,93 @@ def search(query: str, store: Path | None, by: str, limit: int) -> None:
     print_hits(opened, opened.search(query, by, limit), by)
 
 
+def differ_sets(first: Path, second: Path, limit: int, options: dict[str, Any]) -> None:
+    """Compare two files of texts."""
+    from replacement_models.text.documents import documents
+
+    field, reading = options.pop("field"), options.pop("reading")
+    sets = [list(documents(path, field, lines=True)) for path in (first, second)]
+    model = load_model(options)
+    with progress("Running the texts") as advance:
+        found = tracer.separating(model, *sets, reading=reading, limit=limit, progress=advance)
+    print_separating(model, found)
+
+
+@features.command("map", epilog=examples("tracer features map my.features -o map.html"))
+@click.argument("store", type=EXISTING)
+@click.option("--most", type=POSITIVE, default=2000, help="Points at most, those that fire most.")
+@output("Web page to write: .html.", required=True)
+def draw_map(store: Path, most: int, output: Path) -> None:
+    """Draw where STORE's decoders lie, as a page that runs no script."""
+    check_page(output)
+    opened = open_store(store)
+    from tracer.features.map_page import map_page
+
+    write_page(output, map_page(opened, most))
+
+
 @features.command(
-    epilog=examples('tracer features differ "The opposite of hot is" "The opposite of day is"')
+    epilog=examples(
+        "tracer features export my.features -o json/",
+        "tracer features export my.features -o features/ --to circuit-tracer",
+    )
+)
+@click.argument("store", type=EXISTING)
+@click.option(
+    "--to",
+    type=click.Choice(["neuronpedia", "circuit-tracer"]),
+    default="neuronpedia",
+    help="A JSON file a feature, or index.json.gz with a binary file a layer.",
+)
+@click.option(
+    "--features",
+    "chosen",
+    metavar="L/F,...",
+    help="Only these, to neuronpedia.",
+    show_default="all",
+)
+@output("Folder to write.", required=True)
+def export(store: Path, to: str, chosen: str | None, output: Path) -> None:
+    """Write STORE as files that Neuronpedia or circuit-tracer read."""
+    places = None if chosen is None else [place(one) for one in chosen.split(",")]
+    opened = open_store(store)
+    with progress("Writing features") as advance:
+        opened.export(output, to, places, progress=advance)
+    say(f"Saved {output}")
+
+
+@features.command(
+    epilog=examples(
+        'tracer features differ "The opposite of hot is" "The opposite of day is"',
+        "tracer features differ true.txt false.txt --files",
+    )
 )
 @click.argument("prompt")
 @click.argument("other")
 @model_options
+@click.option(
+    "--files", is_flag=True, help="PROMPT and OTHER are files of texts, one a line, or JSONL."
+)
+@click.option("--field", default="text", help="Key that holds the text, with --files.")
+@click.option(
+    "--reading",
+    type=click.Choice(["max", "mean"]),
+    default="max",
+    help="Of a text, over its tokens, with --files.",
+)
 @click.option("--weaker", is_flag=True, help="Those too that fire on OTHER, if less.")
 @click.option("--limit", type=POSITIVE, default=20, help="At most so many.")
-def differ(prompt: str, other: str, weaker: bool, limit: int, **options: Any) -> None:
-    """List features that fire on PROMPT and not on OTHER."""
+def differ(prompt: str, other: str, files: bool, weaker: bool, limit: int, **options: Any) -> None:
+    """List features that fire on PROMPT and not on OTHER.
+
+    With --files, those that differ most between two sets of texts: effect size (Cohen's d), AUROC,
+    p-value, and q, the p-value corrected for the number of features (Benjamini and Hochberg).
+    """
+    if files:
+        differ_sets(Path(prompt), Path(other), limit, options)
+        return
+    for name in ("field", "reading"):
+        options.pop(name)
     model = load_model(options)
     found = tracer.differing(model, prompt, other, silent=not weaker, limit=limit)
     print_differing(model, prompt, found)
@@ -229,6 +310,21 @@ def classes_of(path: Path | None) -> dict[str, list[str]] | None:
     ):
         raise Failure(f'{path}: expected words by class, as in {{"a month": ["May", "June"]}}')
     return found
+
+
+def check_page(path: Path) -> None:
+    """Refuse a name that no browser takes for a page, before the work is done."""
+    if path.suffix not in (".html", ".htm"):
+        raise Failure(f"cannot write {path}: expected a suffix of .html")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, whole or not at all, and say so."""
+    from graphs.exchange.files import writing
+
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    say(f"Saved {path}")
 
 
 def open_store(path: Path | None) -> "FeatureStore":

@@ -42,6 +42,7 @@ from tracer.features.tables import (
     window_table,
     write,
 )
+from tracer.lenses.affine import AffineLens
 
 BUILDING = ".building"
 ROWS, STATE, PLAN = "rows.arrow", "state.safetensors", "plan.json"
@@ -49,13 +50,14 @@ ROWS, STATE, PLAN = "rows.arrow", "state.safetensors", "plan.json"
 LONGEST_CONTEXT = 256
 """Tokens a row unless the caller says otherwise, or the model reads fewer."""
 WINDOW = 64
+JACOBIAN = "jacobian"
 Progress = Callable[[int, int | None, str], None]
 """Called with rows done, rows in all (None before they are known), and what is being done."""
 
 
 @one_call()
 @torch.no_grad()
-def build(
+def build(  # noqa: PLR0913  keyword arguments are those of FeatureStore.build
     model: ReplacementModel,
     corpus: Corpus,
     path: Path,
@@ -63,6 +65,7 @@ def build(
     *,
     field: str = "text",
     lines: bool = False,
+    lens: AffineLens | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Build a feature store, or go on with one that was interrupted.
@@ -74,24 +77,26 @@ def build(
         settings: of the build.
         field: key or column that holds the text.
         lines: every line of plain text is a document of its own.
+        lens: a Jacobian lens of this model, to name also the tokens promoted through it.
         progress: called before every batch.
 
     Raises:
         TraceError: something stands at `path`, or what was begun there was begun with another
-            model, corpus or setting.
+            model, corpus or setting, or the lens does not fit.
         ModelError: the corpus cannot be read, or does not fit the model.
     """
     if path.exists():
         raise TraceError(f"{path}: exists; choose another name, or remove it to build it anew")
     if not model.transcoder.present:
         raise TraceError("the model has no dictionary at any layer: there are no features to know")
+    check_lens(model, lens)
     say = progress or (lambda done, total, what: None)
     beside = path.with_name(path.name + BUILDING)
     begun = beside.exists()
     try:
         beside.mkdir(parents=True, exist_ok=True)
         packed = _packed(model, documents(corpus, field, lines), settings, beside, say)
-        about = _about(model, packed, settings)
+        about = _about(model, packed, settings, lens)
         _check_plan(beside, about)
     except BaseException:
         if not begun:
@@ -99,9 +104,24 @@ def build(
         raise
     running = _pass(model, packed, settings, beside / STATE, say)
     say(running.rows, running.rows, "Describing features")
-    _describe(Described(model, packed, running, settings), about, beside / path.name)
+    _describe(Described(model, packed, running, settings, lens), about, beside / path.name)
     (beside / path.name).replace(path)
     shutil.rmtree(beside)
+
+
+def check_lens(model: ReplacementModel, lens: AffineLens | None) -> None:
+    """Refuse a lens that does not say what a stream does later, or is another model's.
+
+    Raises:
+        TraceError: it is no Jacobian lens, or of other sizes.
+    """
+    if lens is None:
+        return
+    if lens.kind != JACOBIAN:
+        raise TraceError(
+            f"the lens is {lens.kind}, expected {JACOBIAN}: fit one with tracer lens --fit jacobian"
+        )
+    lens.check_fit(model)
 
 
 def default_settings(model: ReplacementModel, **given: Any) -> Settings:
@@ -124,7 +144,9 @@ def _packed(
     return pack(model, texts, settings, beside / ROWS, lambda rows: say(rows, None, what))
 
 
-def _about(model: ReplacementModel, packed: Packed, settings: Settings) -> dict[str, Any]:
+def _about(
+    model: ReplacementModel, packed: Packed, settings: Settings, lens: AffineLens | None
+) -> dict[str, Any]:
     """What a store is made of; two builds that agree in it go on with each other's work."""
     transcoder = model.transcoder
     return {
@@ -143,6 +165,7 @@ def _about(model: ReplacementModel, packed: Packed, settings: Settings) -> dict[
         "features": {str(at): len(transcoder.layers[at].W_enc) for at in transcoder.present},
         "special": sorted(map(model.token_string, special_tokens(model))),
         "quantiles": list(QUANTILES),
+        "lens": None if lens is None else lens.content_hash,
         "bins": {"lowest_power": LOWEST, "octaves": OCTAVES, "parts": PARTS},
     }
 
@@ -197,7 +220,8 @@ def _describe(about: Described, written: dict[str, Any], store: Path) -> None:
     numbers = np.unique(np.concatenate(used))
     shown = window_table(numbers, about.windows[numbers], about.settings.context, about.text_of)
     write(shown, store / WINDOWS)
-    _write_json(store / ABOUT, {**written, "tokens_counted": about.running.counted})
+    seen = {"tokens_counted": about.running.counted, "map_share": [*about.plane.share]}
+    _write_json(store / ABOUT, {**written, **seen})
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

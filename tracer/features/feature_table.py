@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from replacement_models import ReplacementModel
 from replacement_models.text.packing import Packed
+from tracer.features.geometry import Plane
 from tracer.features.running import LayerState, Running
 from tracer.features.settings import Settings
 from tracer.features.strongest import windows_of
@@ -16,6 +17,7 @@ from tracer.features.tables import FEATURE_COLUMNS, even, lists, places
 from tracer.features.together import Sample
 from tracer.features.unembedded import Unembedded
 from tracer.features.virtual_weights import NOBODY, Nearest, Neighbours, neighbours
+from tracer.lenses.affine import AffineLens
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Described:
     packed: Packed
     running: Running
     settings: Settings
+    lens: AffineLens | None = None
+    """A Jacobian lens, to name also the tokens promoted through it."""
 
     @cached_property
     def text_of(self) -> list[str]:
@@ -41,6 +45,16 @@ class Described:
     def unembedded(self) -> Unembedded:
         """Token scores."""
         return Unembedded.of(self.model)
+
+    @cached_property
+    def seen_later(self) -> Unembedded | None:
+        """Token scores through the lens, where there is one."""
+        return None if self.lens is None else Unembedded.of(self.model, self.lens)
+
+    @cached_property
+    def plane(self) -> Plane:
+        """Where decoders are drawn."""
+        return Plane.of(self.model)
 
     @cached_property
     def neighbours(self) -> Neighbours:
@@ -70,7 +84,9 @@ def feature_table(about: Described, layer: int) -> pa.Table:
         "label": pa.array(labels, pa.string()),
         **_statistics(state, about.running.counted),
         **_fires_on(about, state),
-        **_tokens(about, layer),
+        **_tokens(about, about.unembedded, layer),
+        **_tokens(about, about.seen_later, layer, "_later"),
+        **_places(about, layer),
         **_others(about, layer, count),
     }
     return pa.table(columns).select(FEATURE_COLUMNS.names).cast(FEATURE_COLUMNS)
@@ -117,16 +133,28 @@ def _fires_on(about: Described, state: LayerState) -> dict[str, pa.Array]:
     }
 
 
-def _tokens(about: Described, layer: int) -> dict[str, pa.Array]:
-    """Tokens a feature promotes and suppresses."""
-    found = [one.cpu().numpy() for one in about.unembedded.extremes(layer, about.settings.tokens)]
+def _tokens(
+    about: Described, seen: Unembedded | None, layer: int, through: str = ""
+) -> dict[str, pa.Array]:
+    """Tokens a feature promotes and suppresses; nulls without what they are scored by."""
+    names = [f"{name}{through}" for name in ("promoted", "suppressed")]
+    if seen is None:
+        missing = [column for name in names for column in (name, f"{name}_score")]
+        count = len(about.running.layers[layer].moments.total)
+        return {name: pa.nulls(count, FEATURE_COLUMNS.field(name).type) for name in missing}
+    found = [one.cpu().numpy() for one in seen.extremes(layer, about.settings.tokens)]
     columns = {}
-    for name, scores, ids in zip(("promoted", "suppressed"), found[::2], found[1::2], strict=True):
+    for name, scores, ids in zip(names, found[::2], found[1::2], strict=True):
         texts = [about.text_of[one] for one in ids.ravel().tolist()]
         lengths = np.full(len(ids), ids.shape[1])
         columns[name] = lists(texts, lengths, FEATURE_COLUMNS.field(name).type)
         columns[f"{name}_score"] = even(scores, FEATURE_COLUMNS.field(f"{name}_score").type)
     return columns
+
+
+def _places(about: Described, layer: int) -> dict[str, pa.Array]:
+    found = about.plane.places(about.model, layer).cpu().numpy()
+    return {name: pa.array(found[:, axis]) for axis, name in enumerate(("x", "y"))}
 
 
 def _others(about: Described, layer: int, count: int) -> dict[str, pa.Array]:

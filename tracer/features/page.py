@@ -8,28 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
 
-import numpy as np
-
 from graphs import words
 from graphs.pictures.charts import bars
+from tracer.features.bins import Histogram
+from tracer.features.document import document, origin
+from tracer.features.feature import Example, Feature
+from tracer.features.map_page import picture
 from tracer.features.settings import DECILES
-from tracer.features.store import Example, Feature, FeatureStore
+from tracer.features.store import FeatureStore
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#222;background:#fff;max-width:1080px;
-margin:1.5rem auto;padding:0 1rem}
-h1{font-size:1.4rem;margin:0}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}h3{font-size:.9rem;
-margin:1rem 0 .2rem;color:#555}p{margin:.2rem 0}.grey{color:#666}
-.columns{display:flex;flex-wrap:wrap;gap:1.2rem 2.4rem;align-items:flex-start}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-td,th{padding:.08rem .7rem .08rem 0;text-align:left;font-weight:normal;vertical-align:top}
-th{color:#666}td.n{text-align:right}
-.x{margin:.25rem 0;white-space:pre-wrap;overflow-wrap:anywhere}
-.x .v{display:inline-block;min-width:4.2rem;color:#666;font-variant-numeric:tabular-nums}
-.x b{outline:1.5px solid #222;font-weight:600}
-svg{max-width:100%;height:auto}
-"""
 WARM, COLD = "240,130,20", "40,110,220"
 """Colours of positive and negative activations."""
 
@@ -48,36 +35,23 @@ def page(store: FeatureStore, feature: Feature) -> str:
     label = words.visible(feature.label or "")
     body = [
         f"<h1>{name}{f': {escape(label)}' if label else ''}</h1>",
-        f'<p class="grey">{escape(_origin(store))}</p>',
+        f'<p class="grey">{escape(origin(store))}</p>',
         *_statistics(feature),
         '<div class="columns">',
         histogram(feature.histogram, store.about["bins"]) if feature.active else "",
         *_tokens("Fires on", "share", feature.fires_on, feature.fires_on_share),
         *_tokens("Promotes", "deviations", feature.promoted, feature.promoted_score),
         *_tokens("Suppresses", "deviations", feature.suppressed, feature.suppressed_score),
+        *_tokens_later(feature),
+        picture(store, feature),
         "</div>",
         '<p class="grey">Share: of its activation in windows drawn at random. Deviations: how far '
-        "the token's logit stands from its mean over all features, in standard deviations.</p>",
+        "the token's logit stands from its mean over all features, in standard deviations. "
+        "Later: through the mean Jacobian of everything above.</p>",
         *_examples(feature),
         *_neighbours(store, feature),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-def _origin(store: FeatureStore) -> str:
-    about = store.about
-    dictionary = about["transcoders"] or "a dictionary in memory"
-    counted = f"{about['tokens_counted']:,} tokens counted"
-    return words.visible(
-        f"{about['model']}, {dictionary} {about['dictionary_hash'][:12]}; {counted}"
-    )
+    return document(name, body)
 
 
 def _statistics(feature: Feature) -> Iterable[str]:
@@ -101,19 +75,12 @@ def histogram(counts: Sequence[int], bins: Mapping[str, int]) -> str:
         counts: a feature's histogram; negative bins, if any, stand behind the others.
         bins: store.json's description of them.
     """
-    steps = np.arange(bins["octaves"] * bins["parts"] + 1)
-    parts = bins["parts"]
-    sizes = 2.0 ** (bins["lowest_power"] + steps // parts) * (1 + (steps % parts) / parts)
-    positive, negative = list(counts[: len(steps) - 1]), list(counts[len(steps) - 1 :])
-    bounds = [*-sizes[::-1], *sizes] if negative else [*sizes]
-    every = [*negative[::-1], 0, *positive] if negative else positive
-    held = np.flatnonzero(every)
-    first, last = int(held[0]), int(held[-1]) + 1
+    shown = Histogram.of(counts, bins).held()
     return bars(
         "Tokens where it is active",
         "tokens",
-        bounds[first : last + 1],
-        every[first:last],
+        shown.bounds.tolist(),
+        shown.counts.tolist(),
         "activation (four bins an octave)",
     )
 
@@ -127,6 +94,13 @@ def _tokens(
     ]
     shown = "".join(rows) or "<tr><td>nothing</td></tr>"
     yield f"<div><h2>{title}</h2><table><tr><th>token</th><th>{unit}</th></tr>{shown}</table></div>"
+
+
+def _tokens_later(feature: Feature) -> Iterable[str]:
+    """What it promotes through the Jacobian lens, where the store was built with one."""
+    later = feature.row.get("promoted_later")
+    if later:
+        yield from _tokens("Promotes later", "deviations", later, feature.promoted_later_score)
 
 
 def _examples(feature: Feature) -> Iterable[str]:

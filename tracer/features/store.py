@@ -1,9 +1,11 @@
 """A feature store, read: what is known of every feature of a dictionary."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from pyarrow import compute, parquet
 
 from graphs import words
 from tracer.errors import TraceError
+from tracer.features.feature import Example, Feature, Place
 from tracer.features.labels import own
 from tracer.features.labels.named import Named, named
 from tracer.features.labels.table import Labels
@@ -21,6 +24,7 @@ from tracer.features.tables import (
     EXAMPLES,
     FEATURES,
     NAME,
+    ROW_GROUP,
     VERSION,
     WINDOWS,
     layer_file,
@@ -31,58 +35,10 @@ if TYPE_CHECKING:
     from replacement_models.text.documents import Corpus
     from tracer.features.build import Progress
     from tracer.features.labels.endpoint import Endpoint
+    from tracer.lenses.affine import AffineLens
 
-BEFORE = 5
-"""Tokens before the one meant that the words of an example show."""
 NAMED = 3
 """Promoted tokens that stand for a feature without a label."""
-Place = tuple[int, int]
-"""A feature: layer and number."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One place in the corpus where a feature fires."""
-
-    kind: str
-    """`top`, `bottom` (most negative) or `decile`."""
-    rank: int
-    """Among examples of a kind, from 0; of kind `decile` the decile, 0 the weakest."""
-    texts: tuple[str, ...]
-    """Tokens of the window."""
-    activations: tuple[float, ...]
-    """Of each of them, to three digits; 0 at tokens that do not count."""
-    position: int
-    """The token that the example is of."""
-    activation: float
-    """There."""
-    document: range
-    """Tokens of the window that belong to the same document as this one."""
-
-    def in_words(self) -> str:
-        """`…state containing Dallas [is]`: up to its token, which stands in brackets."""
-        first = max(self.document.start, self.position - BEFORE)
-        parts = [words.visible(text) for text in self.texts[first : self.position]]
-        cut = "…" if first > self.document.start else ""
-        return f"{cut}{''.join(parts).strip()} [{words.token(self.texts[self.position])}]".strip()
-
-
-@dataclass(frozen=True)
-class Feature:
-    """What a store knows of one feature."""
-
-    layer: int
-    feature: int
-    row: Mapping[str, Any] = field(repr=False)
-    """Its row of the table of features (tables.py), by column."""
-    examples: tuple[Example, ...] = field(repr=False)
-
-    def __getattr__(self, name: str) -> Any:
-        """Columns by name: `density`, `mean`, `maximum`, `promoted`, `inputs`, ..."""
-        try:
-            return self.__dict__["row"][name]
-        except KeyError:
-            raise AttributeError(f"a feature has no {name!r}") from None
 
 
 @dataclass(frozen=True)
@@ -148,6 +104,7 @@ class FeatureStore:
         max_tokens: int | None = None,
         field: str = "text",
         lines: bool = False,
+        lens: "str | Path | AffineLens | None" = None,
         progress: "Progress | None" = None,
     ) -> "FeatureStore":
         """Run a model over a corpus once and write down what its features do.
@@ -174,6 +131,8 @@ class FeatureStore:
             max_tokens: read at most so many; None is all.
             field: key of JSONL, column of Parquet, that holds the text.
             lines: every line of plain text is a document of its own.
+            lens: a Jacobian lens of this model, or its file (`fit_lens`): the store then names also
+                the tokens that a feature promotes through it.
             progress: called before every batch with rows done, rows in all, and what is done.
 
         Returns:
@@ -184,6 +143,7 @@ class FeatureStore:
                 begun there was begun with another model, corpus or setting.
         """
         from tracer.features.build import build, default_settings
+        from tracer.lenses.affine import AffineLens
 
         settings = default_settings(
             model,
@@ -200,7 +160,17 @@ class FeatureStore:
             alone=alone,
             max_tokens=max_tokens,
         )
-        build(model, corpus, Path(path), settings, field=field, lines=lines, progress=progress)
+        taken = AffineLens.load(lens) if isinstance(lens, str | Path) else lens
+        build(
+            model,
+            corpus,
+            Path(path),
+            settings,
+            field=field,
+            lines=lines,
+            lens=taken,
+            progress=progress,
+        )
         return cls.load(path)
 
     @property
@@ -252,10 +222,13 @@ class FeatureStore:
                 f"{self.path}: feature {feature} is not in layer {layer}, expected 0 to "
                 f"{table.num_rows - 1}"
             )
-        [row] = table.slice(feature, 1).to_pylist()
+        return Feature(layer, feature, self._row(layer, feature), self._examples(layer, feature))
+
+    def _row(self, layer: int, feature: int) -> dict[str, Any]:
+        """A feature's row of the table, with its label and how true that is."""
+        [row] = self.features(layer).slice(feature, 1).to_pylist()
         measured = self.labels.rows.get((layer, feature), {})
-        about = {**measured, **row, "label": self.label_of(layer, feature).label}
-        return Feature(layer, feature, about, self._examples(layer, feature))
+        return {**measured, **row, "label": self.label_of(layer, feature).label}
 
     @cached_property
     def labels(self) -> Labels:
@@ -356,7 +329,50 @@ class FeatureStore:
         """The strongest example of every feature of a layer that has one."""
         first = (compute.field("kind") == "top") & (compute.field("rank") == 0)
         rows = _read(layer_file(self.path, EXAMPLES, layer), filters=first).to_pylist()
-        return dict(zip((row["feature"] for row in rows), self._shown(rows), strict=True))
+        return dict(zip((row["feature"] for row in rows), self._with_windows(rows), strict=True))
+
+    @property
+    def count(self) -> int:
+        """Features of all layers."""
+        return sum(self.about["features"].values())
+
+    def every(self, layer: int) -> Iterator[Feature]:
+        """All features of one layer in order, without holding their examples all at once."""
+        table = self.features(layer)
+        following = self._examples_in_order(layer)
+        at, rows = next(following, (-1, []))
+        for feature in range(table.num_rows):
+            found = rows if at == feature else []
+            if at == feature:
+                at, rows = next(following, (-1, []))
+            row = self._row(layer, feature)
+            yield Feature(layer, feature, row, self._shown(found, self._texts))
+
+    def export(
+        self,
+        path: str | Path,
+        to: str = "neuronpedia",
+        features: Sequence[Place] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write what is known of features as files that other tools read.
+
+        Args:
+            path: folder to write, which must not exist.
+            to: "neuronpedia": one JSON file a feature, named by Cantor's number of layer and
+                feature; "circuit-tracer": `index.json.gz` and a binary file a layer, from which its
+                front end reads ranges.
+            features: only these (layer, feature), of "neuronpedia"; None: all.
+            progress: called with features written and in all.
+
+        Raises:
+            TraceError: no such format or feature, or something stands at `path`.
+            GraphError: the place cannot be written.
+        """
+        from tracer.features.export import Exported, export
+
+        chosen = None if features is None else [self[place] for place in features]
+        export(Exported(self.about, self.layers, self.every, chosen), Path(path), to, progress)
 
     def name(self, layer: int, feature: int) -> str:
         """A feature in a few words: its label, or the tokens it promotes most."""
@@ -391,19 +407,56 @@ class FeatureStore:
     def _examples(self, layer: int, feature: int) -> tuple[Example, ...]:
         file = layer_file(self.path, EXAMPLES, layer)
         rows = _read(file, filters=compute.field("feature") == feature).to_pylist()
-        return tuple(self._shown(rows))
+        return self._with_windows(rows)
 
-    def _shown(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    def _with_windows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
         """Examples with the text of their windows."""
         wanted = sorted({row["window"] for row in rows})
         shown = _read(self.path / WINDOWS, filters=compute.field("window").isin(wanted))
         texts = dict(zip(*(shown[name].to_pylist() for name in ("window", "texts")), strict=True))
+        return self._shown(rows, texts)
+
+    def _shown(
+        self, rows: Sequence[Mapping[str, Any]], texts: Mapping[int, Sequence[str]]
+    ) -> tuple[Example, ...]:
         special = {*self.about["special"]}
-        return [_example(row, texts[row["window"]], special) for row in rows]
+        return tuple(_example(row, texts[row["window"]], special) for row in rows)
+
+    def _examples_in_order(self, layer: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Features of a layer that have examples, with their rows."""
+        file = layer_file(self.path, EXAMPLES, layer)
+        with parquet.ParquetFile(file) as table:
+            batches = (batch.to_pylist() for batch in table.iter_batches(batch_size=ROW_GROUP))
+            rows = chain.from_iterable(batches)
+            for feature, some in groupby(rows, key=itemgetter("feature")):
+                yield feature, list(some)
+
+    @cached_property
+    def _texts(self) -> "Texts":
+        return Texts(_read(self.path / WINDOWS, columns=["window", "texts"]))
 
     @cached_property
     def _tables(self) -> dict[int, pa.Table]:
         return {}
+
+
+class Texts(Mapping[int, Sequence[str]]):
+    """Token strings of every window that is shown, as the table holds them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Take the table of windows."""
+        self.texts = table["texts"].combine_chunks()
+        self.rows = {window: row for row, window in enumerate(table["window"].to_pylist())}
+
+    def __getitem__(self, window: int) -> Sequence[str]:
+        found: list[str] = self.texts[self.rows[window]].as_py()
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def _example(row: Mapping[str, Any], texts: Sequence[str], special: Collection[str]) -> Example:

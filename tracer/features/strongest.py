@@ -58,19 +58,21 @@ class Kept:
             lowest: features are strongest where they are most negative.
         """
         places = self.keys.shape[1]
-        best = torch.cat([self.keys, keys], 1).topk(places, dim=1)
-        self.keys.copy_(best.values)
-        enters = best.indices >= places
-        feature, place = enters.nonzero(as_tuple=True)
-        if not len(feature):
+        changed = (keys.amax(1) > self.keys[:, -1]).nonzero()[:, 0]
+        if not len(changed):
             return
-        stays = self.slots.gather(1, best.indices.clamp(max=places - 1))
+        best = torch.cat([self.keys[changed], keys[changed]], 1).topk(places, dim=1)
+        self.keys[changed] = best.values
+        enters = best.indices >= places
+        row, place = enters.nonzero(as_tuple=True)
+        stays = self.slots[changed].gather(1, best.indices.clamp(max=places - 1))
         # As many slots of a feature are free as windows enter, and both are listed by feature.
         free = torch.ones_like(enters).scatter_reduce(1, stays, enters, "amin")
         slot = free.nonzero(as_tuple=True)[1]
-        self.slots.copy_(stays)
+        self.slots[changed] = stays
+        feature = changed[row]
         self.slots[feature, place] = slot
-        new = active[best.indices[feature, place] - places, :, feature]
+        new = active[best.indices[row, place] - places, :, feature]
         self.positions[feature, slot] = (-new if lowest else new).argmax(1).int()
         self.activations[feature, slot] = new.to(STORED)
 

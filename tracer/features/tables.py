@@ -44,6 +44,12 @@ FEATURE_COLUMNS = pa.schema(
         ("promoted_score", pa.list_(pa.float32())),  # unembedded.py
         ("suppressed", pa.list_(pa.string())),
         ("suppressed_score", pa.list_(pa.float32())),
+        ("promoted_later", pa.list_(pa.string())),  # through the Jacobian lens; null without one
+        ("promoted_later_score", pa.list_(pa.float32())),
+        ("suppressed_later", pa.list_(pa.string())),
+        ("suppressed_later_score", pa.list_(pa.float32())),
+        ("x", pa.float32()),  # geometry.py
+        ("y", pa.float32()),
         ("inputs", PLACES),  # weight: virtual weight
         ("outputs", PLACES),
         ("similar", PLACES),  # weight: cosine of decoders

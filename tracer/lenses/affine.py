@@ -8,6 +8,7 @@ is read as it is.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ class AffineLens:
         if layer == len(self.maps):
             return stream
         return stream @ self.maps[layer].to(stream).T + self.offsets[layer].to(stream)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of its kind, maps and offsets, 64 hexadecimal digits."""
+        digest = sha256(self.kind.encode())
+        for part in (self.maps, self.offsets):
+            digest.update(part.detach().float().contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the lens to a file that ends in .safetensors; the same lens, the same bytes.

@@ -13,10 +13,10 @@ from scipy import sparse
 from torch import Tensor
 
 from replacement_models import ReplacementModel
-from tracer.features.corpus import Document
+from replacement_models.text.documents import Document
+from replacement_models.text.packing import FILL, pack
 from tracer.features.encoding import encode_rows
 from tracer.features.labels.predicates import Text
-from tracer.features.packing import FILL, pack
 from tracer.features.settings import Settings
 
 Told = Callable[[int, int], None]

@@ -18,8 +18,8 @@ from jaxtyping import Float
 
 from replacement_models import ReplacementModel
 from replacement_models.process import one_call
+from replacement_models.text.documents import Corpus, Document, documents
 from tracer.errors import TraceError
-from tracer.features.corpus import Corpus, Document, documents
 from tracer.features.labels import table
 from tracer.features.labels.choosing import Label, Side, Sides, label
 from tracer.features.labels.endpoint import Endpoint, SpentError
