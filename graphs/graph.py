@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import isnan
@@ -18,6 +18,7 @@ from scipy import sparse
 from graphs import words
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables, versions
+from graphs.exchange.files import writing
 from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
@@ -38,6 +39,9 @@ from graphs.schema import (
     plain_metadata,
 )
 from graphs.scores import ScorePair, Scores, as_computed, leak, score_pair, uncovered
+from graphs.viewer.page import page
+from graphs.viewer.payload import Beside, Extras, pack
+from graphs.viewer.thresholds import MOST_EDGES, strongest_edges
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -201,9 +205,7 @@ class AttributionGraph:
         Raises:
             GraphError: a share outside (0, 1].
         """
-        for name, share in (("nodes", nodes), ("edges", edges)):
-            if not 0 < share <= 1:
-                raise GraphError(f"{name} is {share}, expected a share above 0 and at most 1")
+        _check_shares(nodes, edges)
         before = self.metadata.get("pruned", {"nodes": 1, "edges": 1})
         if nodes >= before["nodes"] and edges >= before["edges"]:
             return self
@@ -330,12 +332,62 @@ class AttributionGraph:
             raise GraphError(f"{path}: {error}") from error
 
     def export(self, path: str | pathlib.Path) -> None:
-        """Write the graph for other programs: .json (edge list), .graphml or .csv (edges).
+        """Write the graph for other programs: .json (edge list), .graphml, .csv (edges), .html.
 
         Raises:
             GraphError: an unknown suffix, or the place cannot be written.
         """
         tables.export(pathlib.Path(path), self.nodes, self.edges, self._described)
+
+    def to_html(
+        self,
+        path: str | pathlib.Path,
+        features: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        compare: Sequence[AttributionGraph] = (),
+        beside: Beside | None = None,
+        nodes: float = 0.8,
+        edges: float = 0.98,
+        max_edges: int = MOST_EDGES,
+    ) -> pathlib.Path:
+        """Write the viewer: one file to look at this graph in a browser, offline.
+
+        The page holds the graph as it stands and opens at the thresholds given; of a graph with
+        more than `max_edges` edges it holds the most influential, and says so.
+
+        Args:
+            path: file to write.
+            features: `layer/feature` -> what is known of a feature, as
+                `tracer.features.panel.panels` gives it from a feature store.
+            compare: other graphs that the page takes along, to show beside this one.
+            beside: what stands beside the graph on disk: groups, a saved view, attention tables.
+            nodes: share of node influence at which it opens, in (0, 1].
+            edges: share of edge influence at which it opens, in (0, 1].
+            max_edges: edges that the page holds at most.
+
+        Returns:
+            The path written.
+
+        Raises:
+            GraphError: a share or a number out of range, or the file cannot be written.
+        """
+        _check_shares(nodes, edges)
+        if max_edges < 1:
+            raise GraphError(f"max_edges is {max_edges}, expected at least 1")
+        path = pathlib.Path(path)
+        opening = {"nodes": nodes, "edges": edges}
+        extras = Extras(features=features or {}, opening=opening, beside=beside or Beside())
+        packed = [self._packed(extras, max_edges)]
+        packed += [one._packed(Extras(opening=opening), max_edges) for one in compare]
+        content = page(packed, str(self.metadata.get("prompt", "")))
+        with writing(path) as partial:
+            partial.write_bytes(content)
+        return path
+
+    def _packed(self, extras: Extras, max_edges: int = MOST_EDGES) -> bytes:
+        """The graph as the viewer reads it."""
+        nodes, edges, held = strongest_edges(self.nodes, self.edges, max_edges)
+        return pack(nodes, edges, self._described, replace(extras, held=held))
 
     def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
         """The picture as DOT text with every position given: `neato -n2` draws it.
@@ -467,6 +519,12 @@ class AttributionGraph:
     def _described(self) -> dict[str, Any]:
         """Metadata as files hold them: with the scores, null where they are not numbers."""
         return self.metadata | {"scores": _plain(asdict(self.scores))}
+
+
+def _check_shares(nodes: float, edges: float) -> None:
+    for name, share in (("nodes", nodes), ("edges", edges)):
+        if not 0 < share <= 1:
+            raise GraphError(f"{name} is {share}, expected a share above 0 and at most 1")
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:

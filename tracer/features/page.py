@@ -101,6 +101,27 @@ def histogram(counts: Sequence[int], bins: Mapping[str, int]) -> str:
         counts: a feature's histogram; negative bins, if any, stand behind the others.
         bins: store.json's description of them.
     """
+    bounds, held = histogram_bins(counts, bins)
+    return bars(
+        "Tokens where it is active",
+        "tokens",
+        bounds,
+        held,
+        "activation (four bins an octave)",
+    )
+
+
+def histogram_bins(counts: Sequence[int], bins: Mapping[str, int]) -> tuple[list[float], list[int]]:
+    """A histogram cut to the bins that hold any tokens.
+
+    Args:
+        counts: a feature's histogram, not all 0; negative bins, if any, stand behind the others.
+        bins: store.json's description of them.
+
+    Returns:
+        Bounds of the bins, one more than there are, in units of the activation, rising; and the
+        tokens in each.
+    """
     steps = np.arange(bins["octaves"] * bins["parts"] + 1)
     parts = bins["parts"]
     sizes = 2.0 ** (bins["lowest_power"] + steps // parts) * (1 + (steps % parts) / parts)
@@ -109,13 +130,7 @@ def histogram(counts: Sequence[int], bins: Mapping[str, int]) -> str:
     every = [*negative[::-1], 0, *positive] if negative else positive
     held = np.flatnonzero(every)
     first, last = int(held[0]), int(held[-1]) + 1
-    return bars(
-        "Tokens where it is active",
-        "tokens",
-        bounds[first : last + 1],
-        every[first:last],
-        "activation (four bins an octave)",
-    )
+    return [float(bound) for bound in bounds[first : last + 1]], every[first:last]
 
 
 def _tokens(
