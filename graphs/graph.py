@@ -377,17 +377,25 @@ class AttributionGraph:
         path = pathlib.Path(path)
         opening = {"nodes": nodes, "edges": edges}
         extras = Extras(features=features or {}, opening=opening, beside=beside or Beside())
-        packed = [self._packed(extras, max_edges)]
-        packed += [one._packed(Extras(opening=opening), max_edges) for one in compare]
+        packed = [self.packed(extras, max_edges)]
+        packed += [one.packed(Extras(opening=opening), max_edges) for one in compare]
         content = page(packed, str(self.metadata.get("prompt", "")))
         with writing(path) as partial:
             partial.write_bytes(content)
         return path
 
-    def _packed(self, extras: Extras, max_edges: int = MOST_EDGES) -> bytes:
-        """The graph as the viewer reads it."""
+    def packed(self, extras: Extras | None = None, max_edges: int = MOST_EDGES) -> bytes:
+        """The graph as the viewer reads it (`graphs.viewer.payload`).
+
+        Args:
+            extras: what is shown beside it.
+            max_edges: edges at most, the most influential.
+
+        Returns:
+            gzip, the same bytes for the same graph.
+        """
         nodes, edges, held = strongest_edges(self.nodes, self.edges, max_edges)
-        return pack(nodes, edges, self._described, replace(extras, held=held))
+        return pack(nodes, edges, self._described, replace(extras or Extras(), held=held))
 
     def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
         """The picture as DOT text with every position given: `neato -n2` draws it.

@@ -129,7 +129,16 @@ def threshold(value: Float[np.ndarray, " values"], quantile: float) -> float:
 def connected(
     source: Int[np.ndarray, " edges"], target: Int[np.ndarray, " edges"], ends: Ends
 ) -> Bool[np.ndarray, " nodes"]:
-    """Tokens, logits, errors that reach a logit, and what lies between roots and logits."""
+    """Tokens, logits, errors that reach a logit, and what lies between roots and logits.
+
+    Args:
+        source: of every edge, a row.
+        target: of every edge, a row.
+        ends: which nodes are tokens, errors and logits.
+
+    Returns:
+        (nodes,) a mask.
+    """
     count = len(ends.token)
     first, last = count, count + 1
     graph: nx.DiGraph[Any] = nx.DiGraph()

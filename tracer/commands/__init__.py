@@ -12,7 +12,7 @@ from tracer.commands.options import examples
 
 COMMANDS = (
     *("trace", "show", "prune", "render", "export", "validate"),
-    *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
+    *("intervene", "generate", "patch", "lens", "direction", "convert", "features", "view"),
 )
 """Each is a function in the module of its name."""
 

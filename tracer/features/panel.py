@@ -1,4 +1,4 @@
-"""What the viewer shows of features: plain values from a feature store, for a graph's own features."""
+"""What the viewer shows of features: plain values from a feature store."""
 
 from collections.abc import Sequence
 from typing import Any
