@@ -433,6 +433,45 @@ class AttributionGraph:
         picture.draw(path, self._content, Style(edges, labels, curved))
         return path
 
+    def widget(self, features: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+        """The viewer in a notebook, with the package anywidget (`pip install 'tracer[notebook]'`).
+
+        Its attribute `view` holds pins, groups, labels and thresholds as the user sets them.
+
+        Args:
+            features: as for `to_html`.
+
+        Returns:
+            The widget; let it be the last line of a cell.
+
+        Raises:
+            GraphError: anywidget is not installed.
+        """
+        try:
+            from graphs.viewer.widget import GraphWidget
+        except ImportError as error:
+            raise GraphError(
+                f"the viewer in a notebook needs anywidget ({error}): pip install "
+                "'tracer[notebook]', or write a page with graph.to_html(path)"
+            ) from error
+        opening = {"nodes": 0.8, "edges": 0.98}
+        return GraphWidget(self.packed(Extras(features=features or {}, opening=opening)))
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any] | None:
+        """In a notebook the viewer where anywidget is installed, with the picture for elsewhere."""
+        try:
+            bundle = self.widget()._repr_mimebundle_()
+        except GraphError:
+            return None
+        data = dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
+        for kind, made in {
+            "image/svg+xml": self._repr_svg_(),
+            "text/html": self._repr_html_(),
+        }.items():
+            if made is not None:
+                data[kind] = made
+        return data | {"text/plain": repr(self)}
+
     def _repr_svg_(self) -> str | None:
         """The picture, in a notebook; pruned unless it has been already."""
         if not render.available():

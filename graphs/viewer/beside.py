@@ -29,8 +29,8 @@ def read_beside(path: Path) -> Beside:
     if not path.is_dir():
         return Beside(name=path.name)
     groups, view = _json(path, GROUPS), _json(path, VIEW)
-    found = groups.get("groups", [])
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    found = groups.get("groups", ())
+    if not isinstance(found, list | tuple) or not all(isinstance(one, dict) for one in found):
         raise GraphError(f"{path / GROUPS}: expected a list of groups under 'groups'")
     tables = {
         file.stem: _table(file)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "modules"
+STYLE = Path(__file__).parent / "viewer.css"
 IMPORT = re.compile(r'^import (?:\{([^}]*)\} from )?"\./(\w+)\.mjs";\n', re.MULTILINE)
 EXPORT = re.compile(
     r"^export (?:async )?(?:function|class|const|let) (\[[^\]]*\]|\w+)", re.MULTILINE
@@ -17,7 +18,20 @@ EXPORT = re.compile(
 RENAMED = re.compile(r"(\w+) as (\w+)")
 COMMENT = re.compile(r"^\s*(?://[^\n]*|/\*\*(?:(?!\*/).)*\*/)\n", re.MULTILINE | re.DOTALL)
 INDENT = re.compile(r"^ +", re.MULTILINE)
-"""No module has text that runs over lines; a test holds that."""
+OPEN = re.compile(r"(?<=[{(\[,;])\n|\n(?=[})\].?:&|])")
+"""Lines may be joined here, since no text runs over lines and no comment ends one; a test
+holds both."""
+
+
+@cache
+def style() -> str:
+    """The style sheet.
+
+    Returns:
+        CSS on few lines.
+    """
+    text = STYLE.read_text(encoding="utf-8")
+    return re.sub(r"\s*([{};,])\s*", r"\1", re.sub(r": (?=[^;{}]*;)", ":", text))
 
 
 @cache
@@ -58,7 +72,7 @@ def _wrapped(name: str) -> str:
     )
     if left := re.search(r"^(?:import|export)\b.*", body, re.MULTILINE):
         raise ValueError(f"{name}.mjs: cannot join {left[0]!r}")
-    body = INDENT.sub("", COMMENT.sub("", body))
+    body = OPEN.sub("", INDENT.sub("", COMMENT.sub("", body)))
     return f"const {name}$ = (() => {{\n{body}return {{ {', '.join(exports)} }};\n}})();\n"
 
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +16,6 @@ import pyarrow as pa
 from graphs.viewer import modules
 from graphs.viewer.payload import Extras, pack
 from graphs.viewer.thresholds import MOST_EDGES, strongest_edges
-
-STYLE = Path(__file__).parent / "viewer.css"
 
 
 def document(nodes: pa.Table, edges: pa.Table, metadata: Mapping[str, Any]) -> bytes:
@@ -49,7 +46,7 @@ def page(
         HTML in UTF-8.
     """
     code = f"(() => {{\n{modules.script('page')}page$.start();\n}})();\n"
-    style = STYLE.read_text(encoding="utf-8")
+    style = modules.style()
     graphs = "\n".join(
         f'<script type="application/octet-stream" class="tracer-graph">'
         f"{base64.b64encode(payload).decode()}</script>"
@@ -77,7 +74,7 @@ def policy(connect: bool = False) -> str:
         Directives, of which the hashes name the one script and the one style sheet of the page.
     """
     code = f"(() => {{\n{modules.script('page')}page$.start();\n}})();\n"
-    hashes = [_hash(text) for text in (code, STYLE.read_text(encoding="utf-8"))]
+    hashes = [_hash(text) for text in (code, modules.style())]
     parts = [
         "default-src 'none'",
         f"script-src '{hashes[0]}'",

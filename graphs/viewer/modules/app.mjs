@@ -2,7 +2,7 @@
 
 import { sharedRows, compare } from "./compare.mjs";
 import { fromBase64, readGraph, FEATURE } from "./data.mjs";
-import { button, h } from "./dom.mjs";
+import { button, corners, h } from "./dom.mjs";
 import { question, savePage, savePng, saveSvg, saveTable } from "./exports.mjs";
 import { keyPanel } from "./key_panel.mjs";
 import { listen } from "./keyboard.mjs";
@@ -10,15 +10,41 @@ import { nodePanel } from "./node_panel.mjs";
 import { comparePanel, findPanel, groupsPanel, pathsBetween, pathsPanel } from "./side_panels.mjs";
 import { suggestion } from "./circuit.mjs";
 import { counts } from "./prune.mjs";
-import { clean, fromFragment, grouped, History, renamedGroup, START, toFragment, toggled, ungrouped } from "./state.mjs";
+import {
+  clean,
+  fromFragment,
+  grouped,
+  History,
+  renamedGroup,
+  START,
+  toFragment,
+  toggled,
+  ungrouped,
+} from "./state.mjs";
 import { Stage } from "./stage.mjs";
 import { Toolbar, said } from "./toolbar.mjs";
 import { viewOf } from "./view.mjs";
 import { whatIfPanel } from "./whatif_panel.mjs";
 import { visible } from "./words.mjs";
 
-const TABS = [["node", "Node"], ["find", "Find"], ["paths", "Paths"], ["groups", "Groups"], ["compare", "Compare"], ["whatif", "What if"], ["key", "Legend"]];
-const PANELS = { node: nodePanel, find: findPanel, paths: pathsPanel, groups: groupsPanel, compare: comparePanel, whatif: whatIfPanel, key: keyPanel };
+const TABS = [
+  ["node", "Node"],
+  ["find", "Find"],
+  ["paths", "Paths"],
+  ["groups", "Groups"],
+  ["compare", "Compare"],
+  ["whatif", "What if"],
+  ["key", "Legend"],
+];
+const PANELS = {
+  node: nodePanel,
+  find: findPanel,
+  paths: pathsPanel,
+  groups: groupsPanel,
+  compare: comparePanel,
+  whatif: whatIfPanel,
+  key: keyPanel,
+};
 const KEEPS_TAB = new Set(["paths", "groups", "compare", "whatif"]);
 let instances = 0;
 
@@ -29,7 +55,18 @@ export class App {
    * @param host {whatIf?, save?, page?: boolean, fragment?: boolean, view?, changed?}
    */
   constructor(root, graphs, host) {
-    Object.assign(this, { root, graphs, host, other: null, otherView: null, found: [], measured: null, problem: "", grouping: null, renaming: "" });
+    Object.assign(this, {
+      root,
+      graphs,
+      host,
+      other: null,
+      otherView: null,
+      found: [],
+      measured: null,
+      problem: "",
+      grouping: null,
+      renaming: "",
+    });
     this.id = `tracer-${++instances}`;
     this.plan = { key: "", how: "scale", value: 0, mode: "free", partner: "" };
     this.history = new History();
@@ -56,7 +93,8 @@ export class App {
 
   /** How a graph opens: as it was saved, at the thresholds of its export. */
   opening() {
-    const { graph, host } = this, most = graph.metadata.pruned ? { nodes: 1, edges: 1 } : {};
+    const { graph, host } = this,
+      most = graph.metadata.pruned ? { nodes: 1, edges: 1 } : {};
     return clean({ ...graph.opening, ...most, groups: graph.groups, ...graph.view, ...host.view }, START);
   }
 
@@ -67,42 +105,135 @@ export class App {
 
   build() {
     const on = {
-      hover: (row) => this.hover(row), click: (row, event) => this.clickStage(row, event), zoom: (zoom) => this.zoomed(zoom),
-      box: (rows) => this.selectMany(rows, true), move: (key, place) => this.moved(key, place), resize: () => this.view && this.refresh(),
+      hover: (row) => this.hover(row),
+      click: (row, event) => this.clickStage(row, event),
+      zoom: (zoom) => this.zoomed(zoom),
+      box: (rows) => this.selectMany(rows, true),
+      move: (key, place) => this.moved(key, place),
+      resize: () => this.view && this.refresh(),
     };
-    this.stage = new Stage(on, "The graph. Arrow keys move between nodes, Enter reads one, question mark lists all keys.");
-    this.second = new Stage({ ...on, hover: (row) => this.hoverOther(row), click: (row) => row >= 0 && this.chooseOther(row), zoom: (zoom) => { this.second.zoom = zoom; this.second.paint(); }, box: () => {}, move: () => {} }, "The graph compared with.");
+    this.stage = new Stage(
+      on,
+      "The graph. Arrow keys move between nodes, Enter reads one, question mark lists all keys.",
+    );
+    this.second = new Stage(
+      {
+        ...on,
+        hover: (row) => this.hoverOther(row),
+        click: (row) => row >= 0 && this.chooseOther(row),
+        zoom: (zoom) => {
+          this.second.zoom = zoom;
+          this.second.paint();
+        },
+        box: () => {},
+        move: () => {},
+      },
+      "The graph compared with.",
+    );
     this.toolbar = new Toolbar(this, this.id);
     this.title = h("h1", {});
     this.scores = h("p", { class: "scores" });
     this.live = h("p", { class: "live", role: "status", "aria-live": "polite" });
-    this.tabs = TABS.map(([name, label]) => h("button", { type: "button", role: "tab", id: `${this.id}-tab-${name}`, "aria-controls": `${this.id}-panel`, data: { tab: name }, on: { click: () => this.openTab(name), keydown: (event) => this.tabKey(event, name) } }, label));
+    this.tabs = TABS.map(([name, label]) =>
+      h(
+        "button",
+        {
+          type: "button",
+          role: "tab",
+          id: `${this.id}-tab-${name}`,
+          "aria-controls": `${this.id}-panel`,
+          data: { tab: name },
+          on: { click: () => this.openTab(name), keydown: (event) => this.tabKey(event, name) },
+        },
+        label,
+      ),
+    );
     this.panel = h("div", { class: "panel", role: "tabpanel", id: `${this.id}-panel`, tabindex: 0 });
     this.panel.addEventListener("pointerover", (event) => this.hoverPanel(event));
-    this.panel.addEventListener("pointerleave", () => this.hover(-1));
+    this.panel.addEventListener("pointerleave", () => {
+      this.stage.path = [];
+      this.hover(-1);
+    });
     this.panel.addEventListener("focusin", (event) => this.hoverPanel(event));
     this.stages = h("div", { class: "stages" }, this.stage.element, this.second.element);
     this.undoButton = button("↶", () => this.undo(), { title: "Undo", key: "z", "aria-label": "Undo" });
     this.redoButton = button("↷", () => this.redo(), { title: "Redo", key: "Shift+z", "aria-label": "Redo" });
     this.root.replaceChildren(
       h("header", {}, h("div", { class: "about" }, this.title, this.scores), this.headButtons()),
-      h("main", {}, this.stages, h("aside", { "aria-label": "Details" }, h("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, this.tabs), this.panel)),
-      h("footer", {}, this.toolbar.element, this.live));
+      h(
+        "main",
+        {},
+        this.stages,
+        h(
+          "aside",
+          { "aria-label": "Details" },
+          h("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, this.tabs),
+          this.panel,
+        ),
+      ),
+      h("footer", {}, this.toolbar.element, this.live),
+    );
     listen(this, this.root);
   }
 
   headButtons() {
-    const pick = h("select", { "aria-label": "Graph", on: { change: () => this.openGraph(Number(pick.value)) } }, this.graphs.map(({ name }, at) => h("option", { value: at }, visible(name))));
+    const pick = h(
+      "select",
+      { "aria-label": "Graph", on: { change: () => this.openGraph(Number(pick.value)) } },
+      this.graphs.map(({ name }, at) => h("option", { value: at }, visible(name))),
+    );
     pick.value = String(this.state.graph);
     this.pick = pick;
-    const group = (label, ...buttons) => h("div", { class: "segment", role: "group", "aria-label": label }, buttons);
-    return h("div", { class: "head" }, this.graphs.length > 1 ? pick : null, group("History", this.undoButton, this.redoButton),
-      group("Save", this.host.save ? button("Save", () => this.save(), { key: "s", title: "Save labels, groups, pins and view beside the graph", class: "primary" }) : null,
-        button("SVG", () => saveSvg(this.stage, this.said), { title: "Save what is seen as SVG" }), button("PNG", () => savePng(this.stage, this.said), { title: "Save what is seen as PNG" }),
-        button("CSV", () => this.exportTable(), { title: "Save the selection, or what is shown, as a table of nodes" }), button("Edges", () => this.exportTable("edges"), { title: "Save the edges of the selection, or those shown, as a table" }),
-        this.host.page ? button("Copy", () => this.saveCopy(), { title: "Save this page with its present view", key: this.host.save ? undefined : "s" }) : null),
-      group("Window", button("◐", () => this.turnTheme(), { title: "Light, dark or as the system", key: "t", "aria-label": "Theme" }), button("⛶", () => this.fullScreen(), { title: "Full screen", key: "f", "aria-label": "Full screen" }),
-        button("?", () => this.openTab("key"), { title: "Legend and keys", key: "?", "aria-label": "Legend and keys" })));
+    const group = (label, ...buttons) =>
+      h("div", { class: "segment", role: "group", "aria-label": label }, buttons);
+    return h(
+      "div",
+      { class: "head" },
+      this.graphs.length > 1 ? pick : null,
+      group("History", this.undoButton, this.redoButton),
+      group(
+        "Save",
+        this.host.save
+          ? button("Save", () => this.save(), {
+              key: "s",
+              title: "Save labels, groups, pins and view beside the graph",
+              class: "primary",
+            })
+          : null,
+        button("SVG", () => saveSvg(this.stage, this.said), { title: "Save what is seen as SVG" }),
+        button("PNG", () => savePng(this.stage, this.said), { title: "Save what is seen as PNG" }),
+        button("CSV", () => this.exportTable(), {
+          title: "Save the selection, or what is shown, as a table of nodes",
+        }),
+        button("Edges", () => this.exportTable("edges"), {
+          title: "Save the edges of the selection, or those shown, as a table",
+        }),
+        this.host.page
+          ? button("Copy", () => this.saveCopy(), {
+              title: "Save this page with its present view",
+              key: this.host.save ? undefined : "s",
+            })
+          : null,
+      ),
+      group(
+        "Window",
+        button("◐", () => this.turnTheme(), {
+          title: "Light, dark or as the system",
+          key: "t",
+          "aria-label": "Theme",
+        }),
+        button(corners(), () => this.fullScreen(), {
+          title: "Full screen",
+          key: "f",
+          "aria-label": "Full screen",
+        }),
+        button("?", () => this.openTab("key"), {
+          title: "Legend and keys",
+          key: "?",
+          "aria-label": "Legend and keys",
+        }),
+      ),
+    );
   }
 
   // What changes the state.
@@ -138,7 +269,9 @@ export class App {
     root.dataset.theme = this.dark ? "dark" : "light";
     this.stages.classList.toggle("two", Boolean(this.other));
     const comparison = this.other && this.otherView ? compare(graph, this.other) : null;
-    const shared = comparison ? [sharedRows(comparison, "left", graph.count), sharedRows(comparison, "right", this.other.count)] : [null, null];
+    const shared = comparison
+      ? [sharedRows(comparison, "left", graph.count), sharedRows(comparison, "right", this.other.count)]
+      : [null, null];
     this.view = viewOf(graph, state, { dark: this.dark, aspect: this.stage.aspect, shared: shared[0] });
     this.view.found = state.tab === "find" ? this.found : [];
     this.view.weight = graph.weightOf.reduce((sum, one) => sum + one, 0);
@@ -146,7 +279,11 @@ export class App {
     if (this.other) this.showOther(shared[1]);
     const empty = state.mode === "circuit" && !this.view.scene.marks.length;
     this.stage.empty.hidden = !empty;
-    if (empty) this.stage.empty.replaceChildren(h("p", {}, "Pin nodes or group them, and they stand here as boxes to arrange."), button("Pin the main steps", () => this.suggest(), { class: "primary" }));
+    if (empty)
+      this.stage.empty.replaceChildren(
+        h("p", {}, "Pin nodes or group them, and they stand here as boxes to arrange."),
+        button("Pin the main steps", () => this.suggest(), { class: "primary" }),
+      );
     this.said = said(graph, state, this.view, counts(this.view.kept));
     this.toolbar.update(this.view, counts(this.view.kept));
     this.showHead();
@@ -155,14 +292,26 @@ export class App {
   }
 
   showOther(shared) {
-    const mirrored = { ...this.state, pins: [], groups: this.other.groups || [], labels: {}, clicked: this.otherClicked ?? null, chosen: [], zoom: null, mode: "graph" };
+    const mirrored = {
+      ...this.state,
+      pins: [],
+      groups: this.other.groups || [],
+      labels: {},
+      clicked: this.otherClicked ?? null,
+      chosen: [],
+      zoom: null,
+      mode: "graph",
+    };
     this.otherView = viewOf(this.other, mirrored, { dark: this.dark, aspect: this.second.aspect, shared });
     this.second.show(this.otherView, this.second.zoom);
   }
 
   showHead() {
-    const { graph, view } = this, { scores } = view.kept, traced = graph.metadata.scores || {};
-    const pair = (name) => `${name} ${digits(scores[name])} (${digits(scores.among[name])} among the nodes; ${digits(traced[name])} as traced)`;
+    const { graph, view } = this,
+      { scores } = view.kept,
+      traced = graph.metadata.scores || {};
+    const pair = (name) =>
+      `${name} ${digits(scores[name])} (${digits(scores.among[name])} among the nodes; ${digits(traced[name])} as traced)`;
     this.title.textContent = question(view);
     const parts = [pair("replacement"), pair("completeness")];
     if (traced.uncovered > 0) parts.push(`uncovered ${digits(traced.uncovered)}`);
@@ -172,16 +321,29 @@ export class App {
   }
 
   showPanel() {
-    const { tab } = this.state, { panel } = this;
+    const { tab } = this.state,
+      { panel } = this;
     for (const one of this.tabs) {
       const open = one.dataset.tab === tab;
       one.setAttribute("aria-selected", String(open));
       one.tabIndex = open ? 0 : -1;
       if (open) panel.setAttribute("aria-labelledby", one.id);
     }
-    const key = JSON.stringify([tab, tab === "find" ? 0 : { ...this.state, zoom: 0, query: 0 }, this.renaming, this.plan, this.measured, this.problem, this.running, this.dark, Boolean(this.otherView)]);
+    const key = JSON.stringify([
+      tab,
+      tab === "find" ? 0 : { ...this.state, zoom: 0, query: 0 },
+      this.renaming,
+      this.plan,
+      this.measured,
+      this.problem,
+      this.running,
+      this.dark,
+      Boolean(this.otherView),
+    ]);
     if (key === this.panelKey) return;
-    const same = this.panelTab === `${tab} ${this.state.clicked}`, top = same ? panel.scrollTop : 0, focused = focusables(panel).indexOf(document.activeElement);
+    const same = this.panelTab === `${tab} ${this.state.clicked}`,
+      top = same ? panel.scrollTop : 0,
+      focused = focusables(panel).indexOf(document.activeElement);
     Object.assign(this, { panelKey: key, panelTab: `${tab} ${this.state.clicked}` });
     panel.replaceChildren(...[PANELS[tab](this)].flat(Infinity).filter(Boolean));
     panel.scrollTop = top;
@@ -195,7 +357,8 @@ export class App {
     clearTimeout(this.writing);
     this.writing = setTimeout(() => {
       const text = toFragment(this.state, this.base);
-      if (text !== location.hash.slice(1)) history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+      if (text !== location.hash.slice(1))
+        history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
     }, 150);
   }
 
@@ -242,7 +405,10 @@ export class App {
   }
 
   select(row) {
-    const start = this.state.chosen.length || this.state.clicked === null || this.state.clicked === this.graph.id[row] ? this.state.chosen : [this.state.clicked];
+    const start =
+      this.state.chosen.length || this.state.clicked === null || this.state.clicked === this.graph.id[row]
+        ? this.state.chosen
+        : [this.state.clicked];
     const chosen = toggled(start, this.graph.id[row]);
     this.look({ chosen });
     this.announce(`${chosen.length} selected: press G to group them`);
@@ -264,16 +430,25 @@ export class App {
     const ids = rows.map((row) => this.graph.id[row]);
     if (!ids.length) return this.announce("Click a node first");
     const add = only || ids.some((id) => !this.state.pins.includes(id));
-    const pins = add ? [...new Set([...this.state.pins, ...ids])] : this.state.pins.filter((id) => !ids.includes(id));
+    const pins = add
+      ? [...new Set([...this.state.pins, ...ids])]
+      : this.state.pins.filter((id) => !ids.includes(id));
     this.edit({ pins });
-    return this.announce(`${ids.length === 1 ? this.view.names.short(rows[0]) : `${ids.length} nodes`} ${add ? "pinned" : "unpinned"}`);
+    return this.announce(
+      `${ids.length === 1 ? this.view.names.short(rows[0]) : `${ids.length} nodes`} ${add ? "pinned" : "unpinned"}`,
+    );
   }
 
   group() {
     const rows = this.marked();
-    if (!rows.length) return this.announce("Select nodes first: Shift-click them, or drag a box with Shift held");
+    if (!rows.length)
+      return this.announce("Select nodes first: Shift-click them, or drag a box with Shift held");
     const best = [...rows].sort((a, b) => this.graph.influence[b] - this.graph.influence[a])[0];
-    const groups = grouped(this.state.groups, rows.map((row) => this.graph.id[row]), this.view.names.short(best));
+    const groups = grouped(
+      this.state.groups,
+      rows.map((row) => this.graph.id[row]),
+      this.view.names.short(best),
+    );
     this.edit({ groups, chosen: [], tab: "groups" });
     this.announce(`${rows.length} nodes grouped as ${groups[groups.length - 1].name}`);
     return setTimeout(() => {
@@ -284,7 +459,9 @@ export class App {
 
   ungroup() {
     const ids = this.marked().map((row) => this.graph.id[row]);
-    const names = this.state.groups.filter((one) => one.members.some((id) => ids.includes(id))).map((one) => one.name);
+    const names = this.state.groups
+      .filter((one) => one.members.some((id) => ids.includes(id)))
+      .map((one) => one.name);
     if (!names.length) return this.announce("Nothing selected is in a group");
     return this.edit({ groups: names.reduce(ungrouped, this.state.groups) });
   }
@@ -298,7 +475,11 @@ export class App {
   }
 
   leaveGroup(name, id) {
-    this.edit({ groups: this.state.groups.map((one) => (one.name === name ? { ...one, members: one.members.filter((other) => other !== id) } : one)) });
+    this.edit({
+      groups: this.state.groups.map((one) =>
+        one.name === name ? { ...one, members: one.members.filter((other) => other !== id) } : one,
+      ),
+    });
   }
 
   startRename() {
@@ -314,9 +495,15 @@ export class App {
 
   /** A label is the feature's: all its places in the graph take it. */
   rename(row, label) {
-    const { graph } = this, labels = { ...this.state.labels };
+    const { graph } = this,
+      labels = { ...this.state.labels };
     for (let other = 0; other < graph.count; other += 1) {
-      const same = other === row || (graph.kind[row] === FEATURE && graph.kind[other] === FEATURE && graph.layer[other] === graph.layer[row] && graph.feature[other] === graph.feature[row]);
+      const same =
+        other === row ||
+        (graph.kind[row] === FEATURE &&
+          graph.kind[other] === FEATURE &&
+          graph.layer[other] === graph.layer[row] &&
+          graph.feature[other] === graph.feature[row]);
       if (same && label) labels[graph.id[other]] = label;
       else if (same) delete labels[graph.id[other]];
     }
@@ -327,13 +514,18 @@ export class App {
 
   moved(key, place) {
     const group = this.state.groups.find((one) => `group ${one.name}` === key);
-    if (group) this.edit({ groups: this.state.groups.map((one) => (one === group ? { ...one, place } : one)) });
+    if (group)
+      this.edit({ groups: this.state.groups.map((one) => (one === group ? { ...one, place } : one)) });
     else this.edit({ places: { ...this.state.places, [key]: place } });
   }
 
   suggest() {
     const { paths } = pathsBetween({ graph: this.graph, state: { from: null, to: null } }, 12);
-    this.edit({ pins: [...new Set([...this.state.pins, ...suggestion(this.graph, paths).map((row) => this.graph.id[row])])] });
+    this.edit({
+      pins: [
+        ...new Set([...this.state.pins, ...suggestion(this.graph, paths).map((row) => this.graph.id[row])]),
+      ],
+    });
   }
 
   firstRow() {
@@ -346,13 +538,16 @@ export class App {
   hover(row) {
     this.stage.setHover(row);
     const id = row < 0 ? "" : this.graph.id[row];
-    for (const one of this.panel.querySelectorAll(".node")) one.classList.toggle("hovered", one.dataset.id === id);
+    for (const one of this.panel.querySelectorAll(".node"))
+      one.classList.toggle("hovered", one.dataset.id === id);
     if (this.otherView) this.second.setHover(row < 0 ? -1 : this.counterpart(row));
   }
 
   hoverPanel(event) {
+    const way = event.target.closest && event.target.closest("[data-path]");
+    this.stage.path = way ? way.dataset.path.split(" ").map(Number) : [];
     const found = event.target.closest && event.target.closest("[data-id]");
-    this.hover(found ? this.graph.row.get(found.dataset.id) ?? -1 : -1);
+    this.hover(found ? (this.graph.row.get(found.dataset.id) ?? -1) : -1);
   }
 
   hoverOther(row) {
@@ -364,7 +559,12 @@ export class App {
   counterpart(row, back = false) {
     const [from, to] = back ? [this.other, this.graph] : [this.graph, this.other];
     for (let other = 0; other < to.count; other += 1) {
-      if (to.kind[other] !== from.kind[row] || to.feature[other] !== from.feature[row] || to.token[other] !== from.token[row]) continue;
+      if (
+        to.kind[other] !== from.kind[row] ||
+        to.feature[other] !== from.feature[row] ||
+        to.token[other] !== from.token[row]
+      )
+        continue;
       if (to.kind[other] !== FEATURE || to.layer[other] === from.layer[row]) return other;
     }
     return -1;
@@ -399,7 +599,11 @@ export class App {
 
   openTab(tab, focus = false) {
     this.look({ tab });
-    if (focus) setTimeout(() => { const input = this.panel.querySelector("input"); if (input) input.focus(); }, 60);
+    if (focus)
+      setTimeout(() => {
+        const input = this.panel.querySelector("input");
+        if (input) input.focus();
+      }, 60);
   }
 
   tabKey(event, name) {
@@ -407,7 +611,8 @@ export class App {
     if (!step) return;
     event.preventDefault();
     event.stopPropagation();
-    const at = TABS.findIndex(([one]) => one === name), next = (at + step + TABS.length) % TABS.length;
+    const at = TABS.findIndex(([one]) => one === name),
+      next = (at + step + TABS.length) % TABS.length;
     this.openTab(TABS[next][0]);
     this.tabs[next].focus();
   }
@@ -429,7 +634,8 @@ export class App {
 
   fullScreen() {
     if (document.fullscreenElement) document.exitFullscreen();
-    else if (this.root.requestFullscreen) this.root.requestFullscreen().catch(() => this.announce("This window does not allow full screen"));
+    else if (this.root.requestFullscreen)
+      this.root.requestFullscreen().catch(() => this.announce("This window does not allow full screen"));
   }
 
   announce(text) {
@@ -442,7 +648,12 @@ export class App {
     await this.load(index);
     const { theme, tab } = this.state;
     this.base = { ...this.opening(), graph: index };
-    Object.assign(this, { state: { ...this.base, theme, tab }, history: new History(), other: null, otherView: null });
+    Object.assign(this, {
+      state: { ...this.base, theme, tab },
+      history: new History(),
+      other: null,
+      otherView: null,
+    });
     this.refresh();
   }
 
@@ -463,7 +674,10 @@ export class App {
       const blocks = [...(await file.text()).matchAll(/class="tracer-graph">([^<]*)<\/script>/g)];
       const graph = await readGraph(fromBase64(blocks[0][1]));
       graph.packed = fromBase64(blocks[0][1]);
-      this.graphs.push({ name: graph.name || visible(graph.metadata.prompt || file.name), load: async () => graph });
+      this.graphs.push({
+        name: graph.name || visible(graph.metadata.prompt || file.name),
+        load: async () => graph,
+      });
       await this.compareWith(this.graphs.length - 1);
     } catch {
       this.announce(`${visible(file.name)} is no page that tracer exported`);
@@ -475,7 +689,11 @@ export class App {
   }
 
   saveCopy() {
-    savePage([this.graph, this.other].filter(Boolean), { ...this.state, graph: 0, other: this.other ? 1 : null }, this.view);
+    savePage(
+      [this.graph, this.other].filter(Boolean),
+      { ...this.state, graph: 0, other: this.other ? 1 : null },
+      this.view,
+    );
   }
 
   async save() {
@@ -485,7 +703,11 @@ export class App {
     }
     const { groups, labels, ...view } = this.state;
     try {
-      await this.host.save(this.state.graph, { view: { ...view, labels: {}, graph: 0, other: null, query: "" }, groups, labels });
+      await this.host.save(this.state.graph, {
+        view: { ...view, labels: {}, graph: 0, other: null, query: "" },
+        groups,
+        labels,
+      });
       this.announce("Saved");
     } catch (error) {
       this.announce(`Not saved: ${visible(error.message)}`);
@@ -516,4 +738,3 @@ const digits = (value) => (typeof value === "number" && Number.isFinite(value) ?
 function focusables(element) {
   return [...element.querySelectorAll("button, input, select, summary, [tabindex]")];
 }
-

@@ -30,10 +30,12 @@ const weight = (graph) => graph.weightOf.reduce((sum, one) => sum + one, 0) || 1
  *   overlap} overlap: sum of the smaller part over the sum of the larger, over features.
  */
 export function compare(left, right, shownLeft, shownRight) {
-  const a = rowsByKey(left, shownLeft), b = rowsByKey(right, shownRight);
+  const a = rowsByKey(left, shownLeft),
+    b = rowsByKey(right, shownRight);
   const wholes = [weight(left), weight(right)];
   const result = { shared: [], left: [], right: [], overlap: 0 };
-  let smaller = 0, larger = 0;
+  let smaller = 0,
+    larger = 0;
   for (const name of new Set([...a.keys(), ...b.keys()])) {
     const rows = [a.get(name) || [], b.get(name) || []];
     const of = [total(left, rows[0]) / wholes[0], total(right, rows[1]) / wholes[1]];
@@ -57,4 +59,3 @@ export function sharedRows(comparison, side, count) {
   for (const one of comparison.shared) for (const row of one[side]) mask[row] = 1;
   return mask;
 }
-

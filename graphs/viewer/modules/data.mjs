@@ -4,12 +4,17 @@ export const KINDS = ["embedding", "error", "feature", "logit"];
 export const [EMBEDDING, ERROR, FEATURE, LOGIT] = KINDS.keys();
 
 const TYPES = {
-  u8: Uint8Array, i32: Int32Array, f32: Float32Array, f64: Float64Array, u32: Uint32Array,
+  u8: Uint8Array,
+  i32: Int32Array,
+  f32: Float32Array,
+  f64: Float64Array,
+  u32: Uint32Array,
 };
 
 /** Bytes of one column; `planes` are bytes of equal significance side by side, which pack better. */
 function column(bytes, { type, coding, offset, length }) {
-  const Type = TYPES[type], width = Type.BYTES_PER_ELEMENT;
+  const Type = TYPES[type],
+    width = Type.BYTES_PER_ELEMENT;
   const raw = bytes.subarray(offset, offset + length * width);
   const plain = new Uint8Array(length * width);
   if (coding === "planes") {
@@ -46,7 +51,8 @@ export function bySource(source, count) {
   const start = new Int32Array(count + 1);
   for (const node of source) start[node + 1] += 1;
   for (let node = 0; node < count; node += 1) start[node + 1] += start[node];
-  const edges = new Int32Array(source.length), next = start.slice();
+  const edges = new Int32Array(source.length),
+    next = start.slice();
   for (let edge = 0; edge < source.length; edge += 1) edges[next[source[edge]]++] = edge;
   return { start, edges };
 }
@@ -67,12 +73,20 @@ function asComputed(graph) {
 /** A graph as every other module reads it. Rows stand in the order of computation. */
 export function graphOf({ header, columns }) {
   const count = header.nodes.id.length;
-  const start = columns.start, source = unstep(columns.source, start);
+  const start = columns.start,
+    source = unstep(columns.source, start);
   const target = new Int32Array(source.length);
   for (let row = 0; row < count; row += 1) target.fill(row, start[row], start[row + 1]);
   const graph = {
-    ...header, ...columns, count, start, source, target,
-    id: header.nodes.id, text: header.nodes.text, label: header.nodes.label,
+    ...header,
+    ...columns,
+    count,
+    start,
+    source,
+    target,
+    id: header.nodes.id,
+    text: header.nodes.text,
+    label: header.nodes.label,
     tokens: header.metadata.tokens || [],
     row: new Map(header.nodes.id.map((id, row) => [id, row])),
     outputs: bySource(source, count),
@@ -81,7 +95,8 @@ export function graphOf({ header, columns }) {
   graph.share = new Float64Array(source.length);
   graph.through = new Float64Array(source.length);
   for (let edge = 0; edge < source.length; edge += 1) {
-    const at = target[edge], size = graph.weight[edge];
+    const at = target[edge],
+      size = graph.weight[edge];
     graph.share[edge] = size / (graph.computed[at] || 1);
     graph.through[edge] =
       (Math.abs(size) / (graph.total[at] || 1)) * (graph.influence[at] + graph.weightOf[at]);

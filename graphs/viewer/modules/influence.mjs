@@ -34,7 +34,8 @@ export function threshold(values, quantile) {
   let sum = 0;
   for (let at = rising.length - 1, to = 0; at >= 0; at -= 1, to += 1) running[to] = sum += rising[at];
   if (!(sum > 0)) return Infinity;
-  let low = 0, high = running.length;
+  let low = 0,
+    high = running.length;
   while (low < high) {
     const middle = (low + high) >> 1;
     if (running[middle] / sum < quantile) low = middle + 1;

@@ -45,11 +45,15 @@ const ACTS = {
 
 function step(app, by) {
   const all = app.graph.weight.length;
-  app.edit({ drawn: toCount(Math.min(100, Math.max(0, fromCount(app.state.drawn, all) + by)), all) }, "drawn");
+  app.edit(
+    { drawn: toCount(Math.min(100, Math.max(0, fromCount(app.state.drawn, all) + by)), all) },
+    "drawn",
+  );
 }
 
 function walk(app, [dx, dy]) {
-  const { clicked } = app.view, next = clicked < 0 ? app.firstRow() : app.stage.neighbour(clicked, dx, dy);
+  const { clicked } = app.view,
+    next = clicked < 0 ? app.firstRow() : app.stage.neighbour(clicked, dx, dy);
   if (next >= 0) app.choose(next);
 }
 

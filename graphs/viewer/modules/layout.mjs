@@ -1,15 +1,34 @@
 /** Where every node of a graph stands: tokens are columns, layers bands, as in the pictures of graphs/pictures. */
 
 import { EMBEDDING, ERROR, FEATURE, LOGIT } from "./data.mjs";
+import { FAMILY } from "./pen.mjs";
 import { clipped, percent, token } from "./words.mjs";
 
 export const FONT = 11.5;
-const LETTER = 6.3, GAP = 7, LINE = 25, LABELLED = 18;
+const LETTER = 6.3,
+  GAP = 7,
+  LINE = 25,
+  LABELLED = 18;
 
-/** Room that text takes, near enough; the pens clip nothing. */
-export function textWidth(text) {
+let ruler = null;
+
+/** Room that text takes: measured where there is a canvas, near enough elsewhere. */
+export function textWidth(text, size = FONT) {
+  if (typeof document !== "undefined") {
+    ruler ??= document.createElement("canvas").getContext("2d");
+    ruler.font = `600 ${size}px ${FAMILY}`;
+    return ruler.measureText(text).width;
+  }
   let width = 0;
-  for (const char of text) width += char.codePointAt(0) > 0x2e80 ? 12 : "iljtf.,:;|'! ".includes(char) ? 3.6 : "mwMW@%".includes(char) ? 9.6 : LETTER;
+  for (const char of text)
+    width +=
+      char.codePointAt(0) > 0x2e80
+        ? 12
+        : "iljtf.,:;|'! ".includes(char)
+          ? 3.6
+          : "mwMW@%".includes(char)
+            ? 9.6
+            : LETTER;
   return width;
 }
 
@@ -27,10 +46,17 @@ function marks(graph, shown, names, boxed) {
   const found = [];
   for (let row = 0; row < graph.count; row += 1) {
     if (!shown[row]) continue;
-    const kind = graph.kind[row], size = Math.sqrt(graph.influence[row] / most);
+    const kind = graph.kind[row],
+      size = Math.sqrt(graph.influence[row] / most);
     if (kind === EMBEDDING) found.push(box(row, names.short(row), { token: true }));
-    else if (kind === LOGIT) found.push(box(row, `${names.short(row)} ${graph.token[row] < 0 ? "" : percent(graph.weightOf[row])}`, { answer: true }));
-    else if (kind === ERROR) found.push({ row, shape: "diamond", w: 7 + 7 * size, h: 7 + 7 * size, label: "" });
+    else if (kind === LOGIT)
+      found.push(
+        box(row, `${names.short(row)} ${graph.token[row] < 0 ? "" : percent(graph.weightOf[row])}`, {
+          answer: true,
+        }),
+      );
+    else if (kind === ERROR)
+      found.push({ row, shape: "diamond", w: 7 + 7 * size, h: 7 + 7 * size, label: "" });
     else if (named.has(row) || boxed.has(row)) found.push(box(row, names.short(row)));
     else found.push({ row, shape: "circle", w: 7 + 9 * size, h: 7 + 9 * size, label: "" });
   }
@@ -42,7 +68,8 @@ const sample = (values) => [values.reduce((most, one) => Math.max(most, one), 0)
 
 /** Mean position of what feeds each node: who is fed from the left stands left in its cell. */
 function leaning(graph, shown, edges) {
-  const sum = new Float64Array(graph.count), all = new Float64Array(graph.count);
+  const sum = new Float64Array(graph.count),
+    all = new Float64Array(graph.count);
   for (let edge = 0; edge < edges.length; edge += 1) {
     if (!edges[edge]) continue;
     sum[graph.target[edge]] += graph.through[edge] * graph.position[graph.source[edge]];
@@ -71,14 +98,18 @@ function linesOf(cell, most) {
 function cells(found, graph, lean) {
   const byPlace = new Map();
   for (const mark of found) {
-    const { row } = mark, layer = graph.kind[row] === EMBEDDING ? -1 : graph.kind[row] === LOGIT ? Infinity : graph.layer[row];
+    const { row } = mark,
+      layer = graph.kind[row] === EMBEDDING ? -1 : graph.kind[row] === LOGIT ? Infinity : graph.layer[row];
     const key = `${layer}|${graph.position[row]}`;
     if (!byPlace.has(key)) byPlace.set(key, { layer, position: graph.position[row], marks: [] });
     byPlace.get(key).marks.push(mark);
   }
   for (const cell of byPlace.values()) {
     const last = cell.layer === Infinity;
-    cell.marks.sort((a, b) => (last ? graph.weightOf[b.row] - graph.weightOf[a.row] : lean(a.row) - lean(b.row)) || a.row - b.row);
+    cell.marks.sort(
+      (a, b) =>
+        (last ? graph.weightOf[b.row] - graph.weightOf[a.row] : lean(a.row) - lean(b.row)) || a.row - b.row,
+    );
     const many = cell.marks.length;
     cell.lines = linesOf(cell.marks, last ? 330 : many > 40 ? 60 + 8 * Math.sqrt(many * 20) : 230);
   }
@@ -92,26 +123,48 @@ function cells(found, graph, lean) {
  */
 export function layout(graph, kept, names, { boxed = new Set(), errors = true, aspect = 1.6 } = {}) {
   const shown = kept.nodes.map((one, row) => (one && (errors || graph.kind[row] !== ERROR) ? 1 : 0));
-  const found = marks(graph, shown, names, boxed), byPlace = cells(found, graph, leaning(graph, shown, kept.edges));
+  const found = marks(graph, shown, names, boxed),
+    byPlace = cells(found, graph, leaning(graph, shown, kept.edges));
   const positions = Math.max(graph.tokens.length, ...byPlace.map((cell) => cell.position + 1), 1);
-  const layers = layerList(graph, byPlace), rank = new Map(layers.map((layer, at) => [layer, at]));
-  const widths = new Float64Array(positions).fill(30), heights = new Float64Array(layers.length).fill(13);
+  const layers = layerList(graph, byPlace),
+    rank = new Map(layers.map((layer, at) => [layer, at]));
+  const widths = new Float64Array(positions).fill(30),
+    heights = new Float64Array(layers.length).fill(13);
   for (const cell of byPlace) {
-    widths[cell.position] = Math.max(widths[cell.position], 22 + Math.max(...cell.lines.map((line) => line.width)));
+    widths[cell.position] = Math.max(
+      widths[cell.position],
+      22 + Math.max(...cell.lines.map((line) => line.width)),
+    );
     heights[rank.get(cell.layer)] = Math.max(heights[rank.get(cell.layer)], 9 + LINE * cell.lines.length);
   }
-  const natural = [sumOf(widths), sumOf(heights)], stretch = natural[0] / natural[1] / aspect;
+  const natural = [sumOf(widths), sumOf(heights)],
+    stretch = natural[0] / natural[1] / aspect;
   grow(widths, Math.min(2.6, Math.max(1, 1 / stretch)));
-  grow(heights, Math.min(3.2, Math.max(1, stretch)));
-  const columns = borders(widths), rows = borders(heights), height = rows[rows.length - 1];
+  grow(heights, Math.min(4.5, Math.max(1, stretch)));
+  const columns = borders(widths),
+    rows = borders(heights),
+    height = rows[rows.length - 1];
   const at = new Int32Array(graph.count).fill(-1);
-  found.forEach((mark, index) => { at[mark.row] = index; });
+  found.forEach((mark, index) => {
+    at[mark.row] = index;
+  });
   for (const cell of byPlace) place(cell, columns, rows, rank.get(cell.layer), height);
   return {
-    marks: found, at, shown, width: columns[columns.length - 1], height,
-    columns: Array.from(widths, (_, index) => ({ from: columns[index], to: columns[index + 1], name: graph.tokens[index] === undefined ? "" : token(graph.tokens[index]) })),
+    marks: found,
+    at,
+    shown,
+    width: columns[columns.length - 1],
+    height,
+    columns: Array.from(widths, (_, index) => ({
+      from: columns[index],
+      to: columns[index + 1],
+      name: graph.tokens[index] === undefined ? "" : token(graph.tokens[index]),
+    })),
     bands: layers.map((layer, index) => ({
-      from: height - rows[index + 1], to: height - rows[index], end: layer === -1 || layer === Infinity, layer,
+      from: height - rows[index + 1],
+      to: height - rows[index],
+      end: layer === -1 || layer === Infinity,
+      layer,
       name: layer === -1 ? "Tokens" : layer === Infinity ? "Answers" : `L${layer}`,
     })),
   };
@@ -155,7 +208,13 @@ function borders(sizes) {
 export function linksOf(graph, scene, edges, want) {
   let order = [];
   for (let edge = 0; edge < edges.length; edge += 1) {
-    if (edges[edge] && scene.at[graph.source[edge]] >= 0 && scene.at[graph.target[edge]] >= 0 && (!want || want(edge))) order.push(edge);
+    if (
+      edges[edge] &&
+      scene.at[graph.source[edge]] >= 0 &&
+      scene.at[graph.target[edge]] >= 0 &&
+      (!want || want(edge))
+    )
+      order.push(edge);
   }
   order = Int32Array.from(order);
   order.sort((a, b) => graph.through[b] - graph.through[a] || a - b);

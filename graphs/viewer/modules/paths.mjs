@@ -27,11 +27,14 @@ export function strongestPaths(graph, from, to, count, kept) {
   }
   const starts = [...from].flatMap((row) => best[row].map((way) => ({ row, way })));
   starts.sort((a, b) => b.way.strength - a.way.strength || a.row - b.row);
-  return starts.filter(({ way }) => way.next >= 0).slice(0, count).map(({ row, way }) => {
-    const nodes = [row];
-    for (let at = way; at.next >= 0; at = best[at.next][at.rank]) nodes.push(at.next);
-    return { nodes, strength: way.strength };
-  });
+  return starts
+    .filter(({ way }) => way.next >= 0)
+    .slice(0, count)
+    .map(({ row, way }) => {
+      const nodes = [row];
+      for (let at = way; at.next >= 0; at = best[at.next][at.rank]) nodes.push(at.next);
+      return { nodes, strength: way.strength };
+    });
 }
 
 /** The edge from one row to another; -1 where there is none. */

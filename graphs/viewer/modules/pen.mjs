@@ -110,7 +110,9 @@ export class SvgPen {
   }
 
   rect(x, y, w, h, look, radius = 0) {
-    this.parts.push(`<rect x="${short(x)}" y="${short(y)}" width="${short(w)}" height="${short(h)}" rx="${radius}" ${this.look(look)}/>`);
+    this.parts.push(
+      `<rect x="${short(x)}" y="${short(y)}" width="${short(w)}" height="${short(h)}" rx="${radius}" ${this.look(look)}/>`,
+    );
   }
 
   circle(x, y, r, look) {
@@ -118,7 +120,9 @@ export class SvgPen {
   }
 
   polygon(points, look) {
-    this.parts.push(`<polygon points="${points.map((point) => point.map(short).join(",")).join(" ")}" ${this.look(look)}/>`);
+    this.parts.push(
+      `<polygon points="${points.map((point) => point.map(short).join(",")).join(" ")}" ${this.look(look)}/>`,
+    );
   }
 
   curve(points, look) {
@@ -127,16 +131,23 @@ export class SvgPen {
   }
 
   line(x, y, u, v, look) {
-    this.parts.push(`<path d="M${short(x)} ${short(y)}L${short(u)} ${short(v)}" ${this.look({ ...look, fill: null })}/>`);
+    this.parts.push(
+      `<path d="M${short(x)} ${short(y)}L${short(u)} ${short(v)}" ${this.look({ ...look, fill: null })}/>`,
+    );
   }
 
   text(x, y, words, { size = 11.5, colour, align = "middle", bold = false }) {
     const anchor = { middle: "middle", left: "start", right: "end" }[align];
-    this.parts.push(`<text x="${short(x)}" y="${short(y)}" font-size="${size}" ${bold ? 'font-weight="600" ' : ""}fill="${colour}" text-anchor="${anchor}" dominant-baseline="central" xml:space="preserve">${escaped(words)}</text>`);
+    const place = `x="${short(x)}" y="${short(y)}" text-anchor="${anchor}" dominant-baseline="central"`;
+    const look = `font-size="${size}" ${bold ? 'font-weight="600" ' : ""}fill="${colour}" xml:space="preserve"`;
+    this.parts.push(`<text ${place} ${look}>${escaped(words)}</text>`);
   }
 
   /** The document, without scripts, fonts or links. */
   done(title) {
-    return `<svg xmlns="http://www.w3.org/2000/svg" width="${short(this.width)}" height="${short(this.height)}" viewBox="0 0 ${short(this.width)} ${short(this.height)}" font-family="${escaped(FAMILY)}"><title>${escaped(title)}</title>\n${this.parts.join("\n")}\n</svg>\n`;
+    const [width, height] = [short(this.width), short(this.height)];
+    const size = `width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"`;
+    const head = `<svg xmlns="http://www.w3.org/2000/svg" ${size} font-family="${escaped(FAMILY)}">`;
+    return `${head}<title>${escaped(title)}</title>\n${this.parts.join("\n")}\n</svg>\n`;
   }
 }

@@ -10,7 +10,8 @@ import { FEATURE, LOGIT } from "./data.mjs";
  *   which stay off once their pre-activation falls to nothing
  */
 export function predict(graph, changes, direct) {
-  const relative = new Float64Array(graph.count), added = new Float64Array(graph.count);
+  const relative = new Float64Array(graph.count),
+    added = new Float64Array(graph.count);
   for (let row = 0; row < graph.count; row += 1) {
     for (let edge = graph.start[row]; edge < graph.start[row + 1]; edge += 1) {
       const of = relative[graph.source[edge]];
@@ -27,9 +28,11 @@ export function predict(graph, changes, direct) {
 /** Probabilities of the graph's answers after the logits of `added`; all other tokens keep their logit. */
 export function probabilities(graph, added) {
   const rows = [];
-  for (let row = 0; row < graph.count; row += 1) if (graph.kind[row] === LOGIT && graph.token[row] >= 0) rows.push(row);
+  for (let row = 0; row < graph.count; row += 1)
+    if (graph.kind[row] === LOGIT && graph.token[row] >= 0) rows.push(row);
   const most = Math.max(0, ...rows.map((row) => added[row]));
-  let rest = 1, sum = 0;
+  let rest = 1,
+    sum = 0;
   const grown = rows.map((row) => {
     rest -= graph.weightOf[row];
     const size = graph.weightOf[row] * Math.exp(added[row] - most);
@@ -37,7 +40,12 @@ export function probabilities(graph, added) {
     return size;
   });
   sum += Math.max(0, rest) * Math.exp(-most);
-  return rows.map((row, at) => ({ row, before: graph.weightOf[row], after: grown[at] / sum, added: added[row] }));
+  return rows.map((row, at) => ({
+    row,
+    before: graph.weightOf[row],
+    after: grown[at] / sum,
+    added: added[row],
+  }));
 }
 
 /** Relative changes from what a user set: clamp to a value, scale, swap A for B. */

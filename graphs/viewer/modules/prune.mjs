@@ -6,7 +6,9 @@ import { influence, rowSums, threshold } from "./influence.mjs";
 /** Nodes that lie on a path from a root to a logit, with tokens and logits and errors that reach one. */
 function onPath(graph, edges) {
   const { count, kind, start, source } = graph;
-  const below = new Uint8Array(count), above = new Uint8Array(count), nodes = new Uint8Array(count);
+  const below = new Uint8Array(count),
+    above = new Uint8Array(count),
+    nodes = new Uint8Array(count);
   for (let row = 0; row < count; row += 1) {
     below[row] = kind[row] === EMBEDDING || kind[row] === ERROR ? 1 : 0;
     for (let edge = start[row]; edge < start[row + 1] && !below[row]; edge += 1) {
@@ -30,18 +32,19 @@ function onPath(graph, edges) {
 /** Masks over nodes and edges that hold the given shares of influence. */
 export function prune(graph, shares) {
   const { count, kind, source, target, weight, before } = graph;
-  const nodes = new Uint8Array(count).fill(1), edges = new Uint8Array(weight.length).fill(1);
+  const nodes = new Uint8Array(count).fill(1),
+    edges = new Uint8Array(weight.length).fill(1);
   if (shares.nodes >= before.nodes && shares.edges >= before.edges) return { nodes, edges };
   const reached = influence(graph, graph.left || (graph.left = rowSums(graph)));
   const least = threshold(reached, shares.nodes);
   for (let row = 0; row < count; row += 1) {
-    nodes[row] =
-      reached[row] >= least || kind[row] === EMBEDDING || kind[row] === LOGIT ? 1 : 0;
+    nodes[row] = reached[row] >= least || kind[row] === EMBEDDING || kind[row] === LOGIT ? 1 : 0;
   }
   for (let edge = 0; edge < edges.length; edge += 1) {
     edges[edge] = nodes[source[edge]] & nodes[target[edge]];
   }
-  const left = rowSums(graph, edges), among = influence(graph, left, edges);
+  const left = rowSums(graph, edges),
+    among = influence(graph, left, edges);
   const score = new Float64Array(edges.length);
   for (let edge = 0; edge < edges.length; edge += 1) {
     const row = target[edge];
@@ -65,14 +68,20 @@ export function prune(graph, shares) {
 function pair(graph, kept, total) {
   const { count, kind, source, target, weight, weightOf } = graph;
   const reached = influence(graph, total, kept.edges);
-  const filled = new Float64Array(count), error = new Float64Array(count);
+  const filled = new Float64Array(count),
+    error = new Float64Array(count);
   for (let edge = 0; edge < weight.length; edge += 1) {
     if (!kept.edges[edge]) continue;
     const share = Math.abs(weight[edge]) / (total[target[edge]] || 1);
     filled[target[edge]] += share;
     if (kind[source[edge]] === ERROR) error[target[edge]] += share;
   }
-  let tokens = 0, errors = 0, whole = 0, explained = 0, through = 0, anyLost = false;
+  let tokens = 0,
+    errors = 0,
+    whole = 0,
+    explained = 0,
+    through = 0,
+    anyLost = false;
   for (let row = 0; row < count; row += 1) {
     if (!kept.nodes[row]) continue;
     const lost = total[row] > 0 ? 1 - filled[row] : 0;
@@ -94,7 +103,8 @@ export function scores(graph, kept) {
 
 /** Counts of what is kept. */
 export function counts(kept) {
-  let nodes = 0, edges = 0;
+  let nodes = 0,
+    edges = 0;
   for (const one of kept.nodes) nodes += one;
   for (const one of kept.edges) edges += one;
   return { nodes, edges };

@@ -8,8 +8,12 @@ export function featureKey(graph, row) {
 }
 
 function texts(graph, names, row) {
-  const found = [["label", names.label(row)], ["token", graph.text[row] ?? ""], ["id", graph.id[row]],
-    ["place", names.place(row)]];
+  const found = [
+    ["label", names.label(row)],
+    ["token", graph.text[row] ?? ""],
+    ["id", graph.id[row]],
+    ["place", names.place(row)],
+  ];
   const known = (graph.features || {})[featureKey(graph, row)];
   if (known) {
     found.push(["fires on", (known.fires_on || []).map((one) => token(one[0])).join(", ")]);
@@ -25,7 +29,8 @@ export function search(graph, names, query, limit = 100) {
   if (!words.length) return [];
   const hits = [];
   for (let row = 0; row < graph.count; row += 1) {
-    const all = texts(graph, names, row), low = all.map(([, text]) => String(text).toLowerCase());
+    const all = texts(graph, names, row),
+      low = all.map(([, text]) => String(text).toLowerCase());
     if (!words.every((word) => low.some((text) => text.includes(word)))) continue;
     const at = low.findIndex((text) => text.includes(words[0]));
     hits.push({ row, where: all[at][0], text: excerpt(String(all[at][1]), words[0]) });

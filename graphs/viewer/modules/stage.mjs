@@ -1,21 +1,42 @@
 /** Two canvases: what is drawn once, and what follows the pointer. Zoom, pan, hover, click, drag. */
 
 import { h } from "./dom.mjs";
-import { drawAxes, drawBands, drawEdge, drawEdges, drawMark, drawMarks, drawUnitLinks, hit } from "./draw.mjs";
+import {
+  drawAxes,
+  drawBands,
+  drawEdge,
+  drawEdges,
+  drawMark,
+  drawMarks,
+  drawNames,
+  drawUnitLinks,
+  hit,
+} from "./draw.mjs";
+import { edgeBetween } from "./paths.mjs";
 import { CanvasPen } from "./pen.mjs";
 import { percent } from "./words.mjs";
 
-const AT_ONCE = 2500, CHUNK = 5000, MARGIN = 30, REACH = 30;
+const AT_ONCE = 2500,
+  CHUNK = 5000,
+  MARGIN = 30,
+  REACH = 30;
 
 export class Stage {
   /** @param on {hover(row), click(row, event), box(rows), move(key, place), zoom(value)} */
   constructor(on, label) {
-    Object.assign(this, { on, view: null, zoom: null, hovered: -1, task: 0, drag: null });
+    Object.assign(this, { on, view: null, zoom: null, hovered: -1, path: [], task: 0, drag: null });
     this.base = h("canvas", { "aria-hidden": "true" });
     this.over = h("canvas", { "aria-hidden": "true" });
     this.tip = h("div", { class: "tip", hidden: true });
     this.empty = h("div", { class: "empty", hidden: true });
-    this.element = h("div", { class: "stage", tabindex: 0, role: "application", "aria-label": label }, this.base, this.over, this.tip, this.empty);
+    this.element = h(
+      "div",
+      { class: "stage", tabindex: 0, role: "application", "aria-label": label },
+      this.base,
+      this.over,
+      this.tip,
+      this.empty,
+    );
     this.listen();
     this.observer = new ResizeObserver(() => this.resized());
     this.observer.observe(this.element);
@@ -44,14 +65,21 @@ export class Stage {
 
   /** x, y and scale that show the whole scene, or what the user chose. */
   get place() {
+    if (!this.view) return [0, 0, 1];
     if (this.zoom) return this.zoom;
-    const [width, height] = this.size, { scene } = this.view;
-    const k = Math.min(1.5, (width - 2 * MARGIN - 8) / scene.width, (height - 48) / scene.height);
+    const [width, height] = this.size,
+      { scene } = this.view;
+    const k = Math.min(
+      scene.links ? 1.15 : 1.5,
+      (width - 2 * MARGIN - 8) / scene.width,
+      (height - 48) / scene.height,
+    );
     return [(width - k * scene.width) / 2 + 10, Math.max(8, (height - 24 - k * scene.height) / 2), k];
   }
 
   pen(canvas) {
-    const [width, height] = this.size, ratio = Math.min(2, window.devicePixelRatio || 1);
+    const [width, height] = this.size,
+      ratio = Math.min(2, window.devicePixelRatio || 1);
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
@@ -65,11 +93,15 @@ export class Stage {
   /** At once with the strongest edges; with many, all of them over the next frames. */
   paint() {
     if (!this.view) return;
-    const task = ++this.task, { drawn } = this.view;
+    const task = ++this.task,
+      { drawn } = this.view;
+    this.view.scale = this.place[2];
+    delete this.element.dataset.complete;
     this.draw(this.pen(this.base), Math.min(drawn, AT_ONCE));
     this.paintOver();
     if (drawn <= AT_ONCE) return;
-    const canvas = document.createElement("canvas"), pen = this.pen(canvas);
+    const canvas = document.createElement("canvas"),
+      pen = this.pen(canvas);
     let from = drawn;
     this.ground(pen);
     pen.begin(this.place);
@@ -83,7 +115,7 @@ export class Stage {
       else {
         drawMarks(pen, this.view);
         pen.end();
-        drawAxes(pen, this.view, this.place, ...this.size);
+        this.frame(pen, this.place, this.size);
         const context = this.base.getContext("2d");
         context.setTransform(1, 0, 0, 1, 0, 0);
         context.drawImage(canvas, 0, 0);
@@ -91,6 +123,12 @@ export class Stage {
       }
     };
     setTimeout(step, 120);
+  }
+
+  /** What is written over the picture at its own size. */
+  frame(pen, place, size) {
+    drawNames(pen, this.view, place, ...size);
+    drawAxes(pen, this.view, place, ...size);
   }
 
   ground(pen) {
@@ -105,7 +143,7 @@ export class Stage {
     else drawEdges(pen, this.view, 0, edges);
     drawMarks(pen, this.view);
     pen.end();
-    drawAxes(pen, this.view, place, ...size);
+    this.frame(pen, place, size);
   }
 
   /** What is clicked, chosen and hovered, over a veil that pushes the rest back. */
@@ -118,7 +156,8 @@ export class Stage {
   }
 
   drawOver(pen, place = this.place, size = this.size) {
-    const { view } = this, { clicked, chosen, scene } = view;
+    const { view } = this,
+      { clicked, chosen, scene } = view;
     const onStage = (row) => this.markOf(row) !== undefined;
     if (clicked >= 0 && onStage(clicked) && !scene.links) {
       pen.rect(0, 0, ...size, { fill: view.theme.veil });
@@ -127,13 +166,30 @@ export class Stage {
       pen.end();
       drawAxes(pen, view, place, ...size);
     }
+    if (this.path.length && !scene.links) this.drawPath(pen, place, size);
     pen.begin(place);
+    for (const row of view.found || []) this.ring(pen, row, view.theme.focus, [1, 3]);
     for (const row of chosen) this.ring(pen, row, view.theme.focus, [3, 2]);
     if (clicked >= 0) this.ring(pen, clicked, view.theme.mark, null);
     if (this.hovered >= 0 && this.hovered !== clicked) {
       if (!scene.links) this.highlight(pen, this.hovered, clicked >= 0 ? 0 : 40);
       this.ring(pen, this.hovered, view.theme.mark, [4, 3]);
     }
+    pen.end();
+  }
+
+  /** The path that a panel points at, alone. */
+  drawPath(pen, place, size) {
+    const { view, path } = this,
+      { graph, scene } = view;
+    pen.rect(0, 0, ...size, { fill: view.theme.veil });
+    pen.begin(place);
+    path.slice(1).forEach((row, at) => {
+      const edge = edgeBetween(graph, path[at], row);
+      if (edge >= 0 && scene.at[path[at]] >= 0 && scene.at[row] >= 0)
+        drawEdge(pen, view, edge, 0, view.most, true);
+    });
+    for (const row of path) if (scene.at[row] >= 0) drawMark(pen, scene.marks[scene.at[row]], view);
     pen.end();
   }
 
@@ -154,12 +210,20 @@ export class Stage {
 
   /** A node with its strongest kept inputs and outputs. */
   highlight(pen, row, most) {
-    const { view } = this, { graph, scene, kept } = view, edges = [];
-    const take = (edge) => kept.edges[edge] && scene.at[graph.source[edge]] >= 0 && scene.at[graph.target[edge]] >= 0 && edges.push(edge);
+    const { view } = this,
+      { graph, scene, kept } = view,
+      edges = [];
+    const take = (edge) =>
+      kept.edges[edge] &&
+      scene.at[graph.source[edge]] >= 0 &&
+      scene.at[graph.target[edge]] >= 0 &&
+      edges.push(edge);
     for (let edge = graph.start[row]; edge < graph.start[row + 1]; edge += 1) take(edge);
-    for (let at = graph.outputs.start[row]; at < graph.outputs.start[row + 1]; at += 1) take(graph.outputs.edges[at]);
+    for (let at = graph.outputs.start[row]; at < graph.outputs.start[row + 1]; at += 1)
+      take(graph.outputs.edges[at]);
     edges.sort((a, b) => graph.through[b] - graph.through[a]);
-    const some = edges.slice(0, most), strongest = some.length ? graph.through[some[0]] : 1;
+    const some = edges.slice(0, most),
+      strongest = some.length ? graph.through[some[0]] : 1;
     for (const edge of some.reverse()) drawEdge(pen, view, edge, 0, strongest, true);
     const rows = new Set([row, ...some.flatMap((edge) => [graph.source[edge], graph.target[edge]])]);
     for (const one of rows) if (scene.at[one] >= 0) drawMark(pen, scene.marks[scene.at[one]], view);
@@ -169,28 +233,36 @@ export class Stage {
     const mark = row >= 0 ? this.markOf(row) : undefined;
     this.tip.hidden = !mark;
     if (!mark) return;
-    const { names, graph } = this.view, [x, y, k] = this.place, [width] = this.size;
+    const { names, graph } = this.view,
+      [x, y, k] = this.place,
+      [width] = this.size;
     const weight = graph.weightOf.reduce((sum, one) => sum + one, 0) || 1;
     const whole = mark.rows && mark.count > 1 ? `${mark.label}: ${mark.count} nodes` : names.long(row);
-    this.tip.textContent = graph.weightOf[row] ? whole : `${whole} · ${percent(graph.influence[row] / weight)} of influence`;
+    this.tip.textContent = graph.weightOf[row]
+      ? whole
+      : `${whole} · ${percent(graph.influence[row] / weight)} of influence`;
     const left = Math.min(width - 40, Math.max(8, x + k * mark.x + 12));
     this.tip.style.setProperty("left", `${left > width - 230 ? Math.max(8, left - 250) : left}px`);
     this.tip.style.setProperty("top", `${Math.max(6, y + k * (mark.y - mark.h / 2) - 34)}px`);
   }
 
   setHover(row) {
-    if (row === this.hovered) return;
+    const key = `${row} ${this.path}`;
+    if (key === this.hoverKey) return;
+    this.hoverKey = key;
     this.hovered = row;
     this.paintOver();
   }
 
   at(event) {
-    const box = this.element.getBoundingClientRect(), [x, y, k] = this.place;
+    const box = this.element.getBoundingClientRect(),
+      [x, y, k] = this.place;
     return [(event.clientX - box.left - x) / k, (event.clientY - box.top - y) / k];
   }
 
   found(event) {
-    const [x, y] = this.at(event), { scene } = this.view;
+    const [x, y] = this.at(event),
+      { scene } = this.view;
     const index = hit(scene, x, y, REACH / this.place[2] / (event.pointerType === "touch" ? 1 : 1.5));
     return index < 0 ? null : scene.marks[index];
   }
@@ -200,25 +272,35 @@ export class Stage {
     element.addEventListener("pointerdown", (event) => this.down(event));
     element.addEventListener("pointermove", (event) => this.move(event));
     element.addEventListener("pointerup", (event) => this.up(event));
-    element.addEventListener("pointercancel", () => { this.drag = null; });
+    element.addEventListener("pointercancel", () => {
+      this.drag = null;
+    });
     element.addEventListener("pointerleave", () => !this.drag && this.on.hover(-1));
-    element.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      this.zoomBy(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)), event);
-    }, { passive: false });
+    element.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        this.zoomBy(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)), event);
+      },
+      { passive: false },
+    );
     element.addEventListener("dblclick", (event) => !this.found(event) && this.on.zoom(null));
   }
 
   zoomBy(factor, event) {
-    const box = this.element.getBoundingClientRect(), [x, y, k] = this.place;
-    const px = event ? event.clientX - box.left : box.width / 2, py = event ? event.clientY - box.top : box.height / 2;
-    const next = Math.min(12, Math.max(0.05, k * factor)), ratio = next / k;
+    const box = this.element.getBoundingClientRect(),
+      [x, y, k] = this.place;
+    const px = event ? event.clientX - box.left : box.width / 2,
+      py = event ? event.clientY - box.top : box.height / 2;
+    const next = Math.min(12, Math.max(0.05, k * factor)),
+      ratio = next / k;
     this.on.zoom([px - (px - x) * ratio, py - (py - y) * ratio, next]);
   }
 
   down(event) {
     if (event.button !== 0 || !this.view) return;
-    const mark = this.found(event), within = mark && this.view.scene.links ? mark : null;
+    const mark = this.found(event),
+      within = mark && this.view.scene.links ? mark : null;
     this.pointers = (this.pointers || new Map()).set(event.pointerId, event);
     this.drag = { start: event, place: this.place, mark: within, moved: false, box: event.shiftKey && !mark };
     capture(this.element, event);
@@ -226,13 +308,15 @@ export class Stage {
 
   move(event) {
     if (!this.view) return;
-    if (this.pointers && this.pointers.has(event.pointerId) && this.pointers.size === 2) return this.pinch(event);
+    if (this.pointers && this.pointers.has(event.pointerId) && this.pointers.size === 2)
+      return this.pinch(event);
     const { drag } = this;
     if (!drag) {
       const mark = this.found(event);
       return this.on.hover(mark ? mark.row : -1);
     }
-    const dx = event.clientX - drag.start.clientX, dy = event.clientY - drag.start.clientY;
+    const dx = event.clientX - drag.start.clientX,
+      dy = event.clientY - drag.start.clientY;
     if (!drag.moved && Math.hypot(dx, dy) < 4) return undefined;
     drag.moved = true;
     const [x, y, k] = drag.place;
@@ -252,14 +336,23 @@ export class Stage {
     const [c, d] = [...this.pointers.values()];
     const now = Math.hypot(c.clientX - d.clientX, c.clientY - d.clientY);
     if (this.drag) this.drag.moved = true;
-    if (before && now) this.zoomBy(now / before, { clientX: (c.clientX + d.clientX) / 2, clientY: (c.clientY + d.clientY) / 2 });
+    if (before && now)
+      this.zoomBy(now / before, {
+        clientX: (c.clientX + d.clientX) / 2,
+        clientY: (c.clientY + d.clientY) / 2,
+      });
   }
 
   rubber(event) {
-    const [x, y] = this.at(this.drag.start), [u, v] = this.at(event);
+    const [x, y] = this.at(this.drag.start),
+      [u, v] = this.at(event);
     const pen = this.pen(this.over);
     pen.begin(this.place);
-    pen.rect(Math.min(x, u), Math.min(y, v), Math.abs(u - x), Math.abs(v - y), { stroke: this.view.theme.focus, width: 1.5 / this.place[2], dash: [4, 3] });
+    pen.rect(Math.min(x, u), Math.min(y, v), Math.abs(u - x), Math.abs(v - y), {
+      stroke: this.view.theme.focus,
+      width: 1.5 / this.place[2],
+      dash: [4, 3],
+    });
     pen.end();
     this.drag.to = [x, y, u, v];
   }
@@ -274,7 +367,11 @@ export class Stage {
       this.on.click(mark ? mark.row : -1, event, mark);
     } else if (drag.to) {
       const [x, y, u, v] = drag.to;
-      this.on.box(this.view.scene.marks.filter((mark) => (mark.x - x) * (mark.x - u) <= 0 && (mark.y - y) * (mark.y - v) <= 0).map((mark) => mark.row));
+      this.on.box(
+        this.view.scene.marks
+          .filter((mark) => (mark.x - x) * (mark.x - u) <= 0 && (mark.y - y) * (mark.y - v) <= 0)
+          .map((mark) => mark.row),
+      );
     } else if (drag.mark) this.on.move(drag.mark.key, [Math.round(drag.mark.x), Math.round(drag.mark.y)]);
   }
 
@@ -282,7 +379,8 @@ export class Stage {
   neighbour(row, dx, dy) {
     const here = this.markOf(row);
     if (!here) return -1;
-    let best = -1, least = Infinity;
+    let best = -1,
+      least = Infinity;
     for (const mark of this.view.scene.marks) {
       const along = (mark.x - here.x) * dx + (mark.y - here.y) * dy;
       const across = Math.abs((mark.x - here.x) * dy) + Math.abs((mark.y - here.y) * dx);
@@ -299,5 +397,7 @@ export class Stage {
 function capture(element, event) {
   try {
     element.setPointerCapture(event.pointerId);
-  } catch { /* nothing to hold */ }
+  } catch {
+    /* nothing to hold */
+  }
 }

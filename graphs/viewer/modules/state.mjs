@@ -1,9 +1,26 @@
 /** What a view is: a plain value, its changes, undo and redo, and the URL fragment that holds it. */
 
 export const START = {
-  nodes: 0.8, edges: 0.98, drawn: 300, errors: true, links: "all", mode: "graph", tab: "node",
-  clicked: null, chosen: [], pins: [], groups: [], labels: {}, places: {}, from: null, to: null,
-  other: null, graph: 0, query: "", zoom: null, theme: "auto",
+  nodes: 0.8,
+  edges: 0.98,
+  drawn: 300,
+  errors: true,
+  links: "all",
+  mode: "graph",
+  tab: "node",
+  clicked: null,
+  chosen: [],
+  pins: [],
+  groups: [],
+  labels: {},
+  places: {},
+  from: null,
+  to: null,
+  other: null,
+  graph: 0,
+  query: "",
+  zoom: null,
+  theme: "auto",
 };
 
 /** Parts that undo brings back; the rest is only where one looks. */
@@ -19,8 +36,10 @@ export function clean(given, base = START) {
     if (name === "groups") state.groups = cleanGroups(value);
     else if (name === "labels") state.labels = texts(value);
     else if (name === "places") state.places = spots(value);
-    else if (name === "pins" || name === "chosen") state[name] = list(value).filter((one) => typeof one === "string");
-    else if (name === "zoom") state.zoom = list(value).length === 3 && value.every(Number.isFinite) ? value : null;
+    else if (name === "pins" || name === "chosen")
+      state[name] = list(value).filter((one) => typeof one === "string");
+    else if (name === "zoom")
+      state.zoom = list(value).length === 3 && value.every(Number.isFinite) ? value : null;
     else if (name === "nodes" || name === "edges") state[name] = bounded(value, 0.01, 1, base[name]);
     else if (name === "drawn") state.drawn = Math.round(bounded(value, 1, 1e7, base.drawn));
     else if (START[name] === null || typeof value === typeof START[name]) state[name] = value;
@@ -31,20 +50,28 @@ export function clean(given, base = START) {
 
 const list = (value) => (Array.isArray(value) ? value : []);
 const record = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
-const texts = (value) => Object.fromEntries(Object.entries(record(value)).filter(([, text]) => typeof text === "string"));
-const spots = (value) => Object.fromEntries(Object.entries(record(value))
-  .filter(([, spot]) => list(spot).length === 2 && spot.every(Number.isFinite)));
+const texts = (value) =>
+  Object.fromEntries(Object.entries(record(value)).filter(([, text]) => typeof text === "string"));
+const spots = (value) =>
+  Object.fromEntries(
+    Object.entries(record(value)).filter(
+      ([, spot]) => list(spot).length === 2 && spot.every(Number.isFinite),
+    ),
+  );
 
 function bounded(value, low, high, otherwise) {
   return Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : otherwise;
 }
 
 export function cleanGroups(value) {
-  return list(value).filter((one) => one && typeof one.name === "string" && Array.isArray(one.members))
+  return list(value)
+    .filter((one) => one && typeof one.name === "string" && Array.isArray(one.members))
     .map(({ name, members, place }) => ({
-      name, members: members.filter((id) => typeof id === "string"),
+      name,
+      members: members.filter((id) => typeof id === "string"),
       place: list(place).length === 2 && place.every(Number.isFinite) ? place : null,
-    })).filter((one) => one.members.length);
+    }))
+    .filter((one) => one.members.length);
 }
 
 /** Groups after `ids` became one; who was in another leaves it, empty ones go. */
@@ -67,7 +94,10 @@ export function ungrouped(groups, name) {
 
 export function renamedGroup(groups, old, name) {
   if (!name || name === old) return groups;
-  const free = unused(groups.filter((one) => one.name !== old), name);
+  const free = unused(
+    groups.filter((one) => one.name !== old),
+    name,
+  );
   return groups.map((one) => (one.name === old ? { ...one, name: free } : one));
 }
 
@@ -112,7 +142,9 @@ const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
 /** The fragment: what differs from `base`, readable and short. */
 export function toFragment(state, base = START) {
-  const differing = Object.entries(state).filter(([name, value]) => name in START && !same(value, base[name]));
+  const differing = Object.entries(state).filter(
+    ([name, value]) => name in START && !same(value, base[name]),
+  );
   return differing.map(([name, value]) => `${name}=${encodeURIComponent(JSON.stringify(value))}`).join("&");
 }
 
@@ -122,7 +154,9 @@ export function fromFragment(text, base = START) {
     const [name, value] = part.split("=");
     try {
       if (name in START) given[name] = JSON.parse(decodeURIComponent(value));
-    } catch { /* a torn link: that part stays as it was */ }
+    } catch {
+      /* a torn link: that part stays as it was */
+    }
   }
   return clean(given, base);
 }

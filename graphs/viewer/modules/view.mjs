@@ -29,13 +29,16 @@ export function answerOf(graph) {
 /** The strongest path from a token through features to an answer. */
 export function mainPath(graph) {
   if (!graph.main) {
-    const roots = [], ends = new Map();
+    const roots = [],
+      ends = new Map();
     for (let row = 0; row < graph.count; row += 1) {
       if (graph.kind[row] === EMBEDDING) roots.push(row);
       if (graph.kind[row] === LOGIT && graph.weightOf[row] > 0) ends.set(row, graph.weightOf[row]);
     }
     const found = strongestPaths(graph, roots, ends, 4);
-    const through = found.find(({ nodes }) => nodes.length > 2 && nodes.some((row) => graph.kind[row] === FEATURE));
+    const through = found.find(
+      ({ nodes }) => nodes.length > 2 && nodes.some((row) => graph.kind[row] === FEATURE),
+    );
     graph.main = through ? through.nodes : [];
   }
   return graph.main;
@@ -53,7 +56,13 @@ export function keptOf(graph, state) {
 
 function sceneOf(graph, kept, names, state, aspect, rows) {
   if (state.mode === "circuit") return circuit(graph, names, state, aspect);
-  const key = [kept.key, state.errors, aspect.toFixed(2), JSON.stringify(state.labels), [...rows].join(" ")].join("|");
+  const key = [
+    kept.key,
+    state.errors,
+    aspect.toFixed(2),
+    JSON.stringify(state.labels),
+    [...rows].join(" "),
+  ].join("|");
   if (!graph.scene || graph.scene.key !== key) {
     graph.scene = { ...layout(graph, kept, names, { boxed: rows, errors: state.errors, aspect }), key };
   }
@@ -67,23 +76,47 @@ export function rowsOf(graph, ids) {
 
 /** Everything the stage needs to draw. */
 export function viewOf(graph, state, { dark, aspect, shared = null }) {
-  const names = new Names(graph, state.labels), kept = keptOf(graph, state);
-  const pinned = new Set(rowsOf(graph, state.pins)), groupOf = new Map();
+  const names = new Names(graph, state.labels),
+    kept = keptOf(graph, state);
+  const pinned = new Set(rowsOf(graph, state.pins)),
+    groupOf = new Map();
   state.groups.forEach((group, at) => rowsOf(graph, group.members).forEach((row) => groupOf.set(row, at)));
   const extra = new Set([...pinned, ...groupOf.keys()]);
   const marks = { nodes: kept.nodes.slice(), edges: kept.edges };
   for (const row of extra) marks.nodes[row] = 1;
   const scene = sceneOf(graph, { ...marks, key: kept.key }, names, state, aspect, extra);
-  const clicked = graph.row.get(state.clicked), marked = new Set(pinned);
+  const clicked = graph.row.get(state.clicked),
+    marked = new Set(pinned);
   if (clicked !== undefined) marked.add(clicked);
   let order = [];
   if (state.mode === "graph") {
-    const want = linkFilter(graph, state.links, marked), { at } = scene;
-    order = ranked(graph).filter((edge) => kept.edges[edge] && at[graph.source[edge]] >= 0 && at[graph.target[edge]] >= 0 && (!want || want(edge)));
+    const want = linkFilter(graph, state.links, marked),
+      { at } = scene;
+    order = ranked(graph).filter(
+      (edge) =>
+        kept.edges[edge] &&
+        at[graph.source[edge]] >= 0 &&
+        at[graph.target[edge]] >= 0 &&
+        (!want || want(edge)),
+    );
   }
   return {
-    graph, names, kept, scene, order, possible: order.length, drawn: Math.min(state.drawn, order.length),
-    most: graph.through[ranked(graph)[0]] || 1, theme: THEMES[dark ? "dark" : "light"], dark, groupOf, pinned,
-    onPath: new Set(mainPath(graph)), shared, answer: answerOf(graph), clicked: clicked ?? -1, chosen: new Set(rowsOf(graph, state.chosen)),
+    graph,
+    names,
+    kept,
+    scene,
+    order,
+    possible: order.length,
+    drawn: Math.min(state.drawn, order.length),
+    most: graph.through[ranked(graph)[0]] || 1,
+    theme: THEMES[dark ? "dark" : "light"],
+    dark,
+    groupOf,
+    pinned,
+    onPath: new Set(mainPath(graph)),
+    shared,
+    answer: answerOf(graph),
+    clicked: clicked ?? -1,
+    chosen: new Set(rowsOf(graph, state.chosen)),
   };
 }
