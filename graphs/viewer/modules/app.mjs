@@ -173,7 +173,7 @@ export class App {
       ),
       h("footer", {}, this.toolbar.element, this.live),
     );
-    listen(this, this.root);
+    listen(this, this.host.page ? document : this.root);
   }
 
   headButtons() {

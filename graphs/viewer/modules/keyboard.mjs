@@ -72,7 +72,7 @@ export function listen(app, root) {
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (key === "g" && !event.repeat) app.grouping = { used: false };
-    const onStage = app.stage.element.contains(event.target);
+    const onStage = app.stage.element.contains(event.target) || event.target === document.body;
     if (ARROWS[key] && onStage) walk(app, ARROWS[key]);
     else if (key === "Enter" && !onStage) return;
     else if (Object.hasOwn(ACTS, key)) ACTS[key](app);
