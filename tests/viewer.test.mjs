@@ -29,6 +29,7 @@ import {
 import { edgesWithin, edgeTable, nodeTable } from "../graphs/viewer/modules/table.mjs";
 import { fromCount, toCount } from "../graphs/viewer/modules/toolbar.mjs";
 import { changesOf, onNodes } from "../graphs/viewer/modules/whatif_panel.mjs";
+import { mainPath } from "../graphs/viewer/modules/view.mjs";
 import { explain, Names, percent, token, visible } from "../graphs/viewer/modules/words.mjs";
 
 const cases = JSON.parse(readFileSync(process.env.TRACER_VIEWER_CASES, "utf8"));
@@ -83,6 +84,16 @@ test("strongest paths are Python's", () => {
       one.paths.map(({ nodes }) => nodes),
     );
     found.forEach(({ strength }, at) => close(strength, one.paths[at].strength, "strength"));
+  }
+});
+
+test("the main path is the strongest of those through a feature", () => {
+  for (const one of graphs) {
+    const through = one.paths.find(
+      ({ nodes }) =>
+        one.graph.kind[nodes[0]] === EMBEDDING && nodes.some((row) => one.graph.kind[row] === FEATURE),
+    );
+    if (through) assert.deepEqual(mainPath(one.graph), through.nodes);
   }
 });
 

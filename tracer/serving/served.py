@@ -111,13 +111,20 @@ def checked(
         if name not in ids or not isinstance(text, str) or len(text) > LABEL:
             raise TraceError(f"cannot save: {name[:80]!r} is no node, or its label no text "
                              f"of at most {LABEL} characters")  # fmt: skip
-    return labels, [_group(one, ids) for one in groups], view
+    found = [_group(one, ids) for one in groups]
+    names = [one["name"] for one in found]
+    members = [member for one in found for member in one["members"]]
+    if len({*names}) < len(names) or len({*members}) < len(members):
+        raise TraceError(
+            "cannot save: two groups have one name, or a node stands in two: give each its own"
+        )
+    return labels, found, view
 
 
 def _group(group: object, ids: set[str]) -> Mapping[str, Any]:
     given: dict[str, Any] = group if isinstance(group, dict) else {}
     name, members = given.get("name"), given.get("members")
-    named = isinstance(name, str) and 0 < len(name) <= NAME
+    named = isinstance(name, str) and 0 < len(name.strip()) <= len(name) <= NAME
     if not (named and isinstance(members, list) and members and ids.issuperset(map(str, members))):
         raise TraceError(
             f"cannot save: {str(group)[:80]!r} is no group: expected a name of at most {NAME} "

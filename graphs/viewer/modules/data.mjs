@@ -92,6 +92,7 @@ export function graphOf({ header, columns }) {
     outputs: bySource(source, count),
   };
   graph.computed = asComputed(graph);
+  graph.capped = graph.computed.some((one, row) => one !== graph.total[row]);
   graph.share = new Float64Array(source.length);
   graph.through = new Float64Array(source.length);
   for (let edge = 0; edge < source.length; edge += 1) {

@@ -35,7 +35,7 @@ export function prune(graph, shares) {
   const nodes = new Uint8Array(count).fill(1),
     edges = new Uint8Array(weight.length).fill(1);
   if (shares.nodes >= before.nodes && shares.edges >= before.edges) return { nodes, edges };
-  const reached = influence(graph, graph.left || (graph.left = rowSums(graph)));
+  const reached = (graph.reached ??= influence(graph, rowSums(graph)));
   const least = threshold(reached, shares.nodes);
   for (let row = 0; row < count; row += 1) {
     nodes[row] = reached[row] >= least || kind[row] === EMBEDDING || kind[row] === LOGIT ? 1 : 0;
@@ -52,7 +52,10 @@ export function prune(graph, shares) {
       score[edge] = (Math.abs(weight[edge]) / (left[row] || 1)) * (among[row] + graph.weightOf[row]);
     }
   }
-  const floor = threshold(score, shares.edges);
+  const floor = threshold(
+    score.filter((one) => one > 0),
+    shares.edges,
+  );
   for (let edge = 0; edge < edges.length; edge += 1) {
     if (!(score[edge] >= floor)) edges[edge] = 0;
   }
@@ -98,7 +101,7 @@ function pair(graph, kept, total) {
 /** Scores of what is kept: ours count what is left out as error, `among` is blind to a cap. */
 export function scores(graph, kept) {
   const ours = pair(graph, kept, graph.computed);
-  return { ...ours, among: pair(graph, kept, graph.total) };
+  return { ...ours, among: graph.capped ? pair(graph, kept, graph.total) : ours };
 }
 
 /** Counts of what is kept. */

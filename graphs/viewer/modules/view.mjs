@@ -3,7 +3,6 @@
 import { EMBEDDING, FEATURE, LOGIT } from "./data.mjs";
 import { layout, linkFilter } from "./layout.mjs";
 import { circuit } from "./circuit.mjs";
-import { strongestPaths } from "./paths.mjs";
 import { prune, scores } from "./prune.mjs";
 import { THEMES } from "./theme.mjs";
 import { Names } from "./words.mjs";
@@ -26,20 +25,36 @@ export function answerOf(graph) {
   return best;
 }
 
-/** The strongest path from a token through features to an answer. */
+/**
+ * The strongest path from a token through features to an answer, in one pass from the last node to
+ * the first: `best` over all continuations, `through` over those that meet a feature from here on.
+ */
 export function mainPath(graph) {
-  if (!graph.main) {
-    const roots = [],
-      ends = new Map();
-    for (let row = 0; row < graph.count; row += 1) {
-      if (graph.kind[row] === EMBEDDING) roots.push(row);
-      if (graph.kind[row] === LOGIT && graph.weightOf[row] > 0) ends.set(row, graph.weightOf[row]);
+  if (graph.main) return graph.main;
+  const { count, kind, outputs, target, share } = graph;
+  const best = Float64Array.from(graph.weightOf);
+  const through = new Float64Array(count);
+  const next = new Int32Array(count).fill(-1);
+  const nextThrough = new Int32Array(count).fill(-1);
+  for (let row = count - 1; row >= 0; row -= 1) {
+    for (let at = outputs.start[row]; at < outputs.start[row + 1]; at += 1) {
+      const edge = outputs.edges[at];
+      const to = target[edge];
+      const size = Math.abs(share[edge]);
+      if (size * best[to] > best[row]) [best[row], next[row]] = [size * best[to], to];
+      if (size * through[to] > through[row]) [through[row], nextThrough[row]] = [size * through[to], to];
     }
-    const found = strongestPaths(graph, roots, ends, 4);
-    const through = found.find(
-      ({ nodes }) => nodes.length > 2 && nodes.some((row) => graph.kind[row] === FEATURE),
-    );
-    graph.main = through ? through.nodes : [];
+    if (kind[row] === FEATURE) [through[row], nextThrough[row]] = [best[row], next[row]];
+  }
+  let root = -1;
+  for (let row = 0; row < count; row += 1) {
+    if (kind[row] === EMBEDDING && through[row] > 0 && (root < 0 || through[row] > through[root])) root = row;
+  }
+  graph.main = [];
+  let met = false;
+  for (let row = root; row >= 0; row = met ? next[row] : nextThrough[row]) {
+    graph.main.push(row);
+    met ||= kind[row] === FEATURE;
   }
   return graph.main;
 }

@@ -255,11 +255,7 @@ export function whatIfPanel(app) {
         : h("div", { class: "field" }, value, quick),
       choice("In the model", Object.entries(MODES), plan.mode, (mode) => app.planned({ mode })),
     ),
-    h(
-      "p",
-      { class: "hint" },
-      changed(graph, { how, rows: target.rows, count: changes.length, missing }),
-    ),
+    h("p", { class: "hint" }, changed(graph, { how, rows: target.rows, count: changes.length, missing })),
     run,
     app.problem ? h("p", { class: "problem", role: "alert" }, app.problem) : null,
     resultTable(app, predicted, measured),
