@@ -173,7 +173,7 @@ def test_a_click_lists_inputs_and_outputs_by_share_and_sign(opened: Callable[...
             "(all) => all.map((one) => one.dataset.id)"
         )
         expected = [graph.nodes["id"][one["source"]].as_py() for one in some]
-        assert shown[:40] == expected[:40]
+        assert shown == expected[:12]
     assert viewer.page.locator(".outputs button.node").count() > 0
     assert "Most of what excites it" in viewer.panel()
 

@@ -7,7 +7,7 @@ import { featurePanel, labelScore } from "./feature_panel.mjs";
 import { featureKey } from "./search.mjs";
 import { explain, number, percent } from "./words.mjs";
 
-const AT_FIRST = 40;
+const AT_FIRST = 12;
 
 /** A node as a button, with the attributes by which hovering is shared between panels. */
 export function nodeButton(app, row, text, view = app.view) {
@@ -147,9 +147,9 @@ function actions(app, row) {
     button("Rename", () => app.startRename(), { key: "r" }),
     group
       ? button("Ungroup", () => app.ungroup(), { key: "u", title: `Dissolve the group ${group.name}` })
-      : button("Add to selection", () => app.select(row), {
+      : button("Select", () => app.select(row), {
           key: "x",
-          title: "Select several nodes, then group them",
+          title: "Add to the selection, to group several",
         }),
     button("Path from", () => app.look({ from: id, tab: "paths" }), { key: "a" }),
     button("Path to", () => app.look({ to: id, tab: "paths" }), { key: "b" }),
@@ -203,9 +203,10 @@ export function nodePanel(app) {
     app.renaming === "node" ? renameForm(app, row) : null,
     actions(app, row),
     facts(app, row),
-    h("p", { class: "explained" }, explain(graph, view.names, row, view.kept.nodes)),
     linkSection(app, row, "source"),
     linkSection(app, row, "target"),
+    h("h3", {}, "In words"),
+    h("p", { class: "explained" }, explain(graph, view.names, row, view.kept.nodes)),
     featurePanel(graph, row),
     attentionOf(app, row),
   ];

@@ -16,7 +16,7 @@ import { edgeBetween } from "./paths.mjs";
 import { CanvasPen } from "./pen.mjs";
 import { percent } from "./words.mjs";
 
-const AT_ONCE = 2500,
+const AT_ONCE = 1500,
   CHUNK = 5000,
   MARGIN = 30,
   REACH = 30;

@@ -5,10 +5,10 @@ import { LINKS } from "./state.mjs";
 
 const LINK_WORDS = {
   all: "all edges",
-  input: "into what is marked",
-  output: "out of what is marked",
-  either: "at one end marked",
-  both: "at both ends marked",
+  input: "into marked nodes",
+  output: "out of marked nodes",
+  either: "one end marked",
+  both: "both ends marked",
 };
 
 function slider(label, id, { min, max, step, title }, value, shown, act) {
