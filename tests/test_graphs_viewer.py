@@ -242,7 +242,9 @@ def test_groups_and_view_come_back_and_tables_of_attention_go_along(tmp_path: Pa
     assert read_beside(folder) == Beside(name="a.graph")
     groups: list[Mapping[str, Any]] = [{"name": "Texas", "members": ["E_37_7"], "place": [1.5, 2]}]
     write_beside(folder, groups, {"pins": ["E_37_7"]})
-    heads = pa.table({"edge": ["a__b"], "layer": [0], "head": [-1], "loading": [float("nan")]})
+    strong = max(graph.edges.to_pylist(), key=lambda one: one["influence"])
+    name = "__".join(graph.nodes["id"][strong[end]].as_py() for end in ("source", "target"))
+    heads = pa.table({"edge": [name], "layer": [0], "head": [-1], "loading": [float("nan")]})
     with pa.ipc.new_file(str(folder / "heads.arrow"), heads.schema) as writer:
         writer.write_table(heads)
     found = read_beside(folder)

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import tracer
@@ -319,6 +320,47 @@ def test_search_finds_labels_tokens_and_examples(opened: Callable[..., Viewer]):
         assert part in text
     assert viewer.page.locator(".histogram rect").count() == 2
     assert viewer.page.locator(".example b").first.inner_text().strip() == "zebra"
+
+
+def test_the_heads_of_an_edge_and_what_made_them_look_are_shown(opened: Callable[..., Viewer]):
+    graph = dallas()
+    ids = graph.nodes["id"].to_pylist()
+    row = graph.nodes["label"].to_pylist().index("say a capital")
+    inputs = [one for one in graph.edges.to_pylist() if one["target"] == row]
+    strongest = max(inputs, key=lambda one: abs(one["share"]))
+    edge = f"{ids[strongest['source']]}__{ids[row]}"
+    place = graph.nodes["position"][row].as_py()
+    heads = {
+        "edge": [edge] * 3, "layer": [2, 2, 2], "head": [3, -1, -3], "query": [place, None, None],
+        "key": [1, None, None], "loading": [1.5, 0.25, -0.1],
+    }  # fmt: skip
+    why = {
+        "explanation": [0], "layer": [2], "head": [3], "query": [place], "key": [1],
+        "pattern": [0.9], "log_odds": [4.5], "cancellation": [12.0],
+    }  # fmt: skip
+    sides = {
+        "explanation": [0, 0],
+        "side": ["q", "k"],
+        "node": [ids[row], "E_37_7"],
+        "weight": [2.0, 1.0],
+    }
+    pairs = {"explanation": [0], "node_q": [ids[row]], "node_k": ["rest"], "weight": [0.5]}
+    named = {
+        "heads": heads,
+        "attention": why,
+        "attention_marginals": sides,
+        "attention_pairs": pairs,
+    }
+    tables = {name: pa.table(columns) for name, columns in named.items()}
+    viewer = opened(graph, beside=Beside(tables=tables)).click("say a capital")
+    viewer.page.locator(".heads summary").first.click()
+    text = viewer.panel()
+    for part in ("head 2.3, ", "stays in the stream", "heads not listed"):
+        assert part in text
+    viewer.page.locator(".attention summary").first.click()
+    text = viewer.panel()
+    for part in ("Head 2.3", "log-odds 4.5", "read the sums with care", "Pairs", "What asks"):
+        assert part in text
 
 
 def test_paths_lead_from_a_to_b(opened: Callable[..., Viewer]):

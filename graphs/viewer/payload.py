@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from graphs.edges import effect_matrix
 from graphs.schema import NodeKind, number
@@ -23,8 +24,9 @@ from graphs.schema import NodeKind, number
 KINDS = [NodeKind.EMBEDDING, NodeKind.ERROR, NodeKind.FEATURE, NodeKind.LOGIT]
 """In the order of `KINDS` in modules/data.mjs."""
 TYPES = {"u1": "u8", "i4": "i32", "u4": "u32", "f4": "f32", "f8": "f64"}
-PANEL_ROWS = 20_000
-"""Rows of a table beside the graph that the viewer takes with it, the first ones."""
+PANEL_ROWS, PANEL_EDGES = 60_000, 2_000
+"""Rows of a table beside the graph that the viewer takes with it, the first ones; edges of which it
+takes the heads, the most influential."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def pack(nodes: pa.Table, edges: pa.Table, metadata: Mapping[str, Any], extras: 
         "metadata": dict(metadata),
         "name": extras.beside.name,
         "features": dict(extras.features),
-        "tables": {name: _plain(table) for name, table in extras.beside.tables.items()},
+        "tables": _tables(extras.beside.tables, nodes, edges),
         "groups": list(extras.beside.groups),
         "view": dict(extras.beside.view),
         "opening": dict(extras.opening),
@@ -124,6 +126,20 @@ def _columns(nodes: pa.Table, edges: pa.Table) -> dict[str, tuple[np.ndarray, st
 
 def _planes(array: np.ndarray) -> bytes:
     return array.view(np.uint8).reshape(len(array), array.itemsize).T.tobytes()
+
+
+def _tables(
+    tables: Mapping[str, pa.Table], nodes: pa.Table, edges: pa.Table
+) -> dict[str, dict[str, list[Any]]]:
+    """Tables of attention as columns; of heads, those of the most influential edges."""
+    found = dict(tables)
+    if "heads" in found and pa.types.is_string(found["heads"].schema.field("edge").type):
+        order = np.argsort(-edges["influence"].to_numpy(), kind="stable")[:PANEL_EDGES]
+        ids = nodes["id"].to_pylist()
+        source, target = (edges[name].to_numpy()[order] for name in ("source", "target"))
+        names = [f"{ids[s]}__{ids[t]}" for s, t in zip(source, target, strict=True)]
+        found["heads"] = found["heads"].filter(pc.is_in(found["heads"]["edge"], pa.array(names)))
+    return {name: _plain(table) for name, table in found.items()}
 
 
 def _plain(table: pa.Table) -> dict[str, list[Any]]:

@@ -155,7 +155,7 @@ export class App {
       this.hover(-1);
     });
     this.panel.addEventListener("focusin", (event) => this.hoverPanel(event));
-    this.stages = h("div", { class: "stages" }, this.stage.element, this.second.element);
+    this.stages = h("div", { class: "stages" }, this.stage.element, this.second.element, this.toolbar.zoom);
     this.undoButton = button("↶", () => this.undo(), { title: "Undo", key: "z", "aria-label": "Undo" });
     this.redoButton = button("↷", () => this.redo(), { title: "Redo", key: "Shift+z", "aria-label": "Redo" });
     this.root.replaceChildren(

@@ -12,6 +12,9 @@ export function rowsOfTable(table) {
   );
 }
 
+/** What stands in a table of heads where there is none, as graphs/attention_tables.py has it. */
+const NO_HEAD = { "-1": "stays in the stream", "-2": "written above", "-3": "heads not listed" };
+
 function headIndex(graph) {
   if (!graph.headIndex) {
     graph.headIndex = new Map();
@@ -45,14 +48,7 @@ export function headsOf(graph, edge) {
   return [...found]
     .sort((a, b) => Math.abs(b.loading ?? 0) - Math.abs(a.loading ?? 0))
     .map((one) => {
-      const who =
-        one.head === null || one.head === undefined
-          ? "rest"
-          : one.head === -1
-            ? "stays in the stream"
-            : one.head === -2
-              ? "written above"
-              : `head ${one.layer}.${one.head}`;
+      const who = NO_HEAD[one.head ?? -3] ?? `head ${one.layer}.${one.head}`;
       const where =
         one.head >= 0 && one.query !== null && one.query !== undefined
           ? `, ${at(graph, one.query)} reads ${at(graph, one.key)}`

@@ -150,14 +150,14 @@ export function drawMarks(pen, view) {
 export const LEGIBLE = 0.62;
 
 /** Labels of the most influential boxes over a picture that is too small for them. */
-export function drawNames(pen, view, [x, y, k], width, height) {
+export function drawNames(pen, view, [x, y, k], width, height, only = null) {
   const { scene, theme, graph } = view,
     taken = [];
   if (k >= LEGIBLE || scene.links) return;
   const value = (mark) =>
     graph.influence[mark.row] + graph.weightOf[mark.row] + (view.pinned.has(mark.row) ? 10 : 0);
   const boxes = scene.marks
-    .filter((mark) => mark.label && !mark.token)
+    .filter((mark) => mark.label && !mark.token && (!only || only.has(mark.row)))
     .sort((a, b) => value(b) - value(a))
     .slice(0, 60);
   for (const mark of boxes) {

@@ -162,8 +162,9 @@ export class Stage {
     if (clicked >= 0 && onStage(clicked) && !scene.links) {
       pen.rect(0, 0, ...size, { fill: view.theme.veil });
       pen.begin(place);
-      this.highlight(pen, clicked, 160);
+      const linked = this.highlight(pen, clicked, 160);
       pen.end();
+      drawNames(pen, view, place, ...size, linked);
       drawAxes(pen, view, place, ...size);
     }
     if (this.path.length && !scene.links) this.drawPath(pen, place, size);
@@ -227,6 +228,7 @@ export class Stage {
     for (const edge of some.reverse()) drawEdge(pen, view, edge, 0, strongest, true);
     const rows = new Set([row, ...some.flatMap((edge) => [graph.source[edge], graph.target[edge]])]);
     for (const one of rows) if (scene.at[one] >= 0) drawMark(pen, scene.marks[scene.at[one]], view);
+    return rows;
   }
 
   tipFor(row) {

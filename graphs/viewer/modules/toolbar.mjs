@@ -94,6 +94,13 @@ export class Toolbar {
       }),
     );
     this.said = h("p", { class: "said" });
+    this.zoom = h(
+      "div",
+      { class: "segment zoom", role: "group", "aria-label": "Zoom" },
+      button("−", () => app.stage.zoomBy(1 / 1.4), { title: "Smaller", "aria-label": "Zoom out" }),
+      button("Fit", () => app.look({ zoom: null }), { title: "Show everything", key: "0" }),
+      button("+", () => app.stage.zoomBy(1.4), { title: "Larger", "aria-label": "Zoom in" }),
+    );
     this.element = h(
       "div",
       { class: "toolbar", role: "group", "aria-label": "What is shown" },
@@ -103,13 +110,6 @@ export class Toolbar {
       this.drawn.element,
       h("div", { class: "field" }, h("label", { for: `${id}-links` }, "Links"), this.links),
       h("div", { class: "field" }, this.errors, h("label", { for: `${id}-errors` }, "error nodes")),
-      h(
-        "div",
-        { class: "segment", role: "group", "aria-label": "Zoom" },
-        button("−", () => app.stage.zoomBy(1 / 1.4), { title: "Smaller", "aria-label": "Zoom out" }),
-        button("Fit", () => app.look({ zoom: null }), { title: "Show everything", key: "0" }),
-        button("+", () => app.stage.zoomBy(1.4), { title: "Larger", "aria-label": "Zoom in" }),
-      ),
       this.said,
     );
   }
