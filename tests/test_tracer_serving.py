@@ -2,6 +2,10 @@
 
 import http.client
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import tracer
 from graphs import AttributionGraph
 from graphs.viewer.page import policy
 from tests.graph_samples import dallas
+from tracer.commands import main
 from tracer.serving.access import Access
 from tracer.serving.served import Served
 from tracer.serving.server import LARGEST, Server, Viewing
 from tracer.serving.what_if import WhatIf
 
+ROOT = Path(__file__).parents[1]
 PROMPT = "The opposite of hot is"
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -332,3 +339,28 @@ def test_a_graph_of_another_model_is_not_asked_about(folder: Path, traced: tuple
         status, _, content = ask(server, "/api/graphs/0/what-if", body)
     assert status == 422
     assert b"start tracer view with the model it was traced from" in content
+
+
+def test_the_command_serves_until_it_is_interrupted(folder: Path):
+    command = [sys.executable, "-m", "tracer", "view", str(folder), "--no-browser"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        try:
+            found = re.fullmatch(r"Open http://127\.0\.0\.1:(\d+)/\?token=([\w-]{43})\n", line)
+            assert found is not None, line
+            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+            connection.request("GET", f"/?token={found[2]}")
+            assert connection.getresponse().status == 200
+            connection.close()
+        finally:
+            running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 0
+
+
+def test_what_is_no_graph_is_not_served(tmp_path: Path):
+    result = CliRunner().invoke(main, ["view", str(tmp_path / "none"), "--no-browser"])
+    assert result.exit_code == 2
+    assert "none does not exist" in result.stderr

@@ -32,9 +32,16 @@ EMBEDDED = "embedded/"
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Where to listen; 0 takes a free one."
 )
-@click.option("--browser/--no-browser", default=True, help="Open the page at once.")
+@click.option(
+    "--no-browser", is_flag=True, help="Only print the address.", show_default="open the page"
+)
 def view(
-    folders: tuple[Path, ...], nodes: float, edges: float, port: int, browser: bool, **options: Any
+    folders: tuple[Path, ...],
+    nodes: float,
+    edges: float,
+    port: int,
+    no_browser: bool,
+    **options: Any,
 ) -> None:
     """Look at graphs in a browser, and save labels, groups, pins and the view beside them.
 
@@ -53,7 +60,7 @@ def view(
     with Server(Viewing(graphs, opening, asked), port) as server:
         say(f"Open {server.access.url}")
         say("Ctrl-C ends it", err=True)
-        if browser:
+        if not no_browser:
             import webbrowser
 
             webbrowser.open(server.access.url)

@@ -472,6 +472,7 @@ export class App {
 
   renameGroup(old, name) {
     this.edit({ groups: renamedGroup(this.state.groups, old, name) });
+    this.announce(name ? `The group is called ${name}` : "A group needs a name");
   }
 
   leaveGroup(name, id) {

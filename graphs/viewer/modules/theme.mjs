@@ -51,7 +51,6 @@ export const THEMES = {
 
 /** Tints of groups: (light, dark), told apart by people who see few colours too, and named in the list anyway. */
 export const TINTS = [
-  ["#ffd9a0", "#6b4a12"],
   ["#cfe0ff", "#24406e"],
   ["#d3efd0", "#24512a"],
   ["#f6d0e4", "#632546"],
@@ -59,6 +58,7 @@ export const TINTS = [
   ["#cdeef0", "#17535a"],
   ["#f3e9a8", "#575012"],
   ["#e5dcd2", "#4d443a"],
+  ["#ffd3c4", "#6b3020"],
 ];
 
 export function tint(index, dark) {

@@ -124,6 +124,9 @@ export class Toolbar {
     set(this.nodes, state.nodes, state.nodes.toFixed(2));
     set(this.edges, state.edges, String(Math.round(state.edges * 1000) / 1000));
     set(this.drawn, fromCount(state.drawn, graph.weight.length), view.drawn.toLocaleString("en"));
+    const apart = state.mode !== "graph";
+    this.drawn.input.disabled = this.links.disabled = apart;
+    if (apart) this.drawn.output.textContent = "–";
     this.links.value = state.links;
     this.errors.checked = state.errors;
     this.modes.forEach((mode) => mode.setAttribute("aria-pressed", String(mode.dataset.mode === state.mode)));
