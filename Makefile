@@ -16,6 +16,7 @@ demo: $(INSTALLED)
 	@echo "The graph and its pictures are in $(CURDIR)/demo"
 
 test: $(INSTALLED)
+	@sh install_browser.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from math import isnan
@@ -22,7 +22,7 @@ from graphs.exchange import arrow, networks, tables, versions
 from graphs.exchange.attribution_import import Imported, read_attribution_json
 from graphs.exchange.attribution_json import About, attribution_json
 from graphs.exchange.circuit_tracer_pt import read_circuit_tracer_pt
-from graphs.exchange.files import place_of
+from graphs.exchange.files import place_of, writing
 from graphs.exchange.views import with_pins
 from graphs.groups import Group
 from graphs.influence import cumulative, influence, input_absolute, shares
@@ -46,6 +46,9 @@ from graphs.schema import (
     plain_metadata,
 )
 from graphs.scores import ScorePair, Scores, as_computed, leak, score_pair, uncovered
+from graphs.viewer.page import page
+from graphs.viewer.payload import Beside, Extras, pack
+from graphs.viewer.thresholds import MOST_EDGES, strongest_edges
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -220,9 +223,7 @@ class AttributionGraph:
         Raises:
             GraphError: a share outside (0, 1].
         """
-        for name, share in (("nodes", nodes), ("edges", edges)):
-            if not 0 < share <= 1:
-                raise GraphError(f"{name} is {share}, expected a share above 0 and at most 1")
+        _check_shares(nodes, edges)
         before = self.metadata.get("pruned", {"nodes": 1, "edges": 1})
         if nodes >= before["nodes"] and edges >= before["edges"]:
             return self
@@ -524,7 +525,7 @@ class AttributionGraph:
             raise GraphError(f"{path}: {error}") from error
 
     def export(self, path: str | pathlib.Path) -> None:
-        """Write the graph for other programs: .json, .graphml, .csv or .parquet (edges).
+        """Write the graph for other programs: .json, .graphml, .csv, .parquet (edges), .html.
 
         Raises:
             GraphError: an unknown suffix, or the place cannot be written.
@@ -589,6 +590,64 @@ class AttributionGraph:
             return graph, read
         graph = cls.build(read.columns, read.effect, read.metadata)
         return graph.with_groups(read.groups), read
+
+    def to_html(
+        self,
+        path: str | pathlib.Path,
+        features: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        compare: Sequence[AttributionGraph] = (),
+        beside: Beside | None = None,
+        nodes: float = 0.8,
+        edges: float = 0.98,
+        max_edges: int = MOST_EDGES,
+    ) -> pathlib.Path:
+        """Write the viewer: one file to look at this graph in a browser, offline.
+
+        The page holds the graph as it stands and opens at the thresholds given; of a graph with
+        more than `max_edges` edges it holds the most influential, and says so.
+
+        Args:
+            path: file to write.
+            features: `layer/feature` -> what is known of a feature, as
+                `tracer.features.panel.panels` gives it from a feature store.
+            compare: other graphs that the page takes along, to show beside this one.
+            beside: what stands beside the graph on disk: groups, a saved view, attention tables.
+            nodes: share of node influence at which it opens, in (0, 1].
+            edges: share of edge influence at which it opens, in (0, 1].
+            max_edges: edges that the page holds at most.
+
+        Returns:
+            The path written.
+
+        Raises:
+            GraphError: a share or a number out of range, or the file cannot be written.
+        """
+        _check_shares(nodes, edges)
+        if max_edges < 1:
+            raise GraphError(f"max_edges is {max_edges}, expected at least 1")
+        path = pathlib.Path(path)
+        opening = {"nodes": nodes, "edges": edges}
+        extras = Extras(features=features or {}, opening=opening, beside=beside or Beside())
+        packed = [self.packed(extras, max_edges)]
+        packed += [one.packed(Extras(opening=opening), max_edges) for one in compare]
+        content = page(packed, str(self.metadata.get("prompt", "")))
+        with writing(path) as partial:
+            partial.write_bytes(content)
+        return path
+
+    def packed(self, extras: Extras | None = None, max_edges: int = MOST_EDGES) -> bytes:
+        """The graph as the viewer reads it (`graphs.viewer.payload`).
+
+        Args:
+            extras: what is shown beside it.
+            max_edges: edges at most, the most influential.
+
+        Returns:
+            gzip, the same bytes for the same graph.
+        """
+        nodes, edges, held = strongest_edges(self.nodes, self.edges, max_edges)
+        return pack(nodes, edges, self._described, replace(extras or Extras(), held=held))
 
     def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
         """The picture as DOT text with every position given: `neato -n2` draws it.
@@ -661,6 +720,45 @@ class AttributionGraph:
     @property
     def _summary_groups(self) -> tuple[Group, ...]:
         return self.groups or self.group_features().groups
+
+    def widget(self, features: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+        """The viewer in a notebook, with the package anywidget (`pip install 'tracer[notebook]'`).
+
+        Its attribute `view` holds pins, groups, labels and thresholds as the user sets them.
+
+        Args:
+            features: as for `to_html`.
+
+        Returns:
+            The widget; let it be the last line of a cell.
+
+        Raises:
+            GraphError: anywidget is not installed.
+        """
+        try:
+            from graphs.viewer.widget import GraphWidget
+        except ImportError as error:
+            raise GraphError(
+                f"the viewer in a notebook needs anywidget ({error}): pip install "
+                "'tracer[notebook]', or write a page with graph.to_html(path)"
+            ) from error
+        opening = {"nodes": 0.8, "edges": 0.98}
+        return GraphWidget(self.packed(Extras(features=features or {}, opening=opening)))
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any] | None:
+        """In a notebook the viewer where anywidget is installed, with the picture for elsewhere."""
+        try:
+            bundle = self.widget()._repr_mimebundle_()
+        except GraphError:
+            return None
+        data = dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
+        for kind, made in {
+            "image/svg+xml": self._repr_svg_(),
+            "text/html": self._repr_html_(),
+        }.items():
+            if made is not None:
+                data[kind] = made
+        return data | {"text/plain": repr(self)}
 
     def _repr_svg_(self) -> str | None:
         """The picture, in a notebook; pruned unless it has been already."""
@@ -756,6 +854,12 @@ class AttributionGraph:
     def _described(self) -> dict[str, Any]:
         """Metadata as files hold them: with the scores, null where they are not numbers."""
         return self.metadata | {"scores": _plain(asdict(self.scores))}
+
+
+def _check_shares(nodes: float, edges: float) -> None:
+    for name, share in (("nodes", nodes), ("edges", edges)):
+        if not 0 < share <= 1:
+            raise GraphError(f"{name} is {share}, expected a share above 0 and at most 1")
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:

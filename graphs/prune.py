@@ -75,7 +75,7 @@ def prune(
     share = shares(left, input_absolute(left))
     score = share.data * (influence(share, weight) + weight)[target]
     edges &= score >= threshold(score, quantiles[1])
-    nodes &= _on_a_path(source[edges], target[edges], ends)
+    nodes &= connected(source[edges], target[edges], ends)
     return Kept(nodes, edges & nodes[target] & nodes[source])
 
 
@@ -126,10 +126,19 @@ def threshold(value: Float[np.ndarray, " values"], quantile: float) -> float:
     return float(falling[min(int(first), len(falling) - 1)])
 
 
-def _on_a_path(
+def connected(
     source: Int[np.ndarray, " edges"], target: Int[np.ndarray, " edges"], ends: Ends
 ) -> Bool[np.ndarray, " nodes"]:
-    """Tokens, logits, errors that reach a logit, and what lies between roots and logits."""
+    """Tokens, logits, errors that reach a logit, and what lies between roots and logits.
+
+    Args:
+        source: of every edge, a row.
+        target: of every edge, a row.
+        ends: which nodes are tokens, errors and logits.
+
+    Returns:
+        (nodes,) a mask.
+    """
     count = len(ends.token)
     first, last = count, count + 1
     graph: nx.DiGraph[Any] = nx.DiGraph()

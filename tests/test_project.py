@@ -68,29 +68,41 @@ def test_ci_runs_what_make_test_runs():
     assert "exec make test" in script.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("script", [".ci/run", "install_graphviz.sh"])
+@pytest.mark.parametrize("script", [".ci/run", "install_graphviz.sh", "install_browser.sh"])
 def test_a_script_is_valid_posix_shell(script: str):
     subprocess.run(["sh", "-n", script], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("install_graphviz.sh", ("graphviz", "", "https://graphviz.org/download")),
+        ("install_browser.sh", ("chromium", "--cask ", "https://www.chromium.org/")),
+    ],
+)
+@pytest.mark.parametrize(
     ("fakes", "tried", "said"),
     [
-        ({"id": "echo 0", "apt-get": "false"}, True, "sudo apt-get install graphviz"),
-        ({"id": "echo 0", "apt-get": "true"}, True, "sudo apt-get install graphviz"),
-        ({"id": "echo 7", "apt-get": "true"}, False, "sudo apt-get install graphviz"),
+        ({"id": "echo 0", "apt-get": "false"}, True, "sudo apt-get install {program}"),
+        ({"id": "echo 0", "apt-get": "true"}, True, "sudo apt-get install {program}"),
+        ({"id": "echo 7", "apt-get": "true"}, False, "sudo apt-get install {program}"),
         (
             {"id": "echo 7", "apt-get": "true", "sudo": "false"},
             False,
-            "sudo apt-get install graphviz",
+            "sudo apt-get install {program}",
         ),
-        ({"brew": "false"}, True, "brew install graphviz"),
-        ({"dnf": "true"}, False, "sudo dnf install graphviz"),
-        ({}, False, "https://graphviz.org/download"),
+        ({"brew": "false"}, True, "brew install {cask}{program}"),
+        ({"dnf": "true"}, False, "sudo dnf install {program}"),
+        ({}, False, "{page}"),
     ],
 )
-def test_setting_up_graphviz_never_fails_and_says_what_to_type(
-    fakes: dict[str, str], tried: bool, said: str, tmp_path: Path
+def test_setting_up_a_program_never_fails_and_says_what_to_type(
+    fakes: dict[str, str],
+    tried: bool,
+    said: str,
+    script: str,
+    words: tuple[str, str, str],
+    tmp_path: Path,
 ):
     for name in ("env", "timeout"):
         (tmp_path / name).write_text(
@@ -100,10 +112,11 @@ def test_setting_up_graphviz_never_fails_and_says_what_to_type(
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
     for file in tmp_path.iterdir():
         file.chmod(0o755)
-    command = ["/bin/sh", str(ROOT / "install_graphviz.sh")]
+    command = ["/bin/sh", str(ROOT / script)]
     done = subprocess.run(
         command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True
     )
-    assert said in done.stdout
+    program, cask, page = words
+    assert said.format(program=program, cask=cask, page=page) in done.stdout
     assert done.stdout.startswith("Installing") == tried
     assert done.stderr == ""

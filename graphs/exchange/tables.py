@@ -1,7 +1,7 @@
 """Tables for other programs, chosen by the suffix of the file.
 
-Here the viewer (.html) and the attribution-graph JSON of the field's other tools will join: one
-function from the tables to bytes, and a line in `WRITERS` (or in the command that picks it).
+The attribution-graph JSON of the field's other tools will join: one function from the tables to
+bytes, and a line in `WRITERS` (or in the command that picks it).
 """
 
 import io
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from graphs.exchange.files import writing
 from graphs.exchange.networks import to_networkx
 from graphs.schema import GraphError
+from graphs.viewer.page import document
 
 Metadata = dict[str, Any]
 
@@ -67,6 +68,7 @@ WRITERS: dict[str, Callable[[pa.Table, pa.Table, Metadata], bytes]] = {
     ".graphml": graphml,
     ".csv": edge_csv,
     ".parquet": edge_parquet,
+    ".html": document,
 }
 
 

@@ -17,6 +17,8 @@ COMMANDS = (
     *("heads", "attention"),
     "label",
     *("monitor", "drive"),
+    *("trace", "show", "prune", "render", "export", "validate"),
+    *("intervene", "generate", "patch", "lens", "direction", "convert", "features", "view"),
 )
 """Each is a function in the module of its name, but for `MODULES`' exception."""
 MODULES = {

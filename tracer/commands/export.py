@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import tracer
 from tracer.commands.graph_files import pruned
 from tracer.commands.group import Failure
-from tracer.commands.options import examples, folder, output, prune_options
+from tracer.commands.options import EXISTING, POSITIVE, examples, folder, output, prune_options
 from tracer.commands.say import say
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(
     epilog=examples(
+        "tracer export dallas.graph -o dallas.html",
         "tracer export dallas.graph -o dallas.graphml",
         "tracer export dallas.graph -o all.json --nodes 1 --edges 1",
         "tracer export dallas.graph -o files/dallas.json --to circuit-tracer",
@@ -49,31 +51,59 @@ if TYPE_CHECKING:
     help="Where self-hosted features lie, https.",
     show_default="none",
 )
-@output("File to write: .json, .graphml, .csv or .parquet.", required=True)
-def export(
-    folder: Path,
-    nodes: float,
-    edges: float,
-    to: str,
-    output: Path,
-    **names: str | None,
-) -> None:
-    """Write what matters most of a graph for other tools."""
-    graph, kept = pruned(folder, nodes, edges)
-    if to == "tracer":
-        if any(names.values()):
-            raise click.UsageError(
-                "--scan, --source-set and --feature-url go with --to neuronpedia, self-hosted or "
-                "circuit-tracer",
-                click.get_current_context(),
-            )
-        graph.export(output)
+@click.option(
+    "--store", type=EXISTING, help="Feature store for the .html page.", show_default="none"
+)
+@click.option(
+    "--compare",
+    type=EXISTING,
+    multiple=True,
+    help="Another graph for the .html page, to show beside this one.",
+    show_default="none",
+)
+@click.option(
+    "--max-edges",
+    type=POSITIVE,
+    default=100_000,
+    help="Edges that the .html page holds at most, the most influential.",
+)
+@output("File to write: .html (the viewer), .json, .graphml, .csv or .parquet.", required=True)
+def export(folder: Path, nodes: float, edges: float, to: str, output: Path, **options: Any) -> None:
+    """Write what matters most of a graph for other tools, or a page to look at it.
+
+    The .html page holds the whole graph and opens at --nodes and --edges.
+    """
+    names = {name: options.pop(name) for name in ("scan", "source_set", "feature_url")}
+    check_options(output, to, names, options)
+    if output.suffix == ".html":
+        write_page(folder, output, {"nodes": nodes, "edges": edges}, options)
     else:
-        export_json(graph, folder, output, to, names)
-    say(kept, err=True)
+        graph, kept = pruned(folder, nodes, edges)
+        if to == "tracer":
+            graph.export(output)
+        else:
+            export_json(graph, folder, output, to, names)
+        say(kept, err=True)
     say(f"Saved {output}")
     if to == "circuit-tracer":
         print_how_to_see(graph, output)
+
+
+def check_options(
+    output: Path, to: str, names: dict[str, str | None], page: dict[str, Any]
+) -> None:
+    """Refuse options that the file to write has no use for."""
+    context = click.get_current_context()
+    if to == "tracer" and any(names.values()):
+        raise click.UsageError(
+            "--scan, --source-set and --feature-url go with --to neuronpedia, self-hosted or "
+            "circuit-tracer",
+            context,
+        )
+    if to != "tracer" and output.suffix != ".json":
+        raise Failure(f"cannot export {output}: --to {to} writes .json")
+    if output.suffix != ".html" and (page["store"] or page["compare"]):
+        raise click.UsageError("--store and --compare go with a file that ends in .html", context)
 
 
 def export_json(
@@ -89,8 +119,6 @@ def export_json(
     from graphs.exchange.graph_list import write_json, write_with_list
     from graphs.exchange.views import pins_of
 
-    if output.suffix != ".json":
-        raise Failure(f"cannot export {output}: --to {to} writes .json")
     about = About(re.sub(r"[^A-Za-z0-9_.-]+", "-", output.stem) or "graph", **names)
     pins = pins_of(read(folder).beside.get(VIEW))
     content = graph.to_attribution_json(to, about, pins)
@@ -110,3 +138,39 @@ def print_how_to_see(graph: "AttributionGraph", output: Path) -> None:
         groups = [[one.name, *one.members] for one in graph.groups]
         text = quote(json.dumps(groups, separators=(",", ":")))
         say(f"with its groups: /index.html?slug={output.stem}&supernodes={text}")
+
+
+def write_page(
+    folder: Path, output: Path, opening: dict[str, float], options: dict[str, Any]
+) -> None:
+    """Write the viewer, and say what of the graph it holds."""
+    from graphs.viewer.beside import read_beside
+
+    graph = tracer.AttributionGraph.load(folder)
+    others = [tracer.AttributionGraph.load(other) for other in options["compare"]]
+    known = None
+    if options["store"]:
+        from tracer.features.panel import panels
+
+        known = panels(tracer.FeatureStore.load(options["store"]), graph)
+    most: int = options["max_edges"]
+    graph.to_html(
+        output, known, compare=others, beside=read_beside(folder), max_edges=most, **opening
+    )
+    for one in (graph, *others):
+        say(held(one, most), err=True)
+    say("It opens at --nodes {nodes:g} --edges {edges:g}".format(**opening), err=True)
+
+
+def held(graph: "AttributionGraph", most: int) -> str:
+    """How much of a graph a page holds, in words."""
+    from graphs.viewer.thresholds import strongest_edges
+
+    nodes, edges, left = strongest_edges(graph.nodes, graph.edges, most)
+    if not left:
+        return f"The page holds all {nodes.num_rows} nodes and {edges.num_rows} edges"
+    return (
+        f"The page holds {nodes.num_rows} of {left['total_nodes']} nodes and the strongest "
+        f"{edges.num_rows} of {left['total_edges']} edges, {left['influence']:.1%} of their "
+        "influence (--max-edges)"
+    )

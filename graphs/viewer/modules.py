@@ -1,0 +1,81 @@
+"""The viewer's modules as one script: each keeps a scope of its own, nothing is fetched.
+
+The modules are plain ES modules that a browser, or node's test runner, reads as they stand. Here
+`import {a} from "./b.mjs"` becomes `const {a} = b$;` and what a module exports the value of its
+function. Only the forms that the modules use are understood; any other is an error.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "modules"
+STYLE = Path(__file__).parent / "viewer.css"
+IMPORT = re.compile(r'^import (?:\{([^}]*)\} from )?"\./(\w+)\.mjs";\n', re.MULTILINE)
+EXPORT = re.compile(
+    r"^export (?:async )?(?:function|class|const|let) (\[[^\]]*\]|\w+)", re.MULTILINE
+)
+RENAMED = re.compile(r"(\w+) as (\w+)")
+COMMENT = re.compile(r"^\s*(?://[^\n]*|/\*\*(?:(?!\*/).)*\*/)\n", re.MULTILINE | re.DOTALL)
+INDENT = re.compile(r"^ +", re.MULTILINE)
+OPEN = re.compile(r"(?<=[{(\[,;])\n|\n(?=[})\].?:&|])")
+"""Lines may be joined here, since no text runs over lines and no comment ends one; a test
+holds both."""
+
+
+@cache
+def style() -> str:
+    """The style sheet.
+
+    Returns:
+        CSS on few lines.
+    """
+    text = STYLE.read_text(encoding="utf-8")
+    return re.sub(r"\s*([{};,])\s*", r"\1", re.sub(r": (?=[^;{}]*;)", ":", text))
+
+
+@cache
+def script(entry: str) -> str:
+    """A module with all it imports, in the order in which they need each other.
+
+    Args:
+        entry: name of a file in modules/, without its suffix.
+
+    Returns:
+        Statements; the entry's exports are the properties of the last constant, `<entry>$`.
+    """
+    done: list[str] = []
+    _visit(entry, done, ())
+    return '"use strict";\n' + "".join(_wrapped(name) for name in done)
+
+
+def _source(name: str) -> str:
+    return (FOLDER / f"{name}.mjs").read_text(encoding="utf-8")
+
+
+def _visit(name: str, done: list[str], above: tuple[str, ...]) -> None:
+    if name in above:
+        raise ValueError(f"modules import each other: {' -> '.join((*above, name))}")
+    if name not in done:
+        for _, needed in IMPORT.findall(_source(name)):
+            _visit(needed, done, (*above, name))
+        done.append(name)
+
+
+def _wrapped(name: str) -> str:
+    source = _source(name)
+    exports = [part.strip() for found in EXPORT.findall(source)
+               for part in found.strip("[]").split(",")]  # fmt: skip
+    body = IMPORT.sub(_constants, source)
+    body = re.sub(
+        r"^export (?=(?:async )?(?:function|class|const|let) )", "", body, flags=re.MULTILINE
+    )
+    if left := re.search(r"^(?:import|export)\b.*", body, re.MULTILINE):
+        raise ValueError(f"{name}.mjs: cannot join {left[0]!r}")
+    body = OPEN.sub("", INDENT.sub("", COMMENT.sub("", body)))
+    return f"const {name}$ = (() => {{\n{body}return {{ {', '.join(exports)} }};\n}})();\n"
+
+
+def _constants(found: re.Match[str]) -> str:
+    names = RENAMED.sub(r"\1: \2", " ".join((found[1] or "").split()))
+    return f"const {{ {names} }} = {found[2]}$;\n" if names.strip() else ""

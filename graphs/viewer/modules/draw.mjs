@@ -1,0 +1,220 @@
+/** A scene on a pen: bands, edges, marks. What stands where comes from layout.js or circuit.js. */
+
+import { ERROR } from "./data.mjs";
+import { textWidth } from "./layout.mjs";
+import { tier, tint } from "./theme.mjs";
+
+/** The curve of an edge: leaves at the top of its source, enters at the bottom of its target. */
+export function route(from, to) {
+  const lean = (mark, other) =>
+    Math.max(-mark.w / 2 + 4, Math.min(mark.w / 2 - 4, (other.x - mark.x) * 0.12));
+  const x = from.x + lean(from, to),
+    u = to.x + lean(to, from);
+  const y = from.y - from.h / 2,
+    v = to.y + to.h / 2,
+    bend = Math.max(14, Math.abs(v - y) * 0.45);
+  return [x, y, x, y - bend, u, v + bend, u, v];
+}
+
+function ink(theme, share, fromError, level) {
+  return theme[fromError ? "other" : share < 0 ? "inhibits" : "excites"][level];
+}
+
+export function edgeWidth(through, most) {
+  return 0.5 + 4.2 * Math.sqrt(Math.max(0, through) / (most || 1));
+}
+
+/** One edge of a graph. `rank` by influence, 0 the strongest. */
+export function drawEdge(pen, view, edge, rank, most, strong = false) {
+  const { graph, scene, theme } = view,
+    level = strong ? 0 : tier(rank);
+  const from = scene.marks[scene.at[graph.source[edge]]],
+    to = scene.marks[scene.at[graph.target[edge]]];
+  const negative = graph.share[edge] < 0,
+    width = edgeWidth(graph.through[edge], most);
+  pen.curve(route(from, to), {
+    stroke: ink(theme, graph.share[edge], graph.kind[graph.source[edge]] === ERROR, level),
+    alpha: strong ? 0.9 : theme.alpha[level],
+    width,
+    dash: negative ? [4 + width, 3] : null,
+  });
+}
+
+export function drawBands(pen, view) {
+  const { scene, theme } = view;
+  scene.bands.forEach((band, at) => {
+    if (band.end || at % 2)
+      pen.rect(0, band.from, scene.width, band.to - band.from, {
+        fill: band.end ? theme.endBand : theme.band,
+      });
+  });
+  for (const column of scene.columns.slice(1)) {
+    pen.line(column.from, 0, column.from, scene.height, { stroke: theme.rule, width: 1.5 });
+  }
+}
+
+/** What fills a mark: its group's tint, the answer, the strongest path, or nothing. */
+function fillOf(mark, view) {
+  const { theme, dark, groupOf, onPath, graph } = view;
+  const group = groupOf.get(mark.row);
+  if (group !== undefined) return tint(group, dark);
+  if (mark.answer) return mark.row === view.answer ? theme.answer : theme.node;
+  if (onPath.has(mark.row)) return theme.path;
+  return graph.kind[mark.row] === ERROR ? theme.error : theme.node;
+}
+
+export function drawMark(pen, mark, view, look = {}) {
+  const { theme, pinned, shared } = view;
+  const heavy = pinned.has(mark.row) || mark.rows,
+    error = mark.shape === "diamond";
+  const style = {
+    fill: fillOf(mark, view),
+    stroke: shared && shared[mark.row] ? theme.shared : error ? theme.errorLine : theme.outline,
+    width: heavy ? 2.4 : shared && shared[mark.row] ? 2.2 : 1,
+    ...look,
+  };
+  const { x, y, w, h } = mark;
+  if (mark.count > 1) {
+    for (const step of [2, 1])
+      pen.rect(x - w / 2 + 4 * step, y - h / 2 - 4 * step, w, h, { ...style, width: 1 }, 7);
+  }
+  if (mark.shape === "circle") pen.circle(x, y, w / 2, style);
+  else if (error)
+    pen.polygon(
+      [
+        [x, y - h / 2],
+        [x + w / 2, y],
+        [x, y + h / 2],
+        [x - w / 2, y],
+      ],
+      style,
+    );
+  else pen.rect(x - w / 2, y - h / 2, w, h, style, mark.rows ? 7 : 5);
+  if (mark.label && view.scale >= LEGIBLE)
+    pen.text(x, y, mark.label, {
+      colour: theme.ink,
+      size: mark.rows ? 13 : 11.5,
+      bold: mark.row === view.answer,
+    });
+  if (mark.count > 1)
+    pen.text(x + w / 2 - 4, y + h / 2 - 5, `×${mark.count}`, { colour: theme.ink, size: 9, align: "right" });
+}
+
+/** Edges of the full graph from the weakest drawn to the strongest: [from, to) of the order by influence. */
+export function drawEdges(pen, view, from, to) {
+  const { order, most } = view;
+  for (let rank = Math.min(to, order.length) - 1; rank >= from; rank -= 1)
+    drawEdge(pen, view, order[rank], rank, most);
+}
+
+function arrow(pen, route, share, colour, width) {
+  const [, , , , c, d, u, v] = route,
+    length = Math.hypot(u - c, v - d) || 1,
+    size = 4 + width;
+  const [dx, dy] = [(u - c) / length, (v - d) / length];
+  if (share < 0)
+    pen.line(u - dy * size, v + dx * size, u + dy * size, v - dx * size, { stroke: colour, width: 2.5 });
+  else
+    pen.polygon(
+      [
+        [u, v],
+        [u - dx * 1.5 * size - dy * size * 0.7, v - dy * 1.5 * size + dx * size * 0.7],
+        [u - dx * 1.5 * size + dy * size * 0.7, v - dy * 1.5 * size - dx * size * 0.7],
+      ],
+      { fill: colour },
+    );
+}
+
+/** Edges between units of a circuit, the strongest drawn last. */
+export function drawUnitLinks(pen, view) {
+  const { scene, theme, graph } = view,
+    most = scene.links.length ? scene.links[0].through : 1;
+  [...scene.links].reverse().forEach((link) => {
+    const width = Math.min(7, 0.8 + 8 * Math.sqrt(Math.abs(link.share)));
+    if (link.through < most * 0.002) return;
+    const from = scene.marks[link.from],
+      to = scene.marks[link.to],
+      way = route(from, to);
+    const error = graph.kind[from.row] === ERROR,
+      colour = ink(theme, link.share, error, Math.abs(link.share) > 0.08 ? 0 : 1);
+    pen.curve(way, { stroke: colour, width, alpha: 0.9, dash: link.share < 0 ? [6, 4] : null });
+    arrow(pen, way, link.share, colour, width);
+  });
+}
+
+export function drawMarks(pen, view) {
+  for (const mark of view.scene.marks) drawMark(pen, mark, view);
+}
+
+/** Below this scale the labels of boxes cannot be read: they are written at full size where there is room. */
+export const LEGIBLE = 0.62;
+
+/** Labels of the most influential boxes over a picture that is too small for them. */
+export function drawNames(pen, view, [x, y, k], width, height, only = null) {
+  const { scene, theme, graph } = view,
+    taken = [];
+  if (k >= LEGIBLE || scene.links) return;
+  const value = (mark) =>
+    graph.influence[mark.row] + graph.weightOf[mark.row] + (view.pinned.has(mark.row) ? 10 : 0);
+  const boxes = scene.marks
+    .filter((mark) => mark.label && !mark.token && (!only || only.has(mark.row)))
+    .sort((a, b) => value(b) - value(a))
+    .slice(0, 60);
+  for (const mark of boxes) {
+    const w = textWidth(mark.label, 10.5) + 10,
+      u = x + k * mark.x - w / 2,
+      v = y + k * mark.y - 8;
+    const apart = taken.every(([a, b, c]) => u > a + c + 3 || u + w + 3 < a || Math.abs(v - b) > 18);
+    if (!apart || u + w < 0 || u > width || v < 0 || v > height - 24) continue;
+    taken.push([u, v, w]);
+    pen.rect(
+      u,
+      v,
+      w,
+      16,
+      { fill: fillOf(mark, view), stroke: theme.outline, width: view.pinned.has(mark.row) ? 2 : 0.8 },
+      4,
+    );
+    pen.text(u + w / 2, v + 8, mark.label, { colour: theme.ink, size: 10.5 });
+  }
+}
+
+/** Names of rows and columns at the borders of the window, wherever it looks. */
+export function drawAxes(pen, view, [x, y, k], width, height) {
+  const { scene, theme } = view;
+  for (const band of scene.bands) {
+    const middle = y + (k * (band.from + band.to)) / 2;
+    if (middle > 8 && middle < height - 22 && k * (band.to - band.from) > 9) {
+      const words = band.name;
+      pen.rect(0, middle - 8, 11 + 6.4 * words.length, 16, { fill: theme.ground, alpha: 0.75 });
+      pen.text(5, middle, words, { colour: theme.soft, size: 10.5, align: "left" });
+    }
+  }
+  const bottom = y + k * scene.height;
+  if (!scene.columns.length || (bottom < height - 6 && k >= LEGIBLE)) return;
+  pen.rect(0, height - 20, width, 20, { fill: theme.endBand, alpha: 0.96 });
+  let free = -Infinity;
+  for (const column of scene.columns) {
+    const middle = x + (k * (column.from + column.to)) / 2,
+      room = 6.6 * column.name.length;
+    if (middle - room / 2 > free && middle > 0 && middle < width) {
+      pen.text(middle, height - 10, column.name, { colour: theme.ink, size: 11 });
+      free = middle + room / 2 + 4;
+    }
+  }
+}
+
+/** The mark at a point of the scene, or the nearest within reach; -1 for none. */
+export function hit(scene, px, py, reach) {
+  let best = -1,
+    least = reach;
+  for (let at = 0; at < scene.marks.length; at += 1) {
+    const { x, y, w, h } = scene.marks[at];
+    const away = Math.hypot(Math.max(0, Math.abs(px - x) - w / 2), Math.max(0, Math.abs(py - y) - h / 2));
+    if (away < least || (away === 0 && least === 0)) {
+      least = away;
+      best = at;
+    }
+  }
+  return best;
+}

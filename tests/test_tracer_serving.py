@@ -1,0 +1,366 @@
+"""The viewer's server gives nothing to strangers and writes nowhere but beside its graphs."""
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import tracer
+from graphs import AttributionGraph
+from graphs.viewer.page import policy
+from tests.graph_samples import dallas
+from tracer.commands import main
+from tracer.serving.access import Access
+from tracer.serving.served import Served
+from tracer.serving.server import LARGEST, Server, Viewing
+from tracer.serving.what_if import WhatIf
+
+ROOT = Path(__file__).parents[1]
+PROMPT = "The opposite of hot is"
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@contextmanager
+def serving(*graphs: Served, what_if: WhatIf | None = None) -> Iterator[Server]:
+    """A server in a thread."""
+    with Server(Viewing(graphs, what_if=what_if)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ask(
+    server: Server,
+    path: str,
+    body: bytes | object = None,
+    headers: dict[str, str | None] | None = None,
+    method: str | None = None,
+) -> Answer:
+    """What the server answers; a header of None is left out."""
+    sent: dict[str, str | None] = {
+        "Host": f"127.0.0.1:{server.access.port}",
+        "X-Tracer-Token": server.access.token,
+    }
+    if body is not None:
+        sent["Content-Type"] = "application/json"
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent["Content-Length"] = str(len(body))
+    sent |= headers or {}
+    connection = http.client.HTTPConnection("127.0.0.1", server.access.port, timeout=20)
+    connection.putrequest(method or ("GET" if body is None else "POST"), path, skip_host=True)
+    for name, value in sent.items():
+        if value is not None:
+            connection.putheader(name, value)
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    found = (answer.status, dict(answer.getheaders()), answer.read())
+    connection.close()
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A graph on disk, with a file beside its folder that nobody may have."""
+    dallas().save(tmp_path / "served" / "dallas.graph")
+    (tmp_path / "served" / "secret.txt").write_text("secret")
+    return tmp_path / "served" / "dallas.graph"
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    with serving(Served(folder)) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir(exist_ok=True)
+
+
+def test_the_page_comes_with_its_token_and_its_policy(server: Server):
+    status, headers, content = ask(
+        server, f"/?token={server.access.token}", headers={"X-Tracer-Token": None}
+    )
+    assert status == 200
+    assert headers["Content-Security-Policy"] == f"{policy(connect=True)}; frame-ancestors 'none'"
+    assert policy(connect=True).encode() in content
+    for name, value in {
+        "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin",
+    }.items():  # fmt: skip
+        assert headers[name] == value
+    assert not any(name.startswith("Access-Control") for name in headers)
+
+
+def test_a_graph_comes_packed(server: Server, folder: Path):
+    status, _, content = ask(server, "/api/graphs/0")
+    assert status == 200
+    assert content == Served(folder).packed({"nodes": 0.8, "edges": 0.98})
+
+
+def test_it_listens_on_loopback_only(server: Server):
+    assert server.server_address[0] == "127.0.0.1"
+    assert len(Access(1).token) >= 43
+    assert Access(1).token != Access(1).token
+
+
+@pytest.mark.parametrize("path", ["/", "/?token=", "/?token=wrong", "/?other=1", "/?token=%00"])
+def test_the_page_needs_the_token(server: Server, path: str):
+    assert ask(server, path, headers={"X-Tracer-Token": None})[0] == 403
+
+
+STRANGERS: list[dict[str, str | None]] = [
+    {"X-Tracer-Token": None},
+    {"X-Tracer-Token": "wrong"},
+    {"X-Tracer-Token": "\xff"},
+    {"Host": None},
+    {"Host": "evil.example"},
+    {"Host": "127.0.0.1"},
+    {"Host": "127.0.0.1:1"},
+    {"Host": "127.0.0.1.evil.example:80"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+]
+
+
+@pytest.mark.parametrize("headers", STRANGERS, ids=str)
+@pytest.mark.parametrize("path", ["/api/graphs/0", "/api/graphs/0/save"])
+def test_strangers_get_and_change_nothing(
+    server: Server, folder: Path, headers: dict[str, str | None], path: str
+):
+    before = sorted(file.name for file in folder.iterdir())
+    body = {"labels": {"E_37_7": "mine"}} if path.endswith("save") else None
+    status, _, content = ask(server, path, body, headers)
+    assert status == 403
+    assert b"dallas" not in content.lower()
+    assert sorted(file.name for file in folder.iterdir()) == before
+    assert AttributionGraph.load(folder).nodes.equals(dallas().nodes)
+
+
+def test_a_page_of_this_server_may_ask(server: Server):
+    for host in ("127.0.0.1", "localhost"):
+        place = f"{host}:{server.access.port}"
+        headers: dict[str, str | None] = {
+            "Host": place,
+            "Origin": f"http://{place}",
+            "Sec-Fetch-Site": "same-origin",
+        }
+        assert ask(server, "/api/graphs/0", headers=headers)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/secret.txt", "/../secret.txt", "/api/graphs/../secret.txt",
+        "/api/graphs/0/../../secret.txt",
+        "/api/graphs/%2e%2e%2fsecret.txt", "/api/graphs/0%00", "/api/graphs/-1", "/api/graphs/1",
+        "/api/graphs/99999", "//secret.txt", "/api/graphs/0/nodes.arrow", "/etc/passwd",
+        "/api/graphs/0/save/../../x", "http://127.0.0.1/secret.txt", "/\\..\\secret.txt",
+    ],
+)  # fmt: skip
+def test_no_address_names_a_file(server: Server, path: str):
+    try:
+        status, _, content = ask(server, path.encode().decode("latin-1"))
+    except http.client.InvalidURL:
+        return
+    assert status in (400, 404)
+    assert b"secret\n" not in content
+    assert b"root:" not in content
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"{}", {"Content-Length": str(LARGEST + 1)}, 413),
+        (b"{}", {"Content-Length": "9" * 40}, 413),
+        (b"{}", {"Content-Length": "-1"}, 411),
+        (b"{}", {"Content-Length": None}, 411),
+        (b"{}", {"Content-Length": None, "Transfer-Encoding": "chunked"}, 411),
+        (b"{}", {"Content-Type": "text/plain"}, 415),
+        (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        (b"{", {}, 400),
+        (b"\xff\xfe", {}, 400),
+        (b"[" * 100_000, {}, 400),
+    ],
+)
+def test_a_body_must_be_small_json_of_a_stated_length(
+    server: Server, body: bytes, headers: dict[str, str | None], status: int
+):
+    assert ask(server, "/api/graphs/0/save", body, headers)[0] == status
+    assert ask(server, "/api/graphs/0")[0] == 200
+
+
+def test_other_methods_are_refused(server: Server):
+    assert ask(server, "/api/graphs/0/save")[0] == 405
+    assert ask(server, "/api/graphs/0", {})[0] == 405
+    for method in ("PUT", "DELETE", "OPTIONS", "TRACE"):
+        assert ask(server, "/api/graphs/0", method=method)[0] == 501
+
+
+def test_labels_groups_and_view_are_saved_beside_the_graph(server: Server, folder: Path):
+    row = next(one for one in dallas().nodes.to_pylist() if one["label"] == "say a capital")
+    groups = [{"name": "</script>", "members": [row["id"], "E_37_7"], "place": [1, 2.5]}]
+    wanted = {"labels": {row["id"]: "my label"}, "groups": groups, "view": {"pins": ["E_37_7"]}}
+    assert ask(server, "/api/graphs/0/save", wanted)[0] == 200
+    saved = AttributionGraph.load(folder)
+    [label] = [one["label"] for one in saved.nodes.to_pylist() if one["id"] == row["id"]]
+    assert label == "my label"
+    known = saved.metadata["labels"][f"{row['layer']}/{row['feature']}"]
+    assert known == {"polysemantic": False, "f1": None, "source": "user"}
+    assert json.loads((folder / "groups.json").read_text()) == {"format": 1, "groups": groups}
+    assert json.loads((folder / "view.json").read_text())["view"] == {"pins": ["E_37_7"]}
+    assert (folder.parent / "secret.txt").read_text() == "secret"
+    assert sorted(one.name for one in folder.parent.iterdir()) == ["dallas.graph", "secret.txt"]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        [], "x", {"labels": []}, {"groups": {}}, {"view": 1}, {"labels": {"nobody": "x"}},
+        {"labels": {"E_37_7": 1}}, {"labels": {"E_37_7": "x" * 3000}}, {"groups": [1]},
+        {"groups": [{"name": "", "members": ["E_37_7"]}]},
+        {"groups": [{"name": "a", "members": []}]},
+        {"groups": [{"name": " ", "members": ["E_37_7"]}]},
+        {"groups": [{"name": "a", "members": ["E_37_7", "E_37_7"]}]},
+        {"groups": [{"name": "a", "members": [one]} for one in ("E_37_7", "E_32_2")]},
+        {"groups": [{"name": one, "members": ["E_37_7"]} for one in "ab"]},
+        {"groups": [{"name": "a", "members": ["../../x"]}]},
+        {"groups": [{"name": "a" * 300, "members": ["E_37_7"]}]},
+    ],
+)  # fmt: skip
+def test_what_is_not_of_the_graph_is_not_saved(server: Server, folder: Path, wanted: object):
+    status, _, content = ask(server, "/api/graphs/0/save", wanted)
+    assert status == 422
+    assert content.startswith(b"cannot save: ")
+    assert sorted(file.name for file in folder.iterdir()) == ["edges.arrow", "nodes.arrow"]
+
+
+def test_a_zip_keeps_labels_and_says_what_it_cannot_keep(tmp_path: Path):
+    path = tmp_path / "dallas.zip"
+    dallas().save(path)
+    with serving(Served(path)) as server:
+        status, _, content = ask(
+            server, "/api/graphs/0/save", {"labels": {"E_37_7": "x"}, "view": {"pins": ["E_37_7"]}}
+        )
+    assert status == 422
+    assert b"is a .zip" in content
+    assert "x" in AttributionGraph.load(path).nodes["label"].to_pylist()
+
+
+def test_without_a_model_what_if_says_how_to_have_one(server: Server):
+    status, _, content = ask(server, "/api/graphs/0/what-if", {"mode": "free", "changes": []})
+    assert status == 422
+    assert b"start tracer view with --model" in content
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WhatIf]:
+    """A traced graph on disk, and its model."""
+    model = tracer.ReplacementModel.load()
+    path = tmp_path_factory.mktemp("traced") / "hot.graph"
+    tracer.trace(model, PROMPT).save(path)
+    return path, WhatIf(lambda: model)
+
+
+@pytest.mark.parametrize("mode", ["free", "held", "direct"])
+def test_the_model_answers_what_intervene_answers(traced: tuple[Path, WhatIf], mode: str):
+    path, what_if = traced
+    graph = AttributionGraph.load(path)
+    row = max(
+        (one for one in graph.nodes.to_pylist() if one["kind"] == "feature"),
+        key=lambda one: one["influence"],
+    )
+    place = {name: row[name] for name in ("layer", "position", "feature")}
+    settings: dict[str, Any] = {"held": {"mode": "free", "freeze_attention": True}}.get(
+        mode, {"mode": mode}
+    )
+    change = tracer.intervene(
+        what_if.model, PROMPT, [tracer.Intervention(**place, scale=0.0)], **settings
+    )
+    with serving(Served(path), what_if=what_if) as server:
+        status, _, content = ask(
+            server, "/api/graphs/0/what-if", {"mode": mode, "changes": [{**place, "scale": 0}]}
+        )
+    assert status == 200
+    answers = json.loads(content)["answers"]
+    for logits, when in ((change.base.logits, "before"), (change.logits, "after")):
+        expected = logits[-1].double().softmax(-1)
+        for one in answers:
+            assert one[when] == pytest.approx(float(expected[one["token"]]), abs=1e-9)
+    shown = {one["token"] for one in answers}
+    assert {one["token"] for one in graph.nodes.to_pylist() if one["kind"] == "logit"} <= shown
+    assert any(abs(one["after"] - one["before"]) > 0.01 for one in answers)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        [], {"mode": "free"}, {"mode": "free", "changes": []}, {"mode": "eval", "changes": [{}]},
+        {"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 2}]},
+        {
+            "mode": "free",
+            "changes": [{"layer": 0, "position": 1, "feature": 2, "scale": 1, "value": 1}],
+        },
+        {"mode": "free", "changes": [{"layer": "0", "position": 1, "feature": 2, "scale": 1}]},
+        {"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 2, "scale": 1e999}]},
+        {"mode": "free", "changes": [{"layer": 99, "position": 1, "feature": 2, "scale": 1}]},
+        {"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 2, "scale": 1}] * 1001},
+    ],
+)  # fmt: skip
+def test_a_change_that_is_none_is_named(traced: tuple[Path, WhatIf], wanted: object):
+    path, what_if = traced
+    with serving(Served(path), what_if=what_if) as server:
+        status, _, content = ask(server, "/api/graphs/0/what-if", wanted)
+    assert status == 422
+    assert content
+    assert b"\n" not in content
+
+
+def test_a_graph_of_another_model_is_not_asked_about(folder: Path, traced: tuple[Path, WhatIf]):
+    with serving(Served(folder), what_if=traced[1]) as server:
+        body = {"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 2, "scale": 1}]}
+        status, _, content = ask(server, "/api/graphs/0/what-if", body)
+    assert status == 422
+    assert b"start tracer view with the model it was traced from" in content
+
+
+def test_the_command_serves_until_it_is_interrupted(folder: Path):
+    command = [sys.executable, "-m", "tracer", "view", str(folder), "--no-browser"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        try:
+            found = re.fullmatch(r"Open http://127\.0\.0\.1:(\d+)/\?token=([\w-]{43})\n", line)
+            assert found is not None, line
+            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+            connection.request("GET", f"/?token={found[2]}")
+            assert connection.getresponse().status == 200
+            connection.close()
+        finally:
+            running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 0
+
+
+def test_what_is_no_graph_is_not_served(tmp_path: Path):
+    result = CliRunner().invoke(main, ["view", str(tmp_path / "none"), "--no-browser"])
+    assert result.exit_code == 2
+    assert "none does not exist" in result.stderr
