@@ -67,6 +67,9 @@ ABOVE, REST add up to it at every layer); rows with both are the strongest cells
 def edge_name(source: str, target: str) -> str:
     """The name of an edge in `heads`.
 
+    Returns:
+        Both ids with two underscores between them, which no id holds.
+
     >>> edge_name("E_26_7", "2_1019_8")
     'E_26_7__2_1019_8'
     """
@@ -76,6 +79,9 @@ def edge_name(source: str, target: str) -> str:
 def edge_ends(name: str) -> tuple[str, str]:
     """Source and target of an edge by its name.
 
+    Returns:
+        Two node ids.
+
     >>> edge_ends("E_26_7__2_1019_8")
     ('E_26_7', '2_1019_8')
     """
@@ -84,7 +90,11 @@ def edge_ends(name: str) -> tuple[str, str]:
 
 
 def empty(name: str) -> pa.Table:
-    """A table without rows."""
+    """A table without rows.
+
+    Returns:
+        The columns of `COLUMNS[name]`.
+    """
     return pa.schema(list(COLUMNS[name].items())).empty_table()
 
 
@@ -107,6 +117,9 @@ def left(tables: Mapping[str, pa.Table], edges: Collection[str]) -> dict[str, pa
     """The tables of a graph of which only some edges are left, named as in `heads`.
 
     Explanations stay whole: they are of the model, not of the graph.
+
+    Returns:
+        Name -> table.
     """
     found = dict(tables)
     if "heads" in found:
@@ -128,6 +141,9 @@ def to_files(tables: Mapping[str, pa.Table]) -> tuple[dict[str, bytes], dict[str
 
 def from_files(files: Mapping[str, bytes], digests: object) -> dict[str, pa.Table]:
     """The tables that `to_files` made.
+
+    Returns:
+        Name -> table; files that the digests do not name are left out.
 
     Raises:
         GraphError: one is missing, torn, or another one than the metadata say.

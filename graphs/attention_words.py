@@ -82,7 +82,11 @@ def strongest_cells(
 
 
 def edges_by_name(nodes: pa.Table, edges: pa.Table) -> dict[str, tuple[float, float]]:
-    """Weight and influence of every edge by the name it has in `heads`."""
+    """Weight and influence of every edge by the name it has in `heads`.
+
+    Returns:
+        Name -> weight in units of the target, influence in units of the targets' weights.
+    """
     ids = nodes["id"].to_pylist()
     columns = (edges[name].to_pylist() for name in ("source", "target", "weight", "influence"))
     return {

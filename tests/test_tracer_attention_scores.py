@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import tracer
 from graphs import AttributionGraph
 from graphs.attention_words import Names, carried
+from graphs.exchange.attention_json import link_heads, qk_only_nodes, qk_tracing_results
 from replacement_models import ReplacementModel
 from tests.local_forward import LocalForward
 from tests.random_models import (
@@ -436,6 +437,31 @@ def test_commands_store_and_say_which_heads_carried_a_path_and_why(tmp_path: Pat
     ids = graph.nodes["id"].to_pylist()
     split = succeed("heads", str(folder), "--edge", f"{ids[7]}:{ids[-1]}")
     assert "stays" in split
+
+
+def test_web_json_has_explanations_at_the_node_they_carried_to_with_both_signs():
+    model, graph = embedded()
+    held = tracer.head_loadings(model, graph)
+    found = tracer.explain_attention(model, held, layer=3, head=4, query=8, key=7, pairs=True)
+    held = found.joined(held)
+    results = qk_tracing_results(held.tables)
+    [austin] = [n["id"] for n in graph.nodes.to_pylist() if n["kind"] == "logit"]
+    assert set(results) == {austin}
+    assert qk_only_nodes(results, graph.nodes) == []
+    missing = qk_only_nodes(results, graph.prune(0.1).nodes)
+    assert missing
+    pairs = results[austin]["pair_wise_contributors"]
+    assert {np.sign(weight) for *_, weight in pairs} == {-1, 1}
+    assert [abs(pair[2]) for pair in pairs] == sorted((abs(p[2]) for p in pairs), reverse=True)
+    for names in results[austin]["top_q_marginal_contributors"]:
+        assert names[0] in graph.nodes["id"].to_pylist()
+    heads = link_heads(held.tables)
+    small = graph.prune()
+    ids = small.nodes["id"].to_pylist()
+    ends = {(ids[e["source"]], ids[e["target"]]) for e in small.edges.to_pylist()}
+    assert set(heads) <= ends
+    assert [3, 4] in [row[:2] for rows in heads.values() for row in rows]
+    assert qk_tracing_results({}) == link_heads({}) == {}
 
 
 def test_commands_refuse_in_one_line(tmp_path: Path):

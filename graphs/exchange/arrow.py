@@ -124,12 +124,19 @@ def _written(table: pa.Table) -> pa.Buffer:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as an Arrow file, without metadata."""
+    """A table as an Arrow file, without metadata.
+
+    Returns:
+        The file's content.
+    """
     return _written(table.replace_schema_metadata(None)).to_pybytes()
 
 
 def table_of(content: bytes, where: str) -> pa.Table:
     """The table that an Arrow file holds.
+
+    Returns:
+        The table, without metadata.
 
     Raises:
         GraphError: it is torn or no Arrow file; the message says `where`.

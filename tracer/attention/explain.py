@@ -116,6 +116,7 @@ def _told(
         q=tables[0],
         k=tables[1],
         by_position=_by_position(about, sides, spot),
+        heads=_heads(sides),
         pairs=formed,
         keys=_keys(spot, capped),
     )
@@ -140,6 +141,20 @@ def _table(about: Explained, side: Side, spot: Spot, top: int) -> pa.Table:
     kinds = {"node": pa.string(), "position": pa.int32(), "weight": pa.float64()}
     columns = zip(kinds.items(), zip(*rows, strict=True), strict=True)
     return pa.table({name: pa.array(list(part), kind) for (name, kind), part in columns})
+
+
+def _heads(sides: tuple[Side, Side]) -> pa.Table:
+    rows = [
+        (name, layer, head, value)
+        for name, side in zip(("q", "k"), sides, strict=True)
+        for layer, heads in enumerate(side.heads)
+        for head, value in enumerate(heads.tolist())
+    ]
+    rows.sort(key=lambda row: (row[0] != "q", -abs(row[3])))
+    kinds = {"side": pa.string(), "layer": pa.int32(), "head": pa.int32(), "weight": pa.float64()}
+    columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
+    parts = zip(kinds.items(), columns, strict=True)
+    return pa.table({name: pa.array(list(part), kind) for (name, kind), part in parts})
 
 
 def _by_position(about: Explained, sides: tuple[Side, Side], spot: Spot) -> pa.Table:

@@ -49,6 +49,9 @@ class AttentionExplanation:
     """Likewise to the key, and to those it is compared with."""
     by_position: pa.Table
     """All marginals by the position where nodes stand: side, position (null: no node), weight."""
+    heads: pa.Table
+    """What heads below wrote of either side: side, layer, head, weight; strongest first. Each layer
+    is a split of its own, so weights of several layers are not added."""
     pairs: pa.Table | None
     """node_q, node_k, weight; what is not listed of a side is its row "rest"."""
     keys: pa.Table

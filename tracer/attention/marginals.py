@@ -1,5 +1,6 @@
 """Marginals of a head's scores: one side as it is, the other split over all nodes, a row each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attention.explained import Explained, pulled_to_stream
-from tracer.attention.plain_streams import streams
+from tracer.attention.plain_streams import (
+    head_gradients,
+    mixed_values,
+    pulled_values,
+    streams,
+)
 from tracer.attention.queries_keys import QueryKeyMap, Reached
 from tracer.attention.sources import LEAVES, Sources, constant_sources
 from tracer.attention.spot import Spot
@@ -21,6 +27,8 @@ class Side:
     sources: Float[Tensor, " columns"]
     constants: Float[Tensor, " leaves"]
     """Of LEAVES."""
+    heads: Sequence[Float[Tensor, " heads"]]
+    """What each head below wrote of it, a layer each; every layer is a split of its own."""
 
     @property
     def total(self) -> float:
@@ -34,14 +42,35 @@ def marginals(
     """Two rows of the engine: what every node contributes to the query, and to the keys."""
     gradients, own = _both_sides(about, place, reached, spot)
     leaves = _leaves(about, gradients, own, spot.layer)
+    heads = _writers(about, gradients, spot.layer)
     found = sweep_gradients(about.local, spot.layer, gradients)
     sides = []
     for side in range(2):
         constants = leaves[side].clone()
         biases = found.constant[side] - (constants.sum() - own[side])
         constants[LEAVES.index("biases")] += biases.to(constants.dtype)
-        sides.append(Side(found.sources[side], constants))
+        sides.append(Side(found.sources[side], constants, [one[side] for one in heads]))
     return sides[0], sides[1]
+
+
+def _writers(
+    about: Explained, gradients: Float[Tensor, "2 positions d_model"], layer: int
+) -> list[Float[Tensor, "2 heads"]]:
+    """What heads of the layers below have written of what the gradients weigh."""
+    local, found = about.local, []
+    gradient = gradients
+    for below in range(layer - 1, -1, -1):
+        maps = local.layers[below]
+        stays = gradient
+        if maps.skip is not None:
+            stays = gradient + (gradient @ maps.skip.T) * maps.skip_scale
+        worth = head_gradients(maps, gradient if maps.parallel else stays)
+        pattern = maps.transposed_pattern(0, local.positions)
+        read = about.recording.residuals[below]
+        mixed = mixed_values(pattern, (read @ maps.value)[None])[0]
+        found.append(torch.einsum("sqhi,qhi->sh", worth.unflatten(-1, mixed.shape[1:]), mixed))
+        gradient = stays + pulled_values(maps, worth)
+    return found[::-1]
 
 
 def _both_sides(

@@ -20,7 +20,7 @@ from tracer.attribution.scoring import JoiningRows
 from tracer.attribution.sweep import KEYS, skip_back, spread_over_keys
 from tracer.attribution.targets import TargetRows
 
-ROWS, SPAN = 32, 4096
+ROWS, SPAN = 32, 2048
 """Rows of a chunk at least, and row-positions it may hold beyond."""
 
 

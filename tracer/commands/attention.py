@@ -112,6 +112,12 @@ def print_explanation(found: "AttentionExplanation", graph: "AttributionGraph") 
     for title, table in (("what looks", found.q), ("what is looked at", found.k)):
         rows = [(names(row["node"]), row["weight"]) for row in table.to_pylist()]
         print_table((title, "contributes"), rows)
+    writers = [
+        (row["side"], f"{row['layer']}.{row['head']}", row["weight"])
+        for side in "qk"
+        for row in [row for row in found.heads.to_pylist() if row["side"] == side][:3]
+    ]
+    print_table(("side", "written by head", "contributes"), writers)
     where = [
         (row["side"], names.at(row["position"]), row["weight"])
         for row in found.by_position.to_pylist()

@@ -37,7 +37,9 @@ KINDS = ("previous", "induction", "duplicate", "successor", "name_mover")
     help="Split the edge from node S to node T (ids as tracer show and the tables have them).",
     show_default="all of the pruned graph",
 )
-@click.option("--chains", is_flag=True, help="Follow edges through several layers.")
+@click.option(
+    "--chains", is_flag=True, help="Follow edges through several layers.", show_default="off"
+)
 @click.option("--top", type=POSITIVE, default=20, help="How many rows, and chains of an edge.")
 @click.option(
     "--checkpoint",

@@ -1,0 +1,186 @@
+"""Attention explained, measured: `python -m benchmarks.attention [FILE.json]`.
+
+What head loadings cost beside a sweep of the same rows, and what explanations find on the embedded
+default: where induction looks from, which heads write that, which head carries Austin. Everything
+is drawn from fixed seeds; `--quick` takes a small shape and two sequences.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tracer
+from replacement_models import (
+    DenseDecoder,
+    JumpReLU,
+    PerLayerTranscoder,
+    ReplacementModel,
+    TranscoderLayer,
+)
+from tracer.attention.loadings import Pairs, loadings
+from tracer.attention.pulling import chunks, pull
+from tracer.attention.pushing import slabs
+from tracer.attribution.local_model import linearise
+from tracer.attribution.sweep import sweep
+from tracer.attribution.targets import feature_rows
+
+SEED = 3
+LENGTH, REPEATS = 12, 8
+"""Random tokens before they repeat, and sequences."""
+HEADS = ((3, 3), (3, 4))
+"""Those that do induction."""
+ASKED = "The capital of the state containing Dallas is"
+
+
+def random_model(width: int, layers: int, features: int) -> ReplacementModel:
+    """A random Llama with a per-layer dictionary of which some 40 features a token fire."""
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=512,
+        max_position_embeddings=512,
+    )
+    made = LlamaForCausalLM(config).eval()
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape) / width**0.5
+
+    dictionary = PerLayerTranscoder(
+        [
+            TranscoderLayer(
+                W_enc=noise(features, width),
+                b_enc=torch.zeros(features),
+                decoder=DenseDecoder(noise(features, 1, width)),
+                b_dec=torch.zeros(width),
+                activation=JumpReLU(torch.full((features,), 2.0)),
+            )
+            for _ in range(layers)
+        ]
+    )
+    return ReplacementModel.from_huggingface(made, None, dictionary, name="random")
+
+
+def cpu(call: Callable[[], Any], times: int = 3) -> float:
+    """Least CPU seconds of some calls."""
+    found = []
+    for _ in range(times):
+        start = time.process_time()
+        call()
+        found.append(time.process_time() - start)
+    return min(found)
+
+
+@torch.no_grad()
+def costs(width: int, layers: int, positions: int, count: int) -> dict[str, float]:
+    """CPU seconds of a sweep, of pushing and pulling as many sources and rows, of the products."""
+    model = random_model(width, layers, 1024)
+    tokens = [random.Random(SEED).randrange(512) for _ in range(positions)]
+    recording = model.record(tokens)
+    local, plain = linearise(model, recording, 1, count), linearise(model, recording, 1, plain=True)
+    drawn = np.sort(np.random.default_rng(SEED).permutation(len(local.features))[:count])
+    rows = feature_rows(model, recording, local, drawn)
+    size = len(rows)
+    source, target = (part.ravel() for part in np.indices((size, size)))
+    below = local.table[0][drawn][source] < local.table[0][drawn][target]
+    below &= local.table[1][drawn][source] <= local.table[1][drawn][target]
+    pairs = Pairs(source[below], target[below])
+
+    def push() -> Any:
+        return list(slabs(plain, drawn, layers - 1))
+
+    def pulled() -> None:
+        for chunk in chunks(rows):
+            pull(plain, rows[chunk], 0, lambda at: None)
+
+    seconds = {"sweep": cpu(lambda: sweep(local, rows)), "push": cpu(push), "pull": cpu(pulled)}
+    whole = cpu(lambda: list(loadings(plain, drawn, rows, pairs, 8)))
+    seconds["products"] = whole - seconds["push"] - seconds["pull"]
+    ratio = (seconds["push"] + seconds["pull"]) / seconds["sweep"]
+    return seconds | {"rows": size, "edges": len(pairs), "push and pull over sweep": ratio}
+
+
+def induction(model: ReplacementModel, repeats: int) -> dict[str, Any]:
+    """Where the heads that do induction look from, which heads write it, and what swaps do."""
+    rng = random.Random(SEED)
+    special = set(model.tokenizer.all_special_ids)
+    ordinary = [token for token in range(len(model.tokenizer)) if token not in special]
+    found: dict[str, list[dict[str, float]]] = {f"{a}.{b}": [] for a, b in HEADS}
+    for _ in range(repeats):
+        once = rng.sample(ordinary, LENGTH)
+        tokens = [model.tokenizer.bos_token_id, *once, *once[: LENGTH // 2]]
+        key = 1 + LENGTH // 2
+        other = next(token for token in ordinary if token not in once)
+        graph = tracer.trace(model, tokens, max_features=0)
+        for layer, head in HEADS:
+            one = tracer.explain_attention(model, graph, layer=layer, head=head, query=-1, key=key)
+            by = {(r["side"], r["position"]): r["weight"] for r in one.by_position.to_pylist()}
+            writes = {
+                f"{row['layer']}.{row['head']}": row["weight"]
+                for row in one.heads.to_pylist()
+                if row["side"] == "k" and row["layer"] == layer - 1
+            }
+            row = {"pattern": one.pattern, "log_odds": one.log_odds}
+            row["previous"] = by["k", key - 1] / one.explained
+            for name, at in (("key swapped", key - 1), ("query swapped", len(tokens) - 1)):
+                changed = [*tokens[:at], other, *tokens[at + 1 :]]
+                seen = model.record(changed).layers[layer].attention_pattern()
+                row[name] = float(seen[head, -1, key])
+            row |= {f"by {name}": value for name, value in writes.items()}
+            found[f"{layer}.{head}"].append(row)
+    return {
+        head: {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        for head, rows in found.items()
+    }
+
+
+def austin(model: ReplacementModel) -> dict[str, Any]:
+    """The head that carries most into Austin, and the one whose ablation at the end hurts most."""
+    graph = tracer.trace(model, ASKED)
+    table = tracer.head_logits(model, graph).to_pylist()
+    carried = {f"{row['layer']}.{row['head']}": row["through"] for row in table}
+    metric = tracer.patching.logit_difference(model, " Austin", " Nashville")
+    hurt: dict[str, float] = {}
+    last = graph.metadata["position"]
+    for row in tracer.patching.ablate(model, ASKED, metric, sites="head").to_pylist():
+        if row["position"] in (None, last):
+            hurt[f"{row['layer']}.{row['index']}"] = row["effect"]
+    return {
+        "carries most": max(carried, key=lambda name: carried[name]),
+        "hurts most": min(hurt, key=lambda name: hurt[name]),
+        "by": min(hurt.values()),
+    }
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", nargs="?", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    shape = (128, 4, 16, 100) if options.quick else (512, 8, 32, 500)
+    model = ReplacementModel.load()
+    found = {
+        "induction": induction(model, 2 if options.quick else REPEATS),
+        "austin": austin(model),
+        "costs": costs(*shape),
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

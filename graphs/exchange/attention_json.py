@@ -1,0 +1,109 @@
+"""What is known of attention, in the fields that web JSON has for it.
+
+The exporter of the attribution-graph JSON adds these to nodes and links: `qk_tracing_results` to
+the node that an explained head carried most to, descriptors of nodes that only explanations name
+under `qk_only_nodes`, and `x_heads` to links. Both signs are kept, largest sizes first.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from graphs.attention_tables import LEFT, edge_ends
+
+NO_NODES = ("constant.", "sink", LEFT)
+"""What stands in place of nodes and has no id of its own in a graph."""
+Tables = Mapping[str, pa.Table]
+
+
+def qk_tracing_results(tables: Tables) -> dict[str, dict[str, list[list[Any]]]]:
+    """Explanations of heads by the node that each carried most to.
+
+    Args:
+        tables: about attention; without `heads` nothing says which node a head carried to.
+
+    Returns:
+        Node id -> `pair_wise_contributors` ([q id, k id, weight]), `top_q_marginal_contributors`
+        and `top_k_marginal_contributors` ([id, weight]), in units of scores. Of several
+        explanations for one node the head that carried most counts.
+    """
+    if "heads" not in tables or "attention" not in tables:
+        return {}
+    targets = _targets(tables["heads"])
+    best: dict[str, tuple[float, int]] = {}
+    for row in tables["attention"].to_pylist():
+        place = (row["layer"], row["head"], row["query"], row["key"])
+        if place in targets:
+            target, loading = targets[place]
+            best[target] = max(best.get(target, (0.0, -1)), (loading, row["explanation"]))
+    return {target: _results(tables, number) for target, (_, number) in best.items()}
+
+
+def _targets(heads: pa.Table) -> dict[tuple[int, int, int, int], tuple[str, float]]:
+    """The node that each cell carried most to, and how much."""
+    found: dict[tuple[int, int, int, int], tuple[str, float]] = {}
+    for row in heads.to_pylist():
+        place = (row["layer"], row["head"], row["query"], row["key"])
+        if row["query"] is not None and abs(row["loading"]) > found.get(place, ("", 0.0))[1]:
+            found[place] = (edge_ends(row["edge"])[1], abs(row["loading"]))
+    return found
+
+
+def _results(tables: Tables, number: int) -> dict[str, list[list[Any]]]:
+    sides: dict[str, list[list[Any]]] = {"q": [], "k": []}
+    for row in tables["attention_marginals"].to_pylist():
+        if row["explanation"] == number and not row["node"].startswith(NO_NODES):
+            sides[row["side"]].append([row["node"], row["weight"]])
+    pairs = [
+        [row["node_q"], row["node_k"], row["weight"]]
+        for row in tables["attention_pairs"].to_pylist()
+        if row["explanation"] == number
+        and not row["node_q"].startswith(NO_NODES)
+        and not row["node_k"].startswith(NO_NODES)
+    ]
+    return {
+        "pair_wise_contributors": _sorted(pairs),
+        "top_q_marginal_contributors": _sorted(sides["q"]),
+        "top_k_marginal_contributors": _sorted(sides["k"]),
+    }
+
+
+def _sorted(rows: list[list[Any]]) -> list[list[Any]]:
+    return sorted(rows, key=lambda row: -abs(row[-1]))
+
+
+def qk_only_nodes(
+    results: Mapping[str, Mapping[str, list[list[Any]]]], nodes: pa.Table
+) -> list[str]:
+    """Ids that explanations name and the graph does not have.
+
+    Returns:
+        In sorted order; the exporter gives each a descriptor under `qk_only_nodes`.
+    """
+    named = {
+        name
+        for result in results.values()
+        for rows in result.values()
+        for row in rows
+        for name in row[:-1]
+    }
+    return sorted(named - set(nodes["id"].to_pylist()))
+
+
+def link_heads(tables: Tables) -> dict[tuple[str, str], list[list[Any]]]:
+    """`x_heads` of every link whose edge was split.
+
+    Returns:
+        (source id, target id) -> [layer, head, loading] of every head listed, in units of the edge;
+        each layer is a split of its own.
+    """
+    found: dict[tuple[str, str], list[list[Any]]] = defaultdict(list)
+    if "heads" in tables:
+        for row in tables["heads"].to_pylist():
+            if row["query"] is None and row["head"] >= 0:
+                found[edge_ends(row["edge"])].append([row["layer"], row["head"], row["loading"]])
+    for rows in found.values():
+        rows.sort(key=lambda row: (row[0], -abs(row[2])))
+    return dict(found)
