@@ -40,12 +40,12 @@ def test_a_graph_goes_out_and_comes_back(to: list[str], place: str):
 
 
 def test_circuit_tracers_server_finds_the_file():
-    text = succeed("export", "d.graph", "-o", "dallas fort.json", "--to", "circuit-tracer")
+    text = succeed("export", "d.graph", "-o", "dallas.json", "--to", "circuit-tracer")
     assert "supernodes=" in text
     succeed("export", "d.graph", "-o", "other.json", "--to", "circuit-tracer")
     succeed("export", "d.graph", "-o", "other.json", "--to", "circuit-tracer")
     listed = json.loads(Path("graph-metadata.json").read_text("utf-8"))["graphs"]
-    assert [one["slug"] for one in listed] == ["dallas-fort", "other"]
+    assert [one["slug"] for one in listed] == ["dallas", "other"]
     Path("graph-metadata.json").write_text("[]")
     line = refused("export", "d.graph", "-o", "third.json", "--to", "circuit-tracer")
     assert "no list of graphs" in line
@@ -56,6 +56,7 @@ def test_circuit_tracers_server_finds_the_file():
     ("arguments", "said"),
     [
         (["-o", "x.json", "--to", "neuronpedia"], "--source-set"),
+        (["-o", "x y.json", "--to", "circuit-tracer"], "as in x-y.json"),
         (["-o", "x.csv", "--to", "neuronpedia", "--source-set", "s"], "writes .json"),
         (["-o", "x.json", "--scan", "gemma"], "go with --to"),
         (["-o", "x.json", "--to", "self-hosted", "--feature-url", "ftp://x"], "expected https"),

@@ -110,10 +110,16 @@ def clear_route(
     points = sampled(found)
     outside = ((points[..., 0] < bounds[0]) | (points[..., 0] > bounds[1])).sum(1)
     wrong = hits(points, boxes) + outside
-    best = int(wrong.argmin())
-    if wrong[best] and otherwise is not None:
-        return otherwise()
-    return tightened(found[best])
+    for at in np.flatnonzero(wrong == 0):
+        route = tightened(found[at])
+        if not hits(sampled(_parts(route)), boxes).any():
+            return route
+    return tightened(found[int(wrong.argmin())]) if otherwise is None else otherwise()
+
+
+def _parts(route: Points) -> Float[np.ndarray, "parts 4 2"]:
+    """The single curves of a route."""
+    return np.stack([route[3 * n : 3 * n + 4] for n in range((len(route) - 1) // 3)])
 
 
 def tightened(curve: Float[np.ndarray, "4 2"], halvings: int = 2) -> Points:
@@ -233,6 +239,5 @@ def behind(
     found = np.zeros(len(routes), bool)
     for at, (route, ends) in enumerate(zip(routes, own, strict=True)):
         others = np.delete(boxes, sorted(ends), axis=0)
-        parts = np.stack([route[3 * n : 3 * n + 4] for n in range((len(route) - 1) // 3)])
-        found[at] = bool(hits(sampled(parts), others, margin).any())
+        found[at] = bool(hits(sampled(_parts(route)), others, margin).any())
     return found

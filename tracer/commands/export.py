@@ -120,6 +120,11 @@ def export_json(
     from graphs.exchange.views import pins_of
 
     about = About(re.sub(r"[^A-Za-z0-9_.-]+", "-", output.stem) or "graph", **names)
+    if to == "circuit-tracer" and about.slug != output.stem:
+        raise Failure(
+            f"cannot export {output}: circuit-tracer finds graphs by the file's name: expected "
+            f"letters, digits and _ . - only, as in {about.slug}.json"
+        )
     pins = pins_of(read(folder).beside.get(VIEW))
     content = graph.to_attribution_json(to, about, pins)
     if to == "circuit-tracer":
