@@ -1,5 +1,6 @@
 """`tracer features`, as a user meets it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,26 @@ def test_build_show_search_and_a_page(built: str, tmp_path: Path):
     assert "0/1\t" in found
     assert succeed("features", "search", "nowhere", "--store", built) == "no feature matches\n"
     assert "0/1" not in succeed("features", "search", "0/1", "--by", "similar", "--store", built)
+
+
+def test_label_measures_and_show_says_so(built: str, tmp_path: Path):
+    lines = [json.dumps({"text": [3 + (i * k) % 36 for k in range(12)]}) for i in range(1, 60)]
+    (tmp_path / "more.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    held = json.dumps({"some": tracer.FeatureStore.load(built)[0, 1].promoted[:2]})
+    (tmp_path / "classes.json").write_text(held, encoding="utf-8")
+    said = succeed(
+        *("features", "label", built, "--corpus", "more.jsonl", "--classes", "classes.json"), *SMALL
+    )
+    assert "true labels\t" in said
+    shown = [row for row in tracer.FeatureStore.load(built).labels.rows.values() if row["shown"]]
+    best = f"{shown[0]['layer']}/{shown[0]['feature']}"
+    assert "F1 " in succeed("features", "show", best, "--store", built)
+    wrong = ("features", "label", built, "--corpus", "more.jsonl", *SMALL)
+    assert "need each other" in refused(*wrong, "--endpoint", "http://127.0.0.1:9")
+    (tmp_path / "classes.json").write_text("[]", encoding="utf-8")
+    assert "expected words by class" in refused(*wrong, "--classes", "classes.json")
+    assert "'x' is not L/F" in refused(*wrong, "--features", "x")
+    assert "there is no feature 0/9999" in refused(*wrong, "--features", "0/9999")
 
 
 def test_differ_lists_features_of_the_first_prompt():
@@ -92,6 +113,16 @@ def test_without_a_command_the_group_shows_its_help():
     result = run("features")
     assert "Usage:" in result.output
     assert "build" in result.output
+
+
+def test_defaults_of_labelling_are_those_of_python():
+    from tracer.commands.features import label
+
+    shown = label.make_context("label", ["s", "--corpus", "x"]).params
+    expected = python_defaults(tracer.FeatureStore.label)
+    shared = {name for name in expected if name in shown}
+    assert {name: shown[name] for name in shared} == {name: expected[name] for name in shared}
+    assert {"held_out", "outside", "classes", "features", "max_tokens", "lines"} <= shared
 
 
 def test_defaults_are_those_of_python():
