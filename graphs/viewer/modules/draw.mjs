@@ -162,10 +162,11 @@ export function drawNames(pen, view, [x, y, k], width, height, only = null) {
     .slice(0, 60);
   for (const mark of boxes) {
     const w = textWidth(mark.label, 10.5) + 10,
-      u = x + k * mark.x - w / 2,
+      middle = x + k * mark.x,
+      u = Math.max(2, Math.min(width - w - 2, middle - w / 2)),
       v = y + k * mark.y - 8;
     const apart = taken.every(([a, b, c]) => u > a + c + 3 || u + w + 3 < a || Math.abs(v - b) > 18);
-    if (!apart || u + w < 0 || u > width || v < 0 || v > height - 24) continue;
+    if (!apart || middle < 0 || middle > width || v < 0 || v > height - 24) continue;
     taken.push([u, v, w]);
     pen.rect(
       u,
