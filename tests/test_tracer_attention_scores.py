@@ -34,6 +34,9 @@ from tracer.attention.effects import STEPS, _matrix
 from tracer.attention.explained import explained
 from tracer.attention.queries_keys import QueryKeyMap, Scores
 from tracer.attention.weights import head_maps
+from tracer.validation.ablation import ablations
+from tracer.validation.response import Prediction, by_distance, responses
+from tracer.validation.subject import subject
 
 ROTATES_IN_FLOAT32 = ("cohere", "cohere2")
 EXACT = ("gpt2", "gpt_neox", "gpt_neox_sequential", "phi", "gpt_neo", "gptj")
@@ -320,6 +323,23 @@ def test_with_nothing_answering_the_effects_are_the_edges(family: str):
 def embedded() -> tuple[ReplacementModel, AttributionGraph]:
     model = ReplacementModel.load()
     return model, tracer.trace(model, "The capital of the state containing Dallas is")
+
+
+def test_responses_are_predicted_better_with_what_attention_and_norms_answer():
+    model, graph = embedded()
+    about, found = subject(model, graph), tracer.attention_effects(model, graph)
+    plain = Prediction(about)
+    both = [Prediction(about, found, norms) for norms in (False, True)]
+    with torch.no_grad():
+        [ablated, *_] = ablations(about)
+        cosine = {}
+        for one in (plain, *both):
+            row = by_distance(list(responses(one, ablated)))["1"]
+            cosine[one.kind] = row["cosine"]
+    assert list(cosine) == ["edges", "attention answers", "attention and norms answer"]
+    edges, attention, norms = cosine.values()
+    assert edges + 0.03 < attention < norms - 0.03
+    assert norms > 0.8
 
 
 def test_head_3_4_carries_most_of_austin_and_losing_it_hurts_most():
