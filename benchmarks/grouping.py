@@ -65,7 +65,10 @@ def main(arguments: list[str]) -> None:
                     found.setdefault(f"{name}, {least}", []).append(figures(grouped))
     result: dict[str, Any] = {
         name: {
-            key: [round(q, 3) for q in np.quantile([one[key] for one in some], (0.25, 0.5, 0.75))]
+            key: [
+                round(float(q), 3)
+                for q in np.quantile([one[key] for one in some], (0.25, 0.5, 0.75))
+            ]
             for key in some[0]
         }
         for name, some in found.items()
