@@ -74,7 +74,14 @@ def test_every_kind_reaches_its_l0_and_explains(
         ("dense", {"run": {"sparse_below": 0.0}}),
         ("data", {"start": {"features": "data"}}),
         ("clusters", {"start": {"features": "clusters"}}),
-        ("random", {"start": {"features": "random", "decoder": False}}),
+        (
+            "random",
+            {
+                "start": {"features": "random", "decoder": False},
+                "optimiser": {"rate": 1e-2},
+                "run": {"tokens": 20_480},
+            },
+        ),
         ("l1", {"loss": {"penalty": "l1"}}),
         ("stream", {"dictionary": {"kind": "sae", "site": "resid_pre"}}),
         ("attention", {"dictionary": {"kind": "sae", "site": "attn_out"}}),

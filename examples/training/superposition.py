@@ -15,7 +15,7 @@ from replacement_models.training.arrays import train_on
 from replacement_models.training.config import TrainConfig
 
 FEATURES, HIDDEN, PRESENT, STEPS, BATCH = 5, 2, 0.05, 2000, 512
-SOUGHT = 8
+SOUGHT = 10
 """Features of the autoencoder, which is not told how many there are."""
 COLOURS = ("#1f5fa8", "#c2571a")
 SIZE = 320

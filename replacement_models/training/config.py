@@ -99,7 +99,7 @@ class LossConfig(Section):
     """The factor inside tanh."""
     penalty_start: float = setting(3e-4, above=0.0)
     """First weight of the penalty; then it follows L0."""
-    gain: float = setting(4.0, least=0.0)
+    gain: float = setting(1.0, least=0.0)
     """How fast that weight follows: natural logarithms in a tenth of the run at e times the L0."""
     bandwidth: float = setting(0.4, above=0.0)
     """Width of the window around a threshold through which it learns."""
