@@ -161,8 +161,9 @@ def test_a_command_named_in_a_sentence_exists(name: str, words: list[str]):
 def test_every_option_named_in_a_sentence_exists():
     flags = {"--help", "--version"}
     for command in COMMANDS.values():
-        for one in command.params:
-            flags |= {*one.opts, *one.secondary_opts}
+        for part in (command, *getattr(command, "commands", {}).values()):
+            for one in part.params:
+                flags |= {*one.opts, *one.secondary_opts}
     for name in ["README.md", *PAGES]:
         prose = FENCE.sub("", text_of(name))
         named = re.findall(r"`(--[a-z][a-z-]+)[^`]*`", prose)
