@@ -138,8 +138,8 @@ class Search:
             allowed: which alternatives may be taken; None is all.
         """
         family = self.families[kind]
-        named = np.ones(1, dtype=bool) if kind == "repeated" else self.named
-        left = _Left.of(family, firing, within, named if allowed is None else named & allowed)
+        known = np.ones(1, dtype=bool) if kind == "repeated" else self.named
+        left = _Left.of(family, firing, within, known if allowed is None else known & allowed)
         chosen: list[int] = []
         best = 0.0
         while len(chosen) < most:
