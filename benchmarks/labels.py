@@ -124,7 +124,8 @@ def measure(transcoders: str, seed: int) -> dict[str, Any]:
     means = mean_activations(model, prompts, rng)
     every = [one for graphs in found.values() for graph in graphs for one in graph]
     places = sorted({one.place for one in every})
-    kinds = [effective_behaviours(means[layer][:, feature]) for layer, feature in places]
+    found_in = [effective_behaviours(means[layer][:, feature]) for layer, feature in places]
+    kinds = [kind for kind in found_in if kind > 0]  # a few fire in none of the prompts drawn
     by_behaviour = {}
     for name, graphs in found.items():
         whole = judged(store, [one for graph in graphs for one in graph])
@@ -142,6 +143,7 @@ def measure(transcoders: str, seed: int) -> dict[str, Any]:
         },
         "influential_features": len(places),
         "effective_behaviours": {
+            "of_features": len(kinds),
             "median": median(kinds),
             "mean": fmean(kinds),
             "largest": max(kinds),

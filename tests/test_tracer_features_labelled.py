@@ -20,6 +20,7 @@ from tests.test_cli import refused, succeed
 from tracer import FeatureStore, TraceError
 from tracer.features.beside import store_of
 from tracer.features.labels.endpoint import Endpoint, SpentError
+from tracer.features.labels.on_nodes import Prompt, in_prompt
 from tracer.features.labels.own import FILE as OWN
 from tracer.features.labels.table import FILE, Labels
 from tracer.features.promoted import promoted_tokens, written_by
@@ -124,6 +125,21 @@ def test_a_graph_takes_its_labels_from_the_store(model: ReplacementModel, labell
     picture = graph.to_dot()
     assert "by where it fires" in picture
     assert "by what it promotes" not in picture
+
+
+def test_a_label_that_does_not_hold_in_the_prompt_says_so():
+    fruit = [{"name": "a fruit", "class": True}, {"name": "nut/Nut", "class": False, "tokens": [1]}]
+    clause = [{"kind": "on", "any": fruit}, {"kind": "says", "any": fruit[:1]}]
+    classes = {"a fruit": {"pear", "fig"}}
+    seen = Prompt([" <s>", " Nut", " pear", " x"], 3, ["fig"])
+    assert in_prompt([clause], 2, seen, classes) == "on a fruit +1, says a fruit"
+    assert in_prompt([clause], 1, seen, classes) == "on “nut/Nut” +1, says a fruit"
+    assert in_prompt([clause], 3, seen, classes) == "mostly on a fruit +1, says a fruit"
+    other = [{"kind": "after", "any": fruit[:1]}]
+    assert in_prompt([clause, other], 3, seen, classes) == "after a fruit; +1"
+    start = [{"kind": "after", "any": [{"name": "the start", "class": True}]}]
+    assert in_prompt([start], 1, seen, classes) == "after the start"
+    assert in_prompt([start], 2, seen, classes) == "mostly after the start"
 
 
 def test_the_store_beside_the_dictionary_is_found(

@@ -1,8 +1,8 @@
 """Text that the features of the embedded default are described on, labelled on and tested on.
 
 What a feature is called must owe nothing to TEST cities, so they are in none of the sentences that
-examples are shown from and labels are chosen and mended on. They are in the sentences held out,
-which labels are scored on, and in those of other templates.
+examples are shown from and labels are chosen and mended on, random repeats included. They are in
+the sentences held out, which labels are scored on, and in those of other templates.
 """
 
 import random
@@ -62,7 +62,8 @@ def label_texts(tokenizer: PreTrainedTokenizerFast) -> LabelTexts:
     cities = split_cities(facts)
     known = cities.seen + cities.choice
     whole = Source(facts, cities, known, whole_words(tokenizer))
-    blind = replace(whole, cities=replace(cities, test=()))
+    words = tuple(word for word in whole.words if word not in cities.test)
+    blind = replace(whole, cities=replace(cities, test=()), words=words)
     return LabelTexts(
         shown=_drawn(blind, *SHOWN),
         chosen=_drawn(blind, *CHOSEN),

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tracer.features.labels.families import families
-from tracer.features.labels.kinds_of_context import SHARE, Contexts, effective
+from tracer.features.labels.kinds_of_context import SEVERAL, SHARE, Contexts, effective
 from tracer.features.labels.names import Names
 from tracer.features.labels.observed import Observed
 from tracer.features.labels.predicates import ALTERNATIVES, Clause, Condition, Predicate
@@ -91,7 +91,7 @@ class Label:
     mixed: float | None
     """Effective number of unrelated kinds of context; None where it hardly fires."""
     polysemantic: bool
-    """Whether two unrelated kinds hold a fifth of its firings each."""
+    """Whether two unrelated kinds hold a fifth of its firings each, or there are many smaller."""
 
     @property
     def shown(self) -> bool:
@@ -299,8 +299,8 @@ def how_mixed(
         shares = side.contexts.kinds(firing)
     else:
         shares = _of_alternatives(side, predicate, firing)
-    large = int((shares >= SHARE).sum())
-    return effective(shares), large >= 2
+    large, mixed = int((shares >= SHARE).sum()), effective(shares)
+    return mixed, large >= 2 or mixed >= SEVERAL
 
 
 def _of_alternatives(

@@ -19,6 +19,8 @@ ALIKE = 0.25
 """Cosine from which two groups of firings are of one kind."""
 SHARE = 0.2
 """Of the firings, that each of two unrelated kinds must hold for a feature to be polysemantic."""
+SEVERAL = 1.9
+"""Effective number of kinds from which it is so too, however small each of them."""
 LOOKED_AT = 64
 """Firings, spread evenly over the text, that are compared one by one."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from graphs import AttributionGraph, NodeKind, words
 from tracer.features.labels.named import MIXED, Named
-from tracer.features.labels.names import SPELLED
+from tracer.features.labels.names import SPELLED, START
 from tracer.features.labels.predicates import NEAR
 from tracer.features.labels.table import ENDPOINT, PREDICATE, USER
 from tracer.features.store import FeatureStore
@@ -106,38 +106,45 @@ def in_prompt(
 ) -> str:
     """A predicate in a few words, what holds in the prompt first.
 
+    `mostly` stands before it where none of it holds there: this firing is one of those it misses.
+
     Args:
         clauses: as `Predicate.as_json` gives them.
         position: of the node.
         prompt: what stands there.
         classes: words of each class that was given.
     """
-    said = []
+    said, start = [], words.token(prompt.tokens[0])
     for clause in clauses:
-        parts = [_condition(one, prompt.words(one["kind"], position), classes) for one in clause]
+        parts = [
+            _condition(one, prompt.words(one["kind"], position), classes, start) for one in clause
+        ]
         said.append((all(fits for fits, _ in parts), ", ".join(text for _, text in parts)))
     said.sort(key=lambda one: not one[0])
     more = f"; +{len(said) - 1}" if len(said) > 1 else ""
-    return said[0][1] + more
+    return f"{'' if said[0][0] else 'mostly '}{said[0][1]}{more}"
 
 
 def _condition(
-    condition: Json, seen: Sequence[str], classes: Mapping[str, set[str]]
+    condition: Json, seen: Sequence[str], classes: Mapping[str, set[str]], start: str
 ) -> tuple[bool, str]:
-    """Whether a condition holds as far as words tell, and its words."""
+    """Whether a condition holds, or cannot be told to fail, and its words."""
     every = condition["any"]
     if not every:
         return True, condition["kind"]
-    fitting = [one for one in every if any(_is(one, word, classes) for word in seen)]
+    known = condition["kind"] not in ("says", "promotes") or bool(seen)
+    fitting = [one for one in every if any(_is(one, word, classes, start) for word in seen)]
     first = (fitting or every)[0]
     name = first["name"] if first["class"] else f"“{words.token(first['name'])}”"
     more = f" +{len(every) - 1}" if len(every) > 1 else ""
-    return bool(fitting), f"{condition['kind']} {name}{more}"
+    return bool(fitting) or not known, f"{condition['kind']} {name}{more}"
 
 
-def _is(alternative: Json, word: str, classes: Mapping[str, set[str]]) -> bool:
+def _is(alternative: Json, word: str, classes: Mapping[str, set[str]], start: str) -> bool:
     name = alternative["name"]
     if not alternative["class"]:
         return word == words.token(name) or word in name.split("/")
     spelled = SPELLED.get(name)
+    if name == START:
+        return word == start
     return word in classes.get(name, ()) or bool(spelled and spelled.fullmatch(word))

@@ -8,9 +8,10 @@ the firings and then, inside of it, the list that is right.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from tracer.features.labels.families import Family
 from tracer.features.labels.names import Names
@@ -64,6 +65,15 @@ class Search:
     names: Names
     promoted: Mapping[int, Int[np.ndarray, "features tokens"]]
     """By layer, ids of the tokens that each feature promotes most."""
+
+    @cached_property
+    def named(self) -> Bool[np.ndarray, " alternatives"]:
+        """Which alternatives a label may name: classes, and words that stand in the text.
+
+        What the model says there and nobody wrote is not named: a label owes nothing to words that
+        it was not chosen on.
+        """
+        return self.names.is_class | (self.families["on"].totals > 0)
 
     def clauses(
         self,
@@ -128,7 +138,8 @@ class Search:
             allowed: which alternatives may be taken; None is all.
         """
         family = self.families[kind]
-        left = _Left.of(family, firing, within, allowed)
+        known = np.ones(1, dtype=bool) if kind == "repeated" else self.named
+        left = _Left.of(family, firing, within, known if allowed is None else known & allowed)
         chosen: list[int] = []
         best = 0.0
         while len(chosen) < most:
@@ -166,11 +177,11 @@ class _Left:
         family: Family,
         firing: Int[np.ndarray, " firing"],
         within: np.ndarray | None,
-        allowed: np.ndarray | None,
+        allowed: Bool[np.ndarray, " alternatives"],
     ) -> "_Left":
         hits = family.counts(firing)
         totals = family.totals.copy() if within is None else family.counts(within)
-        free = totals > 0 if allowed is None else allowed & (totals > 0)
+        free = allowed & (totals > 0)
         inside, wanted = _mask(family, within), _mask(family, firing)
         return cls(family, hits, totals, free, inside, wanted, np.zeros(len(inside), dtype=bool))
 
