@@ -23,7 +23,6 @@ from replacement_models.training.config_file import (
     template,
     with_changes,
 )
-from replacement_models.training.fold import folded
 from replacement_models.training.journal import FILE, entries
 from replacement_models.training.memory import check_memory, planned
 from replacement_models.training.settings import Section
@@ -386,4 +385,3 @@ def test_spans_are_padded_with_zeros(tmp_path: Path):
     assert rows.shape[1] == 4
     assert bool(rows[:, :2].any())
     assert not bool(rows[:, 2:].any())
-    assert callable(folded)
