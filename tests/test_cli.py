@@ -93,7 +93,8 @@ def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
         **{name: [] for name in ("trace", "intervene", "generate")},
-        **{name: ["x"] for name in ("show", "validate", "view")},
+        **{name: ["x"] for name in ("show", "validate", "view", "label", "drive")},
+        "monitor": ["x", "--features", "0/0:1"],
         "convert": ["x", "x"],
         "patch": ["x", "x", "--target", "x"],
     }

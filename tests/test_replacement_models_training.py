@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from replacement_models.training.config_file import (
     template,
     with_changes,
 )
-from replacement_models.training.fold import folded
 from replacement_models.training.journal import FILE, entries
 from replacement_models.training.memory import check_memory, planned
+from replacement_models.training.settings import Section
 from replacement_models.training.train import DICTIONARY, train
 from replacement_models.training.wiring import Wiring
 from tests.training_runs import same, settings, trained
@@ -37,6 +38,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "sae": {"kind": "sae", "layers": [1]},
 }
 ACTIVATIONS = ("jump_relu", "relu", "topk", "batch_topk", "gated")
+
+
+@lru_cache(maxsize=1)
+def loaded(*arguments: Any) -> ReplacementModel:
+    """The model, loaded once for all runs."""
+    return load_alone(*arguments)
+
+
+load_alone = ReplacementModel.without_dictionary
+
+
+@pytest.fixture(autouse=True)
+def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs share one model."""
+    monkeypatch.setattr(ReplacementModel, "without_dictionary", staticmethod(loaded))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +205,7 @@ def test_every_field_is_described_and_the_template_holds_the_defaults():
         assert set(said) >= {
             name
             for name, hint in section.__annotations__.items()
-            if not name.startswith("_") and not str(hint).endswith("Config")
+            if not (isinstance(hint, type) and issubclass(hint, Section))
         }, section
     assert read_config(yaml.safe_load(template())) == TrainConfig()
 
@@ -369,4 +385,3 @@ def test_spans_are_padded_with_zeros(tmp_path: Path):
     assert rows.shape[1] == 4
     assert bool(rows[:, :2].any())
     assert not bool(rows[:, 2:].any())
-    assert callable(folded)

@@ -344,7 +344,13 @@ def test_a_graph_of_another_model_is_not_asked_about(folder: Path, traced: tuple
 def test_the_command_serves_until_it_is_interrupted(folder: Path):
     command = [sys.executable, "-m", "tracer", "view", str(folder), "--no-browser"]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
@@ -357,7 +363,10 @@ def test_the_command_serves_until_it_is_interrupted(folder: Path):
             connection.close()
         finally:
             running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 0
+        try:
+            assert running.wait(20) == 0
+        finally:
+            running.kill()
 
 
 def test_what_is_no_graph_is_not_served(tmp_path: Path):

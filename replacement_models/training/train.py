@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,7 @@ def _train(config: TrainConfig, folder: Path, told: Told, score: Score | None) -
     journal = Journal(folder, config, loop.done)
     steps = config.steps
     try:
-        with between_steps() as asked, _fixed_order(config):
+        with between_steps() as asked:
             loop.run(journal, asked, lambda line: told(_words(line), line["step"], steps))
     finally:
         journal.close()
@@ -258,11 +257,6 @@ def _empty(config: TrainConfig, wiring: Wiring, like: Batch) -> Trainee:
         return [Scale(torch.zeros_like(x[0]), x.new_zeros(()), x.new_zeros(())) for x in tensors]
 
     return Trainee(config, wiring, scales(like.inputs), scales(like.outputs))
-
-
-def _fixed_order(config: TrainConfig) -> Any:
-    """Room for what a device needs to repeat a run exactly; a CPU needs nothing."""
-    return nullcontext()
 
 
 def _words(line: Mapping[str, Any]) -> str:

@@ -30,9 +30,7 @@ class Wiring:
         if not layers or len(set(layers)) < len(layers):
             raise config.wrong("layers", "some layers, each once", layers)
         if len(config.l0) not in (1, len(layers)):
-            raise config.wrong(
-                "l0", f"one number or one for each of {len(layers)} layers", config.l0
-            )
+            raise config.wrong("l0", f"one number, or one for each of {len(layers)}", config.l0)
         cross = config.kind == "cross_layer"
         return cls(tuple(sorted(layers)), (config.span or len(layers)) if cross else 1)
 

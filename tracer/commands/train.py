@@ -33,7 +33,12 @@ KNOWN = ("divergence", "agreement", "replacement_score", "completeness_score")
     help="Another value for a field, as in dictionary.features=2048.",
     show_default="none",
 )
-@click.option("--template", is_flag=True, help="Print a configuration with every field and stop.")
+@click.option(
+    "--template",
+    is_flag=True,
+    help="Print a configuration with every field and stop.",
+    show_default="no",
+)
 @output("Folder of the run.", show_default="the configuration's")
 def train(
     config: Path | None, changes: tuple[str, ...], template: bool, output: Path | None
