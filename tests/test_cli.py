@@ -94,7 +94,7 @@ def defaults(command: str) -> dict[str, Any]:
     arguments = {
         **{name: [] for name in ("trace", "intervene", "generate")},
         **{name: ["x"] for name in ("show", "validate", "view", "label", "drive")},
-        "monitor": ["x", "--features", "0/0:1"],
+        "monitor": ["x", "--features", "x"],
         "convert": ["x", "x"],
         "patch": ["x", "x", "--target", "x"],
     }

@@ -38,6 +38,7 @@ from replacement_models.formats.storage.tensors import StoredDecoder, TensorFile
 from tests.dictionaries import assert_same, computed
 from tests.random_models import LAYERS, PROMPT, replacement_model
 from tests.random_models import transcoder as random_transcoder
+from tracer.features.promoted import usual_scores
 
 FORMATS = ("tracer", "circuit-tracer")
 ACTIVATIONS = {
@@ -288,7 +289,8 @@ def test_a_trace_from_disk_is_the_trace_from_memory_and_reads_active_rows_only(
     saved = random_transcoder(kind, skip=True)
     folder = save_transcoder(saved, tmp_path / "set", format)
     expected = traced(load_transcoder(folder, lazy=False))
-    lazy = load_transcoder(folder, lazy=True)
+    model = with_transcoder(load_transcoder(folder, lazy=True))
+    usual_scores(model)  # what labels are measured against: some rows, once a model
     read: set[tuple[str, int]] = set()
     real = StoredDecoder.rows
 
@@ -297,7 +299,7 @@ def test_a_trace_from_disk_is_the_trace_from_memory_and_reads_active_rows_only(
         return real(self, features)
 
     monkeypatch.setattr(StoredDecoder, "rows", noted)
-    found = traced(lazy)
+    found = tracer.trace(model, PROMPT)
     assert found.nodes.equals(expected.nodes)
     assert (found.effect != expected.effect).nnz == 0
     active = with_transcoder(saved).record(PROMPT).features
