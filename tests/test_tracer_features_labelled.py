@@ -137,6 +137,10 @@ def test_a_label_that_does_not_hold_in_the_prompt_says_so():
     assert in_prompt([clause], 3, seen, classes) == "mostly on a fruit +1, says a fruit"
     other = [{"kind": "after", "any": fruit[:1]}]
     assert in_prompt([clause, other], 3, seen, classes) == "after a fruit; +1"
+    words = [{"name": name, "class": False, "tokens": [1]} for name in ("pear", "fig")]
+    assert in_prompt([[{"kind": "on", "any": words}]], 2, seen, classes) == (
+        "on “pear” +1 (a fruit)"
+    )
     start = [{"kind": "after", "any": [{"name": "the start", "class": True}]}]
     assert in_prompt([start], 1, seen, classes) == "after the start"
     assert in_prompt([start], 2, seen, classes) == "mostly after the start"

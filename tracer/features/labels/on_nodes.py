@@ -136,8 +136,20 @@ def _condition(
     fitting = [one for one in every if any(_is(one, word, classes, start) for word in seen)]
     first = (fitting or every)[0]
     name = first["name"] if first["class"] else f"“{words.token(first['name'])}”"
-    more = f" +{len(every) - 1}" if len(every) > 1 else ""
+    more = f" +{len(every) - 1}{_in_common(every, classes)}" if len(every) > 1 else ""
     return bool(fitting) or not known, f"{condition['kind']} {name}{more}"
+
+
+def _in_common(every: Sequence[Json], classes: Mapping[str, set[str]]) -> str:
+    """The smallest class that holds all of several words, in brackets; nothing if none does."""
+    if any(one["class"] for one in every):
+        return ""
+    found = [
+        (len(held), name)
+        for name, held in classes.items()
+        if all(held & {*one["name"].split("/")} for one in every)
+    ]
+    return f" ({min(found)[1]})" if found else ""
 
 
 def _is(alternative: Json, word: str, classes: Mapping[str, set[str]], start: str) -> bool:
