@@ -93,7 +93,7 @@ def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
         **{name: [] for name in ("trace", "intervene", "generate")},
-        **{name: ["x"] for name in ("show", "validate")},
+        **{name: ["x"] for name in ("show", "validate", "label")},
         "convert": ["x", "x"],
         "patch": ["x", "x", "--target", "x"],
     }

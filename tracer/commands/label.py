@@ -20,9 +20,17 @@ from tracer.commands.say import say
 @click.argument("where", metavar="FOLDER|STORE", type=EXISTING)
 @click.argument("feature", metavar="[L/F]", required=False)
 @click.argument("text", required=False)
-@click.option("--remove", is_flag=True, help="Take the label of L/F away.")
-@click.option("--export", "exported", type=EXISTING, help="Write all own labels to a file: .json.")
-@click.option("--import", "imported", type=EXISTING, help="Take labels from such a file.")
+@click.option("--remove", is_flag=True, help="Take the label of L/F away.", show_default="off")
+@click.option(
+    "--export",
+    "exported",
+    type=EXISTING,
+    help="Write all own labels to a file: .json.",
+    show_default="none",
+)
+@click.option(
+    "--import", "imported", type=EXISTING, help="Take labels from such a file.", show_default="none"
+)
 def label(
     where: Path,
     feature: str | None,
