@@ -105,7 +105,12 @@ def build(corpus: str, output: Path, **options: Any) -> None:
     help="Text: half to choose on, a quarter to mend on, a quarter to score on.",
 )
 @click.option("--held-out", metavar="CORPUS", help="Score on this.", show_default="a quarter")
-@click.option("--outside", metavar="CORPUS", help="Score on this too, text of another kind.")
+@click.option(
+    "--outside",
+    metavar="CORPUS",
+    help="Score on this too, text of another kind.",
+    show_default="none",
+)
 @model_options
 @click.option("--field", default="text", help="Key or column that holds the text.")
 @click.option("--lines", is_flag=True, help="Every line of plain text is a document.")
@@ -115,10 +120,18 @@ def build(corpus: str, output: Path, **options: Any) -> None:
     type=EXISTING,
     metavar="FILE.json",
     help="Words by the name of their class, for labels to name.",
+    show_default="none",
 )
 @click.option("--features", metavar="L/F,...", help="Only these.", show_default="all")
-@click.option("--endpoint", metavar="URL", help="Ask an OpenAI-compatible API about the rest.")
-@click.option("--model-name", metavar="M", help="Model that the endpoint is asked for.")
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="Ask an OpenAI-compatible API about the rest.",
+    show_default="none",
+)
+@click.option(
+    "--model-name", metavar="M", help="Model that the endpoint is asked for.", show_default="none"
+)
 @click.option("--budget", type=POSITIVE, default=200, help="Requests made to it at most.")
 def label(store: Path, corpus: str, **options: Any) -> None:
     """Label features by what can be tested, and say how true each label is.
