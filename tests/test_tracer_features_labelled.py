@@ -1,6 +1,7 @@
 """Stores with labels, users' own labels, labels from an endpoint, and graphs that show them."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -156,6 +157,21 @@ def test_the_store_beside_the_dictionary_is_found(
     plain = tracer.trace(model, [0, 5, 20])
     assert "labels" not in plain.metadata
     assert "by what it promotes" in plain.to_dot()
+
+
+def test_the_store_beside_the_dictionary_is_read_once_until_it_changes(
+    model: ReplacementModel, labelled: FeatureStore, tmp_path: Path
+):
+    place = tmp_path / "planted.features"
+    shutil.copytree(labelled.path, place)
+    beside = replace(model, dictionary_folder=tmp_path / "planted")
+    first, _ = store_of(beside)
+    assert first is not None
+    assert store_of(beside)[0] is first
+    FeatureStore.load(place).set_labels({(0, 1): "my own"})  # as another process would
+    again, _ = store_of(beside)
+    assert again is not None
+    assert again.label_of(0, 1).label == "my own"
 
 
 def test_another_dictionarys_store_is_not_used(labelled: FeatureStore, tmp_path: Path):
