@@ -1,16 +1,15 @@
 """What is watched: a feature, a named group of them, or a direction of the residual stream."""
 
-import json
 import re
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from graphs import GraphError, groups
 from graphs.exchange.files import place_of
 from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
@@ -21,7 +20,6 @@ from tracer.features.store import FeatureStore
 from tracer.lenses.directions import Directions
 from tracer.lenses.readings import stream_sites
 
-GROUPS = "groups.json"
 WANTED = re.compile(r"(\d{1,9})/(\d{1,9})(?::(-?\d+(?:\.\d*)?(?:e[-+]?\d+)?%?))?")
 FEATURE_ID = re.compile(r"(\d+)_(\d+)_\d+")
 
@@ -65,11 +63,11 @@ class Watch:
         Raises:
             TraceError: no groups there, no such group, or one without a feature.
         """
-        groups = read_groups(Path(graph))
-        if name not in groups:
-            known = ", ".join(map(repr, groups)) or "none"
+        held = read_groups(Path(graph))
+        if name not in held:
+            known = ", ".join(map(repr, held)) or "none"
             raise TraceError(f"{graph}: has no group {name!r}; it has {known}")
-        found = (FEATURE_ID.fullmatch(one) for one in groups[name])
+        found = (FEATURE_ID.fullmatch(one) for one in held[name])
         places = dict.fromkeys((int(one[1]), int(one[2])) for one in found if one)
         if not places:
             raise TraceError(f"{graph}: group {name!r} holds no feature, so nothing can be watched")
@@ -139,27 +137,26 @@ def read_groups(graph: Path) -> dict[str, list[str]]:
     Raises:
         TraceError: there is no such graph, it has no groups, or they are torn.
     """
-    text = _groups_text(graph)
-    if text is None:
-        raise TraceError(f"{graph}: holds no {GROUPS}; group its nodes first, or name another")
+    content = _groups_file(graph)
+    if content is None:
+        raise TraceError(f"{graph}: holds no {groups.FILE}; group its nodes first, or name another")
     try:
-        value: Any = json.loads(text)
-        return {str(one["name"]): [str(id) for id in one["members"]] for one in value["groups"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise TraceError(f"{graph}: {GROUPS} cannot be read ({error!r})") from error
+        return {group.name: list(group.members) for group in groups.from_bytes(content)}
+    except GraphError as error:
+        raise TraceError(f"{graph}: groups cannot be read ({error})") from error
 
 
-def _groups_text(graph: Path) -> str | None:
+def _groups_file(graph: Path) -> bytes | None:
     if not graph.exists():
         raise TraceError(f"{graph}: no such graph; expected a folder or a .zip of one")
     try:
         if graph.is_dir():
-            file = place_of(graph, GROUPS)
-            return None if file is None else file.read_text(encoding="utf-8")
+            file = place_of(graph, groups.FILE)
+            return None if file is None else file.read_bytes()
         with zipfile.ZipFile(graph) as archive:
-            inside = [one for one in archive.namelist() if one.rpartition("/")[2] == GROUPS]
-            return archive.read(inside[0]).decode() if inside else None
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+            inside = [one for one in archive.namelist() if one.rpartition("/")[2] == groups.FILE]
+            return archive.read(inside[0]) if inside else None
+    except (OSError, zipfile.BadZipFile) as error:
         raise TraceError(f"{graph}: cannot be read ({error})") from error
 
 
