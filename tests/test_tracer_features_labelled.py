@@ -1,7 +1,6 @@
 """Stores with labels, users' own labels, labels from an endpoint, and graphs that show them."""
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -162,13 +161,11 @@ def test_the_store_beside_the_dictionary_is_found(
 def test_the_store_beside_the_dictionary_is_read_once_until_it_changes(
     model: ReplacementModel, labelled: FeatureStore, tmp_path: Path
 ):
-    place = tmp_path / "planted.features"
-    shutil.copytree(labelled.path, place)
     beside = replace(model, dictionary_folder=tmp_path / "planted")
     first, _ = store_of(beside)
     assert first is not None
     assert store_of(beside)[0] is first
-    FeatureStore.load(place).set_labels({(0, 1): "my own"})  # as another process would
+    FeatureStore.load(labelled.path).set_labels({(0, 1): "my own"})  # as another process would
     again, _ = store_of(beside)
     assert again is not None
     assert again.label_of(0, 1).label == "my own"
