@@ -165,6 +165,7 @@ def test_the_store_beside_the_dictionary_is_read_once_until_it_changes(
     first, _ = store_of(beside)
     assert first is not None
     assert store_of(beside)[0] is first
+    assert first.label_of(0, 1).label != "my own"
     FeatureStore.load(labelled.path).set_labels({(0, 1): "my own"})  # as another process would
     again, _ = store_of(beside)
     assert again is not None
