@@ -16,8 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 from scipy import sparse
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
 from graphs import words
 from graphs.schema import GraphError
@@ -167,6 +165,9 @@ def clusters(alike: Square, kinds: np.ndarray, least: float) -> list[list[int]]:
         return []
     apart = np.where(kinds[:, None] == kinds, 1 - alike, 2.0)
     np.fill_diagonal(apart, 0)
+    from scipy.cluster import hierarchy  # half as much to import as all else of a graph
+    from scipy.spatial.distance import squareform
+
     tree = hierarchy.linkage(squareform(apart, checks=False), method="complete")
     found = hierarchy.fcluster(tree, 1 - least + 1e-12, criterion="distance")
     members = [np.flatnonzero(found == number).tolist() for number in np.unique(found)]

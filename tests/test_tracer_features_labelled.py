@@ -20,7 +20,7 @@ from tests.test_cli import refused, succeed
 from tracer import FeatureStore, TraceError
 from tracer.features.beside import store_of
 from tracer.features.labels.endpoint import Endpoint, SpentError
-from tracer.features.labels.on_nodes import Prompt, in_prompt
+from tracer.features.labels.on_nodes import Classes, Prompt, in_prompt
 from tracer.features.labels.own import FILE as OWN
 from tracer.features.labels.table import FILE, Labels
 from tracer.features.promoted import promoted_tokens, written_by
@@ -130,7 +130,7 @@ def test_a_graph_takes_its_labels_from_the_store(model: ReplacementModel, labell
 def test_a_label_that_does_not_hold_in_the_prompt_says_so():
     fruit = [{"name": "a fruit", "class": True}, {"name": "nut/Nut", "class": False, "tokens": [1]}]
     clause = [{"kind": "on", "any": fruit}, {"kind": "says", "any": fruit[:1]}]
-    classes = {"a fruit": {"pear", "fig"}}
+    classes = Classes({"a fruit": ["pear", "fig", "kiwi"], "a thing": ["pear", "fig", "kiwi", "x"]})
     seen = Prompt([" <s>", " Nut", " pear", " x"], 3, ["fig"])
     assert in_prompt([clause], 2, seen, classes) == "on a fruit +1, says a fruit"
     assert in_prompt([clause], 1, seen, classes) == "on “nut/Nut” +1, says a fruit"
@@ -139,8 +139,16 @@ def test_a_label_that_does_not_hold_in_the_prompt_says_so():
     assert in_prompt([clause, other], 3, seen, classes) == "after a fruit; +1"
     words = [{"name": name, "class": False, "tokens": [1]} for name in ("pear", "fig")]
     assert in_prompt([[{"kind": "on", "any": words}]], 2, seen, classes) == (
-        "on “pear” +1 (a fruit)"
+        "on a fruit (“pear” +1)"
     )
+    seen = Prompt([" <s>", " kiwi", " x"], 2, [])
+    assert in_prompt([[{"kind": "on", "any": words}]], 1, seen, classes) == (
+        "on a fruit (mostly “pear” +1)"
+    )
+    assert in_prompt([[{"kind": "on", "any": words}]], 2, seen, classes) == (
+        "mostly on a fruit (“pear” +1)"
+    )
+    seen = Prompt([" <s>", " Nut", " pear", " x"], 3, ["fig"])
     start = [{"kind": "after", "any": [{"name": "the start", "class": True}]}]
     assert in_prompt([start], 1, seen, classes) == "after the start"
     assert in_prompt([start], 2, seen, classes) == "mostly after the start"

@@ -1,6 +1,6 @@
 """`python -m tracer`: the command line."""
 
-from tracer.commands import main
+from tracer.commands import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -8,6 +8,7 @@ import sys
 import click
 
 from tracer.commands.group import Group
+from tracer.commands.lean import OWN_PROCESS
 from tracer.commands.options import examples
 
 COMMANDS = (
@@ -16,9 +17,7 @@ COMMANDS = (
     "train",
     *("heads", "attention"),
     "label",
-    *("monitor", "drive"),
-    *("trace", "show", "prune", "render", "export", "validate"),
-    *("intervene", "generate", "patch", "lens", "direction", "convert", "features", "view"),
+    *("monitor", "drive", "view"),
 )
 """Each is a function in the module of its name, but for `MODULES`' exception."""
 MODULES = {
@@ -45,3 +44,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # the terminal's encoding may lack a token's letters
             stream.reconfigure(errors="backslashreplace")
+
+
+def run() -> None:
+    """The command line as a process of its own, which loads less (`tracer.commands.lean`)."""
+    main(obj=OWN_PROCESS)

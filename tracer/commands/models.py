@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
+from tracer.commands.lean import lean_loading, lean_process
 from tracer.commands.progress import progress
 from tracer.commands.say import say
 
@@ -26,12 +27,16 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
             click.get_current_context(),
         )
     names = ("name", "transcoders", "device", "dtype", "lazy", "elsewhere")
+    lean_process()
     with progress("Loading the model"):
         from replacement_models.process import quiet_transformers
 
         # What is wrong, our own errors say in one line.
         click.get_current_context().with_resource(quiet_transformers())
-        model = tracer.ReplacementModel.load(**{name: options.pop(name, None) for name in names})
+        with lean_loading():
+            model = tracer.ReplacementModel.load(
+                **{name: options.pop(name, None) for name in names}
+            )
     for note in model.notes:
         say(note, err=True)
     return model

@@ -268,9 +268,18 @@ class FeatureStore:
         A user's words, else a true label, else a name beside the dictionary, else its strongest
         example, else nothing.
         """
-        given = self.features(layer)["label"][feature].as_py()
+        given = self._given(layer)[feature].as_py()
         row = self.labels.rows.get((layer, feature))
         return named(self.own_labels.get((layer, feature)), given, row)
+
+    def _given(self, layer: int) -> pa.ChunkedArray:
+        """Names beside the dictionary, one a feature; nothing else of the table is read."""
+        if layer in self._tables:
+            return self._tables[layer]["label"]
+        if layer not in self._names:
+            file = layer_file(self.path, FEATURES, layer)
+            self._names[layer] = _read(file, columns=["label"])["label"]
+        return self._names[layer]
 
     def label(  # noqa: PLR0913  keyword arguments are the public interface
         self,
@@ -439,6 +448,10 @@ class FeatureStore:
     def _tables(self) -> dict[int, pa.Table]:
         return {}
 
+    @cached_property
+    def _names(self) -> dict[int, pa.ChunkedArray]:
+        return {}
+
 
 class Texts(Mapping[int, Sequence[str]]):
     """Token strings of every window that is shown, as the table holds them."""
@@ -475,9 +488,12 @@ def _example(row: Mapping[str, Any], texts: Sequence[str], special: Collection[s
     )
 
 
-def _read(file: Path, **options: Any) -> pa.Table:
+def _read(file: Path, *, filters: Any = None, columns: list[str] | None = None) -> pa.Table:
     try:
-        return parquet.read_table(file, partitioning=None, **options)
+        if filters is None:  # pyarrow's datasets take long to import
+            with parquet.ParquetFile(file) as opened:
+                return opened.read(columns)
+        return parquet.read_table(file, partitioning=None, filters=filters, columns=columns)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise TraceError(f"{file}: cannot be read ({reason}); build the store anew") from error

@@ -1,11 +1,12 @@
 """Labels of a graph's nodes: what stands for a feature, said of this prompt.
 
 A predicate with several alternatives begins with the one that holds in the prompt, and says how
-many more there are: `on “hot” +4`. The whole of it stands in the graph's metadata.
+many more there are: `on “hot” +4`. What all of them are comes first where there is a word for it:
+`on a city in Texas (“Austin” +4)`. The whole predicate stands in the graph's metadata.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,28 @@ class Prompt:
         return [words.token(text) for text in self.tokens[max(0, first) : last]]
 
 
+class Classes:
+    """Words by class, and what several words have in common."""
+
+    def __init__(self, held: Mapping[str, Iterable[str]]) -> None:
+        """Take the words of each class by its name."""
+        self.held = {name: frozenset(members) for name, members in held.items()}
+        self._of: dict[str, set[str]] = {}
+        for name, members in self.held.items():
+            for member in members:
+                self._of.setdefault(member, set()).add(name)
+
+    def holding(self, names: Iterable[str]) -> str | None:
+        """The smallest class that holds all words; each is a word, or its spellings with /."""
+        shared = [set().union(*(self.of(word) for word in one.split("/"))) for one in names]
+        found = set.intersection(*shared)
+        return min(found, key=lambda name: (len(self.held[name]), name)) if found else None
+
+    def of(self, word: str) -> set[str]:
+        """Names of the classes that a word is in."""
+        return self._of.get(word, set())
+
+
 def with_labels(graph: AttributionGraph, store: FeatureStore) -> AttributionGraph:
     """A graph with the labels of a store.
 
@@ -51,7 +74,7 @@ def with_labels(graph: AttributionGraph, store: FeatureStore) -> AttributionGrap
         The graph with other labels; what is known of each in `metadata["labels"]`, by `L/F`.
     """
     prompt = _prompt(graph)
-    classes = {name: {*held} for name, held in store.labels.about.get("classes", {}).items()}
+    classes = Classes(store.labels.about.get("classes", {}))
     labels, known = {}, {}
     names = ("id", "kind", "layer", "feature", "position", "activation", "label")
     for row in graph.nodes.select(names).to_pylist():
@@ -65,7 +88,7 @@ def with_labels(graph: AttributionGraph, store: FeatureStore) -> AttributionGrap
     return labelled
 
 
-def _label(found: Named, row: Json, prompt: Prompt, classes: Mapping[str, set[str]]) -> str:
+def _label(found: Named, row: Json, prompt: Prompt, classes: Classes) -> str:
     text = _text(found, row, prompt, classes)
     if text is None:
         promoted = " · " in (row["label"] or "")
@@ -85,7 +108,7 @@ def _prompt(graph: AttributionGraph) -> Prompt:
     )
 
 
-def _text(found: Named, row: Json, prompt: Prompt, classes: Mapping[str, set[str]]) -> str | None:
+def _text(found: Named, row: Json, prompt: Prompt, classes: Classes) -> str | None:
     """What is said of one node; None where nothing is known."""
     measured = found.source in (PREDICATE, ENDPOINT)
     if row["activation"] <= (found.above if measured else 0) and found.source != USER:
@@ -102,7 +125,7 @@ def in_prompt(
     clauses: Sequence[Sequence[Json]],
     position: int,
     prompt: Prompt,
-    classes: Mapping[str, set[str]],
+    classes: Classes,
 ) -> str:
     """A predicate in a few words, what holds in the prompt first.
 
@@ -126,37 +149,37 @@ def in_prompt(
 
 
 def _condition(
-    condition: Json, seen: Sequence[str], classes: Mapping[str, set[str]], start: str
+    condition: Json, seen: Sequence[str], classes: Classes, start: str
 ) -> tuple[bool, str]:
     """Whether a condition holds, or cannot be told to fail, and its words."""
-    every = condition["any"]
+    kind, every = condition["kind"], condition["any"]
     if not every:
-        return True, condition["kind"]
-    known = condition["kind"] not in ("says", "promotes") or bool(seen)
+        return True, kind
+    unseen = kind in ("says", "promotes") and not seen
     fitting = [one for one in every if any(_is(one, word, classes, start) for word in seen)]
     first = (fitting or every)[0]
     name = first["name"] if first["class"] else f"“{words.token(first['name'])}”"
-    more = f" +{len(every) - 1}{_in_common(every, classes)}" if len(every) > 1 else ""
-    return bool(fitting) or not known, f"{condition['kind']} {name}{more}"
+    more = f" +{len(every) - 1}" if len(every) > 1 else ""
+    shared = _in_common(every, classes)
+    if shared is None:
+        return bool(fitting) or unseen, f"{kind} {name}{more}"
+    fits = fitting or any(shared in classes.of(word) for word in seen)
+    mostly = "mostly " if fits and not fitting else ""
+    return bool(fits) or unseen, f"{kind} {shared} ({mostly}{name}{more})"
 
 
-def _in_common(every: Sequence[Json], classes: Mapping[str, set[str]]) -> str:
-    """The smallest class that holds all of several words, in brackets; nothing if none does."""
-    if any(one["class"] for one in every):
-        return ""
-    found = [
-        (len(held), name)
-        for name, held in classes.items()
-        if all(held & {*one["name"].split("/")} for one in every)
-    ]
-    return f" ({min(found)[1]})" if found else ""
+def _in_common(every: Sequence[Json], classes: Classes) -> str | None:
+    """The class that several words have in common, if they are words and there is one."""
+    if len(every) < 2 or any(one["class"] for one in every):
+        return None
+    return classes.holding(one["name"] for one in every)
 
 
-def _is(alternative: Json, word: str, classes: Mapping[str, set[str]], start: str) -> bool:
+def _is(alternative: Json, word: str, classes: Classes, start: str) -> bool:
     name = alternative["name"]
     if not alternative["class"]:
         return word == words.token(name) or word in name.split("/")
     spelled = SPELLED.get(name)
     if name == START:
         return word == start
-    return word in classes.get(name, ()) or bool(spelled and spelled.fullmatch(word))
+    return name in classes.of(word) or bool(spelled and spelled.fullmatch(word))

@@ -67,7 +67,9 @@ class Labels:
         if not path.is_file():
             return cls({}, {})
         try:
-            table = parquet.read_table(path, partitioning=None)
+            # Not `read_table`, which imports pyarrow's datasets.
+            with parquet.ParquetFile(path) as file:
+                table = file.read()
             about = json.loads((table.schema.metadata or {}).get(ABOUT, b"{}"))
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:200]

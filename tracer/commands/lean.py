@@ -1,0 +1,106 @@
+"""What a command never needs of torch and transformers, left out of its process.
+
+Transformers imports distributed tensors, the compiler and the losses of object detectors with every
+language model: half of what `tracer trace` takes on a small one. A command neither shards nor
+compiles, so for its process torch says that distribution is not built in, and the compiler's place
+is kept empty while the model is loaded; whoever calls it after all gets the real one.
+
+Only a process that is the command's own does so (`tracer.commands.run`): what transformers imports
+meanwhile keeps what it was given, and a notebook may compile later.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import click
+
+OWN_PROCESS = "the process ends with the command"
+DYNAMO = "torch._dynamo"
+
+
+def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
+    """A decorator that tells the compiler how to take a function, where nothing is compiled."""
+    return _as_it_is if function is None else function
+
+
+EXPORT = "torch.export"
+ASKED: dict[str, dict[str, Any]] = {
+    DYNAMO: dict.fromkeys(("disable", "assume_constant_result", "allow_in_graph"), _as_it_is),
+    "transformers.loss.loss_utils": {"LOSS_MAPPING": {"ForCausalLM": None}},
+}
+"""Module -> what is asked of it while torch or transformers is imported."""
+LOADING = (DYNAMO, f"{DYNAMO}._trace_wrapped_higher_order_op", "transformers.loss.loss_utils")
+
+
+def lean_process() -> None:
+    """Where the process is the command's own, import torch without what no command asks of it."""
+    if not _own_process():
+        return
+    with _stand_ins(EXPORT) as export:
+        import torch.distributed
+    vars(torch).update(export)
+    # What a torch built without distribution answers; transformers asks.
+    torch.distributed.is_available = lambda: False
+
+
+@contextmanager
+def lean_loading() -> Iterator[None]:
+    """Load a model without what no command asks for, where the process is the command's own."""
+    if not _own_process():
+        yield
+        return
+    import torch
+
+    # Weights that a checkpoint fills anyway; on torch's meta device this would import sympy.
+    random = mock.patch.object(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor)
+    with _stand_ins(*LOADING), random:
+        yield
+
+
+def _own_process() -> bool:
+    return click.get_current_context().find_root().obj is OWN_PROCESS
+
+
+@contextmanager
+def _stand_ins(*names: str) -> Iterator[dict[str, Any]]:
+    """Keep places of modules that are not imported yet; gives what stands there, by last name."""
+    absent = {name: _StandIn(name) for name in names if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        yield {name.rpartition(".")[2]: module for name, module in absent.items()}
+    finally:
+        _remove(absent)
+
+
+class _StandIn(ModuleType):
+    """A module's place: what is named in `ASKED`, and callables that import the module."""
+
+    __path__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return ASKED.get(self.__name__, {}).get(name) or _later(self.__name__, name)
+
+
+def _later(module: str, name: str) -> Callable[..., Any]:
+    """Call what a module calls `name`; the module is imported then."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        _remove(LOADING)
+        return getattr(import_module(module), name)(*args, **options)
+
+    return call
+
+
+def _remove(names: Iterable[str]) -> None:
+    for name in names:
+        if isinstance(sys.modules.get(name), _StandIn):
+            del sys.modules[name]
+            parent, _, leaf = name.rpartition(".")
+            vars(sys.modules.get(parent, ModuleType(""))).pop(leaf, None)
