@@ -1,0 +1,156 @@
+"""Ranks as torchrun starts them: how they find each other, and the one line when one is lost.
+
+Of several ranks one speaks: the first one to fail says why, the others end without a word.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from replacement_models.errors import ModelError
+from replacement_models.training.config import TrainConfig
+from replacement_models.training.ranks import ALONE, DATA, FEATURES, Ranks, shards_of
+
+WATCHED = "TRACER_RANKS_ARE_WATCHED"
+"""Set where the process that started the ranks says itself which one was lost."""
+PATIENCE = 3.0
+"""Seconds in which the others say that they are still there."""
+BROKEN = (
+    *("gloo", "nccl", "Connection closed", "Connection reset", "Broken pipe", "Timed out"),
+    *("timed out", "Socket", "recvValue", "sendBytes"),
+)
+"""What torch says where another rank does not answer."""
+
+
+class SaidElsewhereError(ModelError):
+    """Another rank, or what started them all, says what is wrong."""
+
+
+def number() -> int:
+    """Of this process among the ranks; 0 where it is alone."""
+    return int(os.environ.get("RANK", "0")) if counted() > 1 else 0
+
+
+def counted() -> int:
+    """How many ranks there are, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def on_this_machine() -> int:
+    """How many of them share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(counted()))) if counted() > 1 else 1
+
+
+def device_of(name: str) -> str:
+    """The device of this rank: of several graphics cards the one with its number here."""
+    if counted() == 1 or name != "cuda":
+        return name
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+@contextmanager
+def ranks_begun(config: TrainConfig) -> Iterator[Ranks]:
+    """This process among its ranks, as torchrun's environment says; alone where it says nothing.
+
+    Raises:
+        ModelError: sizes do not divide; or a rank was lost on the way.
+        SaidElsewhereError: something else failed, and another process says what.
+    """
+    count = counted()
+    if count == 1:
+        yield ALONE
+        return
+    if dist.is_initialized():
+        raise ModelError("ranks: this process has a process group already; destroy it first")
+    store = _store(config)
+    try:
+        yield _meet(config, store)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__.partition(".")[0] != "torch":
+            raise
+        raise _said(error, config, store) from error
+    finally:
+        if dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+def _store(config: TrainConfig) -> Any:
+    """Where ranks leave each other notes; torchrun keeps it, and it outlives any rank."""
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.TCPStore(
+        os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        int(os.environ.get("MASTER_PORT", "29500")),
+        is_master=number() == 0 and not kept,
+        timeout=timedelta(seconds=config.ranks.wait),
+        wait_for_workers=False,
+    )
+    return dist.PrefixStore(f"tracer/{attempt}", store)
+
+
+def _meet(config: TrainConfig, store: Any) -> Ranks:
+    count = counted()
+    shards = shards_of(config, count)
+    kind = torch.device(config.run.device).type
+    if kind == "cuda":
+        torch.cuda.set_device(device_of("cuda"))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=number(),
+        world_size=count,
+        timeout=timedelta(seconds=config.ranks.wait),
+    )
+    mesh = init_device_mesh(kind, (count // shards, shards), mesh_dim_names=(DATA, FEATURES))
+    return Ranks(count, number(), shards, mesh)
+
+
+def _said(error: BaseException, config: TrainConfig, store: Any) -> BaseException:
+    """What this rank says: why it failed, which one was lost, or nothing."""
+    lost = isinstance(error, RuntimeError) and any(one in str(error) for one in BROKEN)
+    if lost and WATCHED in os.environ:
+        return SaidElsewhereError("a rank was lost")
+    try:
+        store.set(f"ended/{number()}", "1")
+        speaks = store.add("ended", 1) == 1
+    except RuntimeError:  # kept by rank 0, which is gone
+        return ModelError(_words("rank 0", config)) if number() == 1 else SaidElsewhereError("")
+    if not speaks:
+        return SaidElsewhereError("another rank says why") if lost or _plain(error) else error
+    return ModelError(_words(_missing(store), config)) if lost else error
+
+
+def _plain(error: BaseException) -> bool:
+    return isinstance(error, ModelError | OSError)
+
+
+def _missing(store: Any) -> str:
+    """The ranks that do not say that they have ended."""
+    with suppress(RuntimeError):
+        dist.destroy_process_group()  # those that wait for this one learn of it
+    gone, until = set(range(counted())), time.monotonic() + PATIENCE
+    while len(gone) > 1 and time.monotonic() < until:
+        gone = {one for one in gone if not store.check([f"ended/{one}"])}
+        time.sleep(0.05)
+    numbers = ", ".join(map(str, sorted(gone)))
+    return f"rank{'s' if len(gone) > 1 else ''} {numbers}" if gone else "a rank"
+
+
+def _words(which: str, config: TrainConfig) -> str:
+    verb = "were" if "," in which else "was"
+    return f"{which} of {counted()} {verb} lost; {how_to_go_on(config)}"
+
+
+def how_to_go_on(config: TrainConfig) -> str:
+    """What to do where a run ended before its time."""
+    return f"the same command goes on from the last checkpoint in {config.output}"

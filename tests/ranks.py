@@ -1,0 +1,214 @@
+"""Several ranks beside one process: `python -m tests.ranks WHAT FOLDER`, which forks them.
+
+`gradients`: those of every architecture. `runs`: whole runs, saved by some and taken up by others,
+killed and taken up. Fails where anything differs.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replacement_models import ModelError, load_transcoder
+from replacement_models.training import firing, shards
+from replacement_models.training.config import TrainConfig
+from replacement_models.training.losses import Found, island_loss
+from replacement_models.training.product import product_of
+from replacement_models.training.ranks import Ranks
+from replacement_models.training.torchrun import ranks_begun
+from replacement_models.training.trainee import Batch, Trainee
+from tests.test_replacement_models_training_step import (
+    ACTIVATIONS,
+    FEATURES,
+    KINDS,
+    LAYERS,
+    TOKENS,
+    config,
+    filled,
+)
+from tests.training_runs import same, trained
+
+LAYOUTS = ((2, 2), (4, 4), (4, 2))
+"""Ranks, and how many of them share out the features."""
+
+
+@contextmanager
+def told(number: int, count: int, port: int) -> Iterator[None]:
+    """What torchrun tells a rank."""
+    os.environ |= {
+        "RANK": str(number),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    yield
+
+
+def together(count: int, work: Callable[[], Any]) -> list[int]:
+    """Do something in as many processes; their exit codes, 2 where one said a line."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for number in range(count):
+        child = os.fork()
+        if child == 0:
+            code = 3
+            try:
+                with told(number, count, port):
+                    work()
+                code = 0
+            except ModelError as error:
+                code = 2
+                if text := str(error):
+                    sys.stderr.write(f"LINE {number}: {text}\n")
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+# Gradients
+
+
+def found_by(
+    trainee: Trainee, batch: Batch, sparse: bool
+) -> tuple[dict[str, Tensor], float, list[Found]]:
+    """Gradients by name, their norm, and what is reported."""
+    weights = torch.full((LAYERS,), 0.05, dtype=batch.inputs[0].dtype)
+    reports: list[Found] = []
+    for island in trainee.wiring.islands:
+        loss, some = island_loss(
+            trainee, batch, island, product_of("float32"), [sparse] * LAYERS, weights
+        )
+        loss.backward()
+        for one in trainee.ranks.adding(shards.gradients(trainee, island)):
+            one.wait()
+        reports += some
+    grads = {
+        name: torch.zeros_like(one) if one.grad is None else one.grad
+        for name, one in trainee.named_parameters()
+    }
+    return grads, float(shards.gradient_norm(trainee)), reports
+
+
+def split(trainee: Trainee, ranks: Ranks) -> Trainee:
+    """One rank's rows of a dictionary."""
+    found = Trainee(trainee.config, trainee.wiring, trainee.reads, trainee.writes, ranks)
+    found = found.to(trainee.b_dec[0].dtype)
+    with torch.no_grad():
+        for (name, own), (_, whole) in zip(
+            [*found.named_parameters(), *found.named_buffers()],
+            [*trainee.named_parameters(), *trainee.named_buffers()],
+            strict=True,
+        ):
+            own.copy_(part_of(name, whole, ranks))
+    return found
+
+
+def part_of(name: str, whole: Tensor, ranks: Ranks) -> Tensor:
+    if name.split(".")[0] in shards.SHARED:
+        return whole
+    own = ranks.features(FEATURES)
+    return whole[:, own] if name == "silent" else whole[own]
+
+
+def compare(given: TrainConfig, ranks: Ranks, sparse: bool, dtype: torch.dtype) -> None:
+    """Fail where a rank finds anything else than a process alone."""
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    trainee, batch = filled(given, dtype, dead=True)
+    size = TOKENS // ranks.parts
+    mine = batch.rows(slice(ranks.part * size, (ranks.part + 1) * size))
+    own, norm, reports = found_by(split(trainee, ranks), mine, sparse)
+    expected, whole_norm, expected_reports = found_by(trainee, batch, sparse)
+    largest = max(float(one.abs().max()) for one in expected.values())
+    for name, one in expected.items():
+        off = (own[name] - part_of(name, one, ranks)).abs().max()
+        assert float(off) <= tolerance * largest, (name, float(off) / largest)
+    assert abs(norm / whole_norm - 1) <= tolerance, (norm, whole_norm)
+    for report, one in zip(reports, expected_reports, strict=True):
+        assert torch.equal(report.l0, one.l0)
+        assert torch.equal(report.fired, one.fired[ranks.features(FEATURES)])
+        for field in ("error", "plain", "penalty"):
+            assert torch.allclose(getattr(report, field), getattr(one, field), rtol=4 * tolerance)
+
+
+def compare_thresholds(ranks: Ranks) -> None:
+    """BatchTopK's, exact and from a sample, are one process's bit by bit."""
+    hidden = torch.randn(TOKENS, FEATURES, generator=torch.Generator().manual_seed(0))
+    size = TOKENS // ranks.parts
+    own = hidden[ranks.part * size : (ranks.part + 1) * size, ranks.features(FEATURES)]
+    for most in (1 << 20, 100):
+        firing.EXACT_BELOW = most
+        for l0 in (0.5, 3.0, 12.0, 39.9):
+            expected = firing.batch_threshold(hidden, l0)
+            assert torch.equal(firing.batch_threshold(own, l0, ranks), expected), (most, l0)
+    firing.EXACT_BELOW = 1 << 20
+
+
+def gradients(folder: Path) -> None:
+    """Every architecture on every layout."""
+    for count, shared in LAYOUTS:
+
+        def work(shared: int = shared) -> None:
+            asked = TrainConfig.of({"ranks": {"shards": shared}})
+            with ranks_begun(asked) as ranks:
+                compare_thresholds(ranks)
+                for kind, activation in product(KINDS, ACTIVATIONS):
+                    given = config(**KINDS[kind], activation=activation)
+                    for sparse in (True, False):
+                        compare(given, ranks, sparse, torch.float32)
+                    compare(given, ranks, True, torch.float64)
+
+        assert together(count, work) == [0] * count, (count, shared)
+
+
+# Runs
+
+RUN: dict[str, Any] = {
+    "dictionary": {"kind": "cross_layer", "features": 64, "activation": "jump_relu"},
+    "run": {"tokens": 10 * 256, "batch": 256, "checkpoint_every": 3, "log_every": 2, "threads": 1},
+    "loss": {"dead_after": 500, "revive_every": 4},
+    "divergence": {"share": 0.2, "rows": 2},
+    "data": {"rows": 4, "context": 32, "max_tokens": 6000, "buffer": 1024, "held_out_tokens": 512},
+}
+
+
+def run(folder: Path, shared: int | None, tokens: int = 2560) -> Callable[[], None]:
+    sections = RUN | {"run": RUN["run"] | {"tokens": tokens}, "ranks": {"shards": shared}}
+    return lambda: None if trained(folder, **sections) else None
+
+
+def difference(first: Path, second: Path) -> float:
+    """The largest of two finished dictionaries, relative to the largest weight of each tensor."""
+    worst = 0.0
+    pair = [load_transcoder(one / "transcoder").layers for one in (first, second)]
+    for a, b in zip(*pair, strict=True):
+        rows = torch.arange(len(a.W_enc))
+        for x, y in ((a.W_enc, b.W_enc), (a.b_enc, b.b_enc), (a.b_dec, b.b_dec)):
+            worst = max(worst, float((x - y).abs().max() / x.abs().max()))
+        x, y = a.decoder.rows(rows), b.decoder.rows(rows)
+        worst = max(worst, float((x - y).abs().max() / x.abs().max()))
+    return worst
+
+
+def equal(first: Path, second: Path) -> bool:
+    return same(*(load_transcoder(one / "transcoder") for one in (first, second)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](Path(sys.argv[2]))
