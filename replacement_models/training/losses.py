@@ -113,9 +113,9 @@ def _reconstructions(
             values = fires.values
             if len(ends) > 1:
                 values = values * fires.first(end - first, begin - first)
-            written = trainee.writes_of(at, fires, values)
-            for slot, target in enumerate(trainee.wiring.slots(at)):
-                total[target] = total[target] + written[:, slot]
+            written = trainee.writes_of(at, fires, values).unbind(1)  # goes back in one piece
+            for target, one in zip(trainee.wiring.slots(at), written, strict=True):
+                total[target] = total[target] + one
         found.append(total)
         begin = end
     return written_by_all(trainee.ranks, found)
@@ -130,9 +130,9 @@ def _gate_reconstructions(
     """
     total = {at: trainee.ranks.once(trainee.base(at, x).detach()) for at, x in inputs.items()}
     for at, fires in active.items():
-        written = trainee.writes_of(at, fires, fires.hidden.relu(), frozen=True)
-        for slot, target in enumerate(trainee.wiring.slots(at)):
-            total[target] = total[target] + written[:, slot]
+        written = trainee.writes_of(at, fires, fires.hidden.relu(), frozen=True).unbind(1)
+        for target, one in zip(trainee.wiring.slots(at), written, strict=True):
+            total[target] = total[target] + one
     return written_by_all(trainee.ranks, [total])[0]
 
 

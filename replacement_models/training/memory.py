@@ -70,7 +70,9 @@ def planned(config: TrainConfig, wiring: Wiring, width: int, share: Share = ALON
     together = max(len(island) for island in wiring.islands)
     sparse = max(chosen.l0) < config.run.sparse_below * chosen.features
     hidden = tokens * features * (HIDDEN if sparse else DENSE * together)
-    writes = tokens * width * 6 * together * min(wiring.span, layers)
+    ends = len(chosen.prefixes) + 1
+    totals = ends * together * (1 if share.shards == 1 else 3)
+    writes = tokens * width * (4 * together + 2 * totals + 4 * min(wiring.span, layers))
     a_token = 2 * layers * width
     joint = chosen.features * min(wiring.span, layers)
     ranks = share.shards * share.parts

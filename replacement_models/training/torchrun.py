@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 
 from replacement_models.errors import ModelError
@@ -88,14 +89,14 @@ def _store(config: TrainConfig) -> Any:
     """Where ranks leave each other notes; torchrun keeps it, and it outlives any rank."""
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.TCPStore(
+    store = TCPStore(
         os.environ.get("MASTER_ADDR", "127.0.0.1"),
         int(os.environ.get("MASTER_PORT", "29500")),
         is_master=number() == 0 and not kept,
         timeout=timedelta(seconds=config.ranks.wait),
         wait_for_workers=False,
     )
-    return dist.PrefixStore(f"tracer/{attempt}", store)
+    return PrefixStore(f"tracer/{attempt}", store)
 
 
 def _meet(config: TrainConfig, store: Any) -> Ranks:
@@ -106,7 +107,7 @@ def _meet(config: TrainConfig, store: Any) -> Ranks:
         torch.cuda.set_device(device_of("cuda"))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=number(),
         world_size=count,
         timeout=timedelta(seconds=config.ranks.wait),

@@ -330,8 +330,8 @@ def _finished(loop: Loop, score: Score | None) -> Run:
     summary: dict[str, Any] = loop.ranks.by_the_first(
         lambda: _written(loop, trainee, score, harvested, moved)
     )
-    named = ((one.name, summary[one.name]) for one in fields(Worth))
-    found = Worth(**{name: one if isinstance(one, int) else tuple(one) for name, one in named})
+    named: dict[str, Any] = {one.name: summary[one.name] for one in fields(Worth)}
+    found = Worth(**{k: v if isinstance(v, int) else tuple(v) for k, v in named.items()})
     return Run(loop.folder, loop.folder / DICTIONARY, loop.config, found, summary)
 
 

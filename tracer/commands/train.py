@@ -72,6 +72,13 @@ def train(
         changed = [part for name, value in asked.items() for part in ("--set", f"{name}={value}")]
         _together(ranks, wanted, [str(config), *changed])
         return
+    run = _trained(wanted)
+    if run is not None:
+        print_run(run)
+
+
+def _trained(wanted: "TrainConfig") -> "Run | None":
+    """The run, once it is finished; of several ranks the first one's."""
     from replacement_models.process import quiet_transformers
     from replacement_models.training.torchrun import SaidElsewhereError, number
 
@@ -86,8 +93,7 @@ def train(
         if number():
             raise SystemExit(Interrupted.exit_code) from error
         raise Interrupted(f"interrupted; the same command goes on with {wanted.output}") from error
-    if not number():
-        print_run(run)
+    return None if number() else run
 
 
 def _together(ranks: int, wanted: "TrainConfig", arguments: list[str]) -> None:
