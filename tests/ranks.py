@@ -1,7 +1,7 @@
-"""Several ranks beside one process: `python -m tests.ranks WHAT FOLDER`, which forks them.
+"""Several ranks beside one process: `python -m tests.ranks FOLDER WHAT...`, which forks them.
 
-`gradients`: those of every architecture. `runs`: whole runs, saved by some and taken up by others,
-killed and taken up. Fails where anything differs.
+`gradients`: those of every architecture. `batches`: the stream of tokens. `runs`: whole runs, saved
+by some and taken up by others, lost and taken up. Fails where anything differs.
 """
 
 import os
@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from torch import Tensor
 from replacement_models import ModelError, ReplacementModel, load_transcoder
 from replacement_models.training import firing, shards
 from replacement_models.training.config import TrainConfig
+from replacement_models.training.dealt import DealtBatches
 from replacement_models.training.loop import Loop
 from replacement_models.training.losses import Found, island_loss
+from replacement_models.training.pool import Batches, Place
 from replacement_models.training.product import product_of
 from replacement_models.training.ranks import Ranks
 from replacement_models.training.torchrun import SaidElsewhereError, ranks_begun
-from replacement_models.training.train import Run
+from replacement_models.training.train import Run, _source
 from replacement_models.training.trainee import Batch, Trainee
+from replacement_models.training.wiring import Wiring
 from tests.test_replacement_models_training_step import (
     ACTIVATIONS,
     FEATURES,
@@ -37,7 +40,7 @@ from tests.test_replacement_models_training_step import (
     config,
     filled,
 )
-from tests.training_runs import same, trained
+from tests.training_runs import same, settings, trained
 
 LAYOUTS = ((2, 2), (4, 4), (4, 2))
 """Ranks, and how many of them share out the features."""
@@ -199,7 +202,7 @@ def gradients(folder: Path) -> None:
                 compare_thresholds(ranks)
                 for kind, activation in product(KINDS, ACTIVATIONS):
                     given = config(**KINDS[kind], activation=activation)
-                    for sparse in (True, False) if count == 2 else (True,):
+                    for sparse in (True, False) if ranks.count == 2 else (True,):
                         compare(given, ranks, sparse)
 
         assert together(count, work) == [0] * count, (count, shared)
@@ -219,6 +222,41 @@ RUN: dict[str, Any] = {
 def run(folder: Path, shared: int | None = None, tokens: int = 2560) -> Callable[[], Run]:
     sections = RUN | {"run": RUN["run"] | {"tokens": tokens}, "ranks": {"shards": shared}}
     return partial(trained, folder, **sections)
+
+
+def batches(folder: Path) -> None:
+    """Each rank's tokens are its part of the stream that one process reads, bit by bit."""
+    asked = RUN["data"] | {"cache": str(folder / "activations")}
+    for data in (RUN["data"], asked, asked):  # without a cache, written, read
+        given = TrainConfig.of(settings(folder, **RUN | {"data": data}))
+        model = ReplacementModel.without_dictionary(None, "cpu", "float32")
+        wiring = Wiring.of(given.dictionary, 4)
+        text = folder / "rows"
+        text.mkdir(exist_ok=True)
+        alone_asks = TrainConfig.of(settings(folder, **RUN))
+        alone = _source(alone_asks, model, wiring, text, lambda *_: None)
+        expected = list(islice(Batches(alone, alone.rows.chunks, 256, 0), 12))
+
+        def work(given: TrainConfig = given, text: Path = text) -> None:
+            with ranks_begun(TrainConfig.of({"ranks": {"shards": 2}})) as ranks:
+                source = _source(given, model, wiring, text, lambda *_: None)
+                dealt = DealtBatches.of(source, ranks, 256, 0, ranks.parts)
+                dealt.place = Place(1, 2)  # taken up there
+                for batch in expected[start:]:
+                    own = batch.rows(slice(128 * ranks.part, 128 * (ranks.part + 1)))
+                    some = next(dealt)
+                    for x, y in zip(own.inputs, some.inputs, strict=True):
+                        assert torch.equal(x, y)
+                    for x, y in zip(own.outputs, some.outputs, strict=True):
+                        assert torch.equal(x, y)
+                assert source.harvested <= 0.4 * alone.harvested
+
+        counted = Batches(alone, alone.rows.chunks, 256, 0)
+        start = 0
+        while counted.place != Place(1, 2):
+            next(counted)
+            start += 1
+        assert together(4, work) == [0] * 4
 
 
 def difference(first: Path, second: Path) -> float:
@@ -276,4 +314,9 @@ def runs(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    globals()[sys.argv[1]](Path(sys.argv[2]))
+    for name in sys.argv[2:]:
+        place = Path(sys.argv[1])
+        (place / name).mkdir()
+        {"gradients": gradients, "batches": batches, "runs": runs}[name](place / name)
+        sys.stdout.write(f"{name}: held\n")
+        sys.stdout.flush()
