@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from replacement_models.training.losses import Found, island_loss
 from replacement_models.training.pool import Batches, Place
 from replacement_models.training.product import product_of
 from replacement_models.training.ranks import Ranks
+from replacement_models.training.source import Source
 from replacement_models.training.torchrun import SaidElsewhereError, ranks_begun
 from replacement_models.training.train import Run, _source
 from replacement_models.training.trainee import Batch, Trainee
@@ -226,37 +227,36 @@ def run(folder: Path, shared: int | None = None, tokens: int = 2560) -> Callable
 
 def batches(folder: Path) -> None:
     """Each rank's tokens are its part of the stream that one process reads, bit by bit."""
-    asked = RUN["data"] | {"cache": str(folder / "activations")}
-    for data in (RUN["data"], asked, asked):  # without a cache, written, read
+    model = ReplacementModel.without_dictionary(None, "cpu", "float32")
+    place = Place(1, 2)
+
+    def source_of(data: dict[str, Any]) -> Source:
         given = TrainConfig.of(settings(folder, **RUN | {"data": data}))
-        model = ReplacementModel.without_dictionary(None, "cpu", "float32")
         wiring = Wiring.of(given.dictionary, 4)
-        text = folder / "rows"
-        text.mkdir(exist_ok=True)
-        alone_asks = TrainConfig.of(settings(folder, **RUN))
-        alone = _source(alone_asks, model, wiring, text, lambda *_: None)
-        expected = list(islice(Batches(alone, alone.rows.chunks, 256, 0), 12))
+        return _source(given, model, wiring, folder, lambda *_: None)
 
-        def work(given: TrainConfig = given, text: Path = text) -> None:
-            with ranks_begun(TrainConfig.of({"ranks": {"shards": 2}})) as ranks:
-                source = _source(given, model, wiring, text, lambda *_: None)
-                dealt = DealtBatches.of(source, ranks, 256, 0, ranks.parts)
-                dealt.place = Place(1, 2)  # taken up there
-                for batch in expected[start:]:
-                    own = batch.rows(slice(128 * ranks.part, 128 * (ranks.part + 1)))
-                    some = next(dealt)
-                    for x, y in zip(own.inputs, some.inputs, strict=True):
-                        assert torch.equal(x, y)
-                    for x, y in zip(own.outputs, some.outputs, strict=True):
-                        assert torch.equal(x, y)
-                assert source.harvested <= 0.4 * alone.harvested
+    alone = source_of(RUN["data"])
+    stream = Batches(alone, alone.rows.chunks, 128, 0)
+    while stream.place != place:
+        next(stream)
+    expected = [next(stream) for _ in range(8)]
 
-        counted = Batches(alone, alone.rows.chunks, 256, 0)
-        start = 0
-        while counted.place != Place(1, 2):
-            next(counted)
-            start += 1
-        assert together(4, work) == [0] * 4
+    def work(data: dict[str, Any]) -> None:
+        with ranks_begun(TrainConfig.of({"ranks": {"shards": 2}})) as ranks:
+            source = source_of(data)
+            dealt = DealtBatches.of(source, ranks, 128, 0, ranks.parts)
+            dealt.place = place
+            for batch in expected:
+                own, some = batch.rows(slice(64 * ranks.part, 64 * (ranks.part + 1))), next(dealt)
+                for x, y in zip(own.inputs, some.inputs, strict=True):
+                    assert torch.equal(x, y)
+                for x, y in zip(own.outputs, some.outputs, strict=True):
+                    assert torch.equal(x, y)
+            assert source.harvested < 0.4 * alone.harvested
+
+    kept = RUN["data"] | {"cache": str(folder / "activations")}
+    for data in (RUN["data"], kept, kept):  # without a cache, written, read
+        assert together(4, partial(work, data)) == [0] * 4
 
 
 def difference(first: Path, second: Path) -> float:

@@ -1,4 +1,4 @@
-"""Training on several ranks: what one process would do, up to rounding; one line where one is lost."""
+"""Training on several ranks: what one process would do; one line where one of them is lost."""
 
 import os
 import signal
@@ -121,7 +121,7 @@ def test_the_plan_counts_shards_and_parts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(place, lambda device: round(8 * split.total / 0.9) + 8)
     check_memory(config, wiring, 64, Share(4, 2, 8))
     monkeypatch.setattr(place, lambda device: round(6 * split.total / 0.9))
-    with pytest.raises(ModelError, match="on cpu for each rank, .* would fit: "):
+    with pytest.raises(ModelError, match=r"on cpu for each rank, .* would fit: "):
         check_memory(config, wiring, 64, Share(4, 2, 8))
 
 

@@ -139,7 +139,7 @@ class Loop:
                 calibrate(self.trainee, self.held)
                 self.notes["before_divergence"] = dict(self.on_divergence())
             found, away = self.step(next(self.batches))
-            asked.stop = bool(self.ranks.over_all(torch.tensor(float(asked.stop))))
+            stop = self.ranks.any(asked.stop, self.l0.device)
             self.done += 1
             self.seconds = begin[0] + time.monotonic()
             self.cpu_seconds = begin[1] + time.process_time()
@@ -148,9 +148,9 @@ class Loop:
             told(line)
             if journal is not None and (self.done % run.log_every == 0 or last):
                 journal.write(line)
-            if self.done % run.checkpoint_every == 0 or last or asked.stop:
+            if self.done % run.checkpoint_every == 0 or last or stop:
                 self.save()
-            if asked.stop and not last:
+            if stop and not last:
                 raise KeyboardInterrupt
 
     def step(self, batch: Batch) -> tuple[list[Found], float | None]:

@@ -76,10 +76,11 @@ def planned(config: TrainConfig, wiring: Wiring, width: int, share: Share = ALON
     a_token = 2 * layers * width
     joint = chosen.features * min(wiring.span, layers)
     ranks = share.shards * share.parts
+    copies = COPIES + (2 * share.shards if ranks > 1 and config.divergence.share else 0)
     whole = 0 if ranks == 1 else config.start.tokens * a_token + 4 * chosen.features * width
     gram = (joint if joint <= 8192 else chosen.features) ** 2
     return Plan(
-        parameters=count * FLOAT * COPIES,
+        parameters=count * FLOAT * copies,
         batch=(hidden + writes) * FLOAT,
         buffer=(3 * config.data.buffer // ranks + config.data.held_out_tokens) * a_token * FLOAT,
         start=(config.start.tokens * (256 + 6 * width) + 4 * gram + whole) * FLOAT,

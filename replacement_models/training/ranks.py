@@ -75,6 +75,12 @@ class Ranks:
         """The sum over all ranks; no gradient."""
         return self.over_parts(self.over_shards(own))
 
+    def any(self, own: bool, device: torch.device) -> bool:
+        """Whether one of them says so."""
+        return (
+            own if self.count == 1 else bool(self.over_all(torch.tensor(int(own), device=device)))
+        )
+
     def mean(self, own: Tensor) -> Tensor:
         """The mean over all tokens (first dimension) of a batch; no gradient."""
         return self.over_parts(own.mean(0)) / self.parts if self.parts > 1 else own.mean(0)

@@ -89,22 +89,26 @@ def _store(config: TrainConfig) -> Any:
     """Where ranks leave each other notes; torchrun keeps it, and it outlives any rank."""
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = TCPStore(
-        os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        int(os.environ.get("MASTER_PORT", "29500")),
-        is_master=number() == 0 and not kept,
-        timeout=timedelta(seconds=config.ranks.wait),
-        wait_for_workers=False,
-    )
+    host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
+    try:
+        store = TCPStore(
+            host,
+            int(port),
+            is_master=number() == 0 and not kept,
+            timeout=timedelta(seconds=config.ranks.wait),
+            wait_for_workers=False,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"ranks: {host}:{port}, where they meet, cannot be reached") from error
     return PrefixStore(f"tracer/{attempt}", store)
 
 
 def _meet(config: TrainConfig, store: Any) -> Ranks:
     count = counted()
     shards = shards_of(config, count)
-    kind = torch.device(config.run.device).type
+    kind = "cuda" if config.run.device.startswith("cuda") else "cpu"
     if kind == "cuda":
-        torch.cuda.set_device(device_of("cuda"))
+        _take_card(config.run.device)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
         store=PrefixStore("group", store),
@@ -114,6 +118,21 @@ def _meet(config: TrainConfig, store: Any) -> Ranks:
     )
     mesh = init_device_mesh(kind, (count // shards, shards), mesh_dim_names=(DATA, FEATURES))
     return Ranks(count, number(), shards, mesh)
+
+
+def _take_card(name: str) -> None:
+    """Each rank of a machine takes one.
+
+    Raises:
+        ModelError: there are too few, or one is named for all.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name != "cuda" or there < on_this_machine():
+        raise ModelError(
+            f"run.device: expected cuda, and a card for each of the {on_this_machine()} ranks of "
+            f"this machine, got {name!r} and {there} cards"
+        )
+    torch.cuda.set_device(device_of(name))
 
 
 def _said(error: BaseException, config: TrainConfig, store: Any) -> BaseException:

@@ -92,12 +92,11 @@ def train(
             folder holds a run with other settings, or one of several ranks was lost.
         KeyboardInterrupt: the run was stopped; the same call goes on with it.
     """
-    check_loggers(config)
-    if config.run.format not in WRITABLE:
-        raise ModelError(
-            f"run.format: expected one of {', '.join(sorted(WRITABLE))}, got {config.run.format!r}"
-        )
     with ranks_begun(config) as ranks, one_call():
+        check_loggers(config)
+        if config.run.format not in WRITABLE:
+            said = f"expected one of {', '.join(sorted(WRITABLE))}, got {config.run.format!r}"
+            raise ModelError(f"run.format: {said}")
         folder = _begun(config)
         ranks.wait()
         if config.run.threads is not None:

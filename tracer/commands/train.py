@@ -67,7 +67,7 @@ def train(
     asked = dict(map(_change, changes))
     if output is not None:
         asked["output"] = str(output)
-    wanted = config_file.with_changes(config_file.read_config(config), asked)
+    wanted = _wanted(config, asked)
     if ranks > 1:
         changed = [part for name, value in asked.items() for part in ("--set", f"{name}={value}")]
         _together(ranks, wanted, [str(config), *changed])
@@ -75,6 +75,20 @@ def train(
     run = _trained(wanted)
     if run is not None:
         print_run(run)
+
+
+def _wanted(config: Path, changes: Mapping[str, str]) -> "TrainConfig":
+    """What CONFIG says, changed; of several ranks the first one says what is wrong with it."""
+    from replacement_models import ModelError
+    from replacement_models.training import config_file
+    from replacement_models.training.torchrun import number
+
+    try:
+        return config_file.with_changes(config_file.read_config(config), dict(changes))
+    except ModelError as error:
+        if number():
+            raise SystemExit(Failure.exit_code) from error
+        raise
 
 
 def _trained(wanted: "TrainConfig") -> "Run | None":
