@@ -1,6 +1,7 @@
 """`tracer train`: a dictionary for a model, from a configuration."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,13 +80,14 @@ def train(
 
 def _wanted(config: Path, changes: Mapping[str, str]) -> "TrainConfig":
     """What CONFIG says, changed; of several ranks the first one says what is wrong with it."""
-    from replacement_models import ModelError
+    from replacement_models.errors import ModelError
     from replacement_models.training import config_file
-    from replacement_models.training.torchrun import number
 
     try:
         return config_file.with_changes(config_file.read_config(config), dict(changes))
     except ModelError as error:
+        from replacement_models.training.torchrun import number
+
         if number():
             raise SystemExit(Failure.exit_code) from error
         raise
@@ -97,7 +99,8 @@ def _trained(wanted: "TrainConfig") -> "Run | None":
     from replacement_models.training.torchrun import SaidElsewhereError, number
 
     try:
-        with progress("Training") as advance, quiet_transformers():
+        shown = progress("Training") if not number() else nullcontext(lambda *_: None)
+        with shown as advance, quiet_transformers():
             run = tracer.train(
                 wanted, progress=lambda words, done, total: advance(done, total or None, words)
             )
