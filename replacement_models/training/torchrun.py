@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import torch
@@ -71,6 +72,8 @@ def ranks_begun(config: TrainConfig) -> Iterator[Ranks]:
     if dist.is_initialized():
         raise ModelError("ranks: this process has a process group already; destroy it first")
     store = _store(config)
+    if WATCHED in os.environ:
+        Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     try:
         yield _meet(config, store)
     except KeyboardInterrupt:
@@ -83,6 +86,13 @@ def ranks_begun(config: TrainConfig) -> Iterator[Ranks]:
         if dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """Let no rank outlive what started it: the same command may be given again."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _store(config: TrainConfig) -> Any:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from replacement_models import ModelError
 from replacement_models.training.torchrun import WATCHED
@@ -14,7 +15,8 @@ POLL = 0.1
 """Seconds between looks at the ranks."""
 PATIENCE = 10.0
 """Seconds that ranks have to end by themselves once one has."""
-COMMAND = [sys.executable, "-c", "from tracer.commands import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from tracer.commands import main; main()"]
+ROOT = str(Path(__file__).parents[2])
 
 
 def launch(count: int, arguments: Sequence[str], after: str) -> int:
@@ -34,15 +36,17 @@ def launch(count: int, arguments: Sequence[str], after: str) -> int:
     import torch.distributed as dist
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    shared = dict(os.environ) | {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        WATCHED: str(os.getpid()),
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
-    } | dict(os.environ)
+        WATCHED: "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH")))),
+    }
     ranks = [_started(number, shared, arguments) for number in range(count)]
     before = signal.signal(signal.SIGINT, lambda *_: None)  # they get it too, and save first
     try:
