@@ -173,4 +173,5 @@ def _for_the_dead(trainee: Trainee, at: int, x: Tensor, missing: Tensor) -> Tens
     rows = trainee.decoders(at)[dead, 0]
     [mended] = ranks.written([values @ rows])
     whole = ranks.over_parts(missing.square().sum()).clamp_min(1e-12)
-    return loss + config.aux * (missing - mended).square().sum() / whole
+    left = (missing - mended).square().sum() / whole
+    return loss + config.aux * left
