@@ -262,13 +262,13 @@ def batches(folder: Path) -> None:
 def difference(first: Path, second: Path) -> float:
     """The largest of two finished dictionaries, relative to the largest weight of each tensor."""
     worst = 0.0
-    pair = [load_transcoder(one / "transcoder").layers for one in (first, second)]
-    for a, b in zip(*pair, strict=True):
+    one, other = (load_transcoder(folder / "transcoder") for folder in (first, second))
+    for at in one.present:
+        a, b = one.layers[at], other.layers[at]
         rows = torch.arange(len(a.W_enc))
-        for x, y in ((a.W_enc, b.W_enc), (a.b_enc, b.b_enc), (a.b_dec, b.b_dec)):
+        sides = [(one.W_enc, one.b_enc, one.b_dec, one.decoder.rows(rows)) for one in (a, b)]
+        for x, y in zip(*sides, strict=True):
             worst = max(worst, float((x - y).abs().max() / x.abs().max()))
-        x, y = a.decoder.rows(rows), b.decoder.rows(rows)
-        worst = max(worst, float((x - y).abs().max() / x.abs().max()))
     return worst
 
 

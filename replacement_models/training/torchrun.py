@@ -4,11 +4,12 @@ Of several ranks one speaks: the first one to fail says why, the others end with
 """
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ BROKEN = (
     *("timed out", "Socket", "recvValue", "sendBytes"),
 )
 """What torch says where another rank does not answer."""
+
+
+class _StoppedError(RuntimeError):
+    """This rank has been told to stop."""
 
 
 class SaidElsewhereError(ModelError):
@@ -74,18 +79,37 @@ def ranks_begun(config: TrainConfig) -> Iterator[Ranks]:
     store = _store(config)
     if WATCHED in os.environ:
         Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
-    try:
-        yield _meet(config, store)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__module__.partition(".")[0] != "torch":
+    with _told_to_stop():
+        try:
+            yield _meet(config, store)
+        except KeyboardInterrupt:
             raise
-        raise _said(error, config, store) from error
+        except BaseException as error:
+            ours = isinstance(error, Exception) or type(error).__module__.startswith("torch")
+            if not ours:
+                raise
+            raise _said(error, config, store) from error
+        finally:
+            if dist.is_initialized():
+                with suppress(RuntimeError):
+                    dist.destroy_process_group()
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    """Take SIGTERM, which torchrun sends where a rank is lost, for an error as any other."""
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def stopped(*_: Any) -> None:
+        raise _StoppedError
+
+    before = signal.signal(signal.SIGTERM, stopped)
+    try:
+        yield
     finally:
-        if dist.is_initialized():
-            with suppress(RuntimeError):
-                dist.destroy_process_group()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end_with(parent: int) -> None:
@@ -147,14 +171,18 @@ def _take_card(name: str) -> None:
 
 def _said(error: BaseException, config: TrainConfig, store: Any) -> BaseException:
     """What this rank says: why it failed, which one was lost, or nothing."""
-    lost = isinstance(error, RuntimeError) and any(one in str(error) for one in BROKEN)
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # there is a line to be said
+    lost = isinstance(error, _StoppedError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in BROKEN)
+    )
     if lost and WATCHED in os.environ:
         return SaidElsewhereError("a rank was lost")
     try:
         store.set(f"ended/{number()}", "1")
         speaks = store.add("ended", 1) == 1
     except RuntimeError:  # kept by rank 0, which is gone
-        return ModelError(_words("rank 0", config)) if number() == 1 else SaidElsewhereError("")
+        return ModelError(_words("0", config)) if number() == 1 else SaidElsewhereError("")
     if not speaks:
         return SaidElsewhereError("another rank says why") if lost or _plain(error) else error
     return ModelError(_words(_missing(store), config)) if lost else error
@@ -172,13 +200,17 @@ def _missing(store: Any) -> str:
     while len(gone) > 1 and time.monotonic() < until:
         gone = {one for one in gone if not store.check([f"ended/{one}"])}
         time.sleep(0.05)
-    numbers = ", ".join(map(str, sorted(gone)))
-    return f"rank{'s' if len(gone) > 1 else ''} {numbers}" if gone else "a rank"
+    return ", ".join(map(str, sorted(gone)))
 
 
-def _words(which: str, config: TrainConfig) -> str:
-    verb = "were" if "," in which else "was"
-    return f"{which} of {counted()} {verb} lost; {how_to_go_on(config)}"
+def _words(gone: str, config: TrainConfig) -> str:
+    """The one line: which ranks are gone, by their numbers, and what to do."""
+    if not gone:  # all have been told to
+        return f"stopped; {how_to_go_on(config)}"
+    which = (
+        f"ranks {gone} of {counted()} were" if "," in gone else f"rank {gone} of {counted()} was"
+    )
+    return f"{which} lost; {how_to_go_on(config)}"
 
 
 def how_to_go_on(config: TrainConfig) -> str:
