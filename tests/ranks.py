@@ -243,7 +243,7 @@ def batches(folder: Path) -> None:
 
     def work(data: dict[str, Any]) -> None:
         with ranks_begun(TrainConfig.of({"ranks": {"shards": 2}})) as ranks:
-            source = source_of(data)
+            source = ranks.first_then_others(partial(source_of, data))
             dealt = DealtBatches.of(source, ranks, 128, 0, ranks.parts)
             dealt.place = place
             for batch in expected:

@@ -86,9 +86,10 @@ def ranks_begun(config: TrainConfig) -> Iterator[Ranks]:
             raise
         except BaseException as error:
             ours = isinstance(error, Exception) or type(error).__module__.startswith("torch")
-            if not ours:
+            said = _said(error, config, store) if ours else error
+            if said is error:
                 raise
-            raise _said(error, config, store) from error
+            raise said from error
         finally:
             if dist.is_initialized():
                 with suppress(RuntimeError):

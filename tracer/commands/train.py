@@ -1,5 +1,6 @@
 """`tracer train`: a dictionary for a model, from a configuration."""
 
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -55,6 +56,7 @@ def train(
 
     Interrupted or killed, it goes on where it was when it is called again.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where a rank is lost, one line is said
     from replacement_models.training import config_file
 
     if template:
