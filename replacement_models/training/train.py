@@ -330,7 +330,8 @@ def _finished(loop: Loop, score: Score | None) -> Run:
         lambda: _written(loop, trainee, score, harvested, moved)
     )
     named: dict[str, Any] = {one.name: summary[one.name] for one in fields(Worth)}
-    found = Worth(**{k: v if isinstance(v, int) else tuple(v) for k, v in named.items()})
+    listed = {k: tuple(v) for k, v in named.items() if isinstance(v, list)}  # as JSON has tuples
+    found = Worth(**named | listed)
     return Run(loop.folder, loop.folder / DICTIONARY, loop.config, found, summary)
 
 

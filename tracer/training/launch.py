@@ -33,9 +33,9 @@ def launch(count: int, arguments: Sequence[str], after: str) -> int:
     Raises:
         ModelError: a rank was lost; which, and what to do.
     """
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     threads = str(max(1, (os.cpu_count() or 1) // count))
     shared = dict(os.environ) | {
         "WORLD_SIZE": str(count),
