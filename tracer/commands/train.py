@@ -101,7 +101,7 @@ def _trained(wanted: "TrainConfig") -> "Run | None":
     from replacement_models.training.torchrun import SaidElsewhereError, number
 
     try:
-        shown = progress("Training") if not number() else nullcontext(lambda *_: None)
+        shown = nullcontext(_unseen) if number() else progress("Training")
         with shown as advance, quiet_transformers():
             run = tracer.train(
                 wanted, progress=lambda words, done, total: advance(done, total or None, words)
@@ -113,6 +113,10 @@ def _trained(wanted: "TrainConfig") -> "Run | None":
             raise SystemExit(Interrupted.exit_code) from error
         raise Interrupted(f"interrupted; the same command goes on with {wanted.output}") from error
     return None if number() else run
+
+
+def _unseen(done: int, total: int | None, words: str | None = None) -> None:
+    """What other ranks than the first one show."""
 
 
 def _together(ranks: int, wanted: "TrainConfig", arguments: list[str]) -> None:
