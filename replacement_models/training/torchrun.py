@@ -25,6 +25,8 @@ WATCHED = "TRACER_RANKS_ARE_WATCHED"
 """Set where the process that started the ranks says itself which one was lost."""
 PATIENCE = 3.0
 """Seconds in which the others say that they are still there."""
+SOON = 0.5
+"""The same where only one is missing."""
 BROKEN = (
     *("gloo", "nccl", "Connection closed", "Connection reset", "Broken pipe", "Timed out"),
     *("timed out", "Socket", "recvValue", "sendBytes"),
@@ -197,8 +199,8 @@ def _missing(store: Any) -> str:
     """The ranks that do not say that they have ended."""
     with suppress(RuntimeError):
         dist.destroy_process_group()  # those that wait for this one learn of it
-    gone, until = set(range(counted())), time.monotonic() + PATIENCE
-    while len(gone) > 1 and time.monotonic() < until:
+    gone, begin = set(range(counted())), time.monotonic()
+    while gone and time.monotonic() < begin + (PATIENCE if len(gone) > 1 else SOON):
         gone = {one for one in gone if not store.check([f"ended/{one}"])}
         time.sleep(0.05)
     return ", ".join(map(str, sorted(gone)))
