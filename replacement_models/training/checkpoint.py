@@ -1,25 +1,29 @@
 """Checkpoints through torch.distributed.checkpoint, as safetensors: no pickle, resharded on load.
 
 A checkpoint is a folder that appears by one rename, tensors in it and `state.json` beside them; a
-killed run leaves whole ones only. One process saves without a process group.
+killed run leaves whole ones only. Of several ranks each writes its rows, of DTensors, and the first
+one renames; however many, they load what however many wrote.
 """
 
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as distributed
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from replacement_models.errors import ModelError
 from replacement_models.formats.storage.appearing import appearing
+from replacement_models.training.ranks import ALONE, Ranks
 
 STATE = "state.json"
 NAME = re.compile(r"step_(\d{9})")
@@ -27,7 +31,13 @@ KEPT = 2
 """Checkpoints that stay."""
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    ranks: Ranks = ALONE,
+) -> Path:
     """Write a checkpoint and remove old ones.
 
     Args:
@@ -35,6 +45,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         step: steps done.
         tensors: by name.
         state: everything else, as JSON holds it.
+        ranks: that write it together.
 
     Returns:
         Its folder.
@@ -45,18 +56,35 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     path = folder / f"step_{step:09d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if ranks.by_the_first(path.exists):
             return path
-        with appearing(path) as whole:
+        with _appearing(path, ranks) as whole:
             writer = _storage("HuggingFaceStorageWriter")(str(whole), save_distributed=True)
             with _one_process():
-                save_state(dict(tensors), storage_writer=writer, no_dist=True)
-            (whole / STATE).write_text(json.dumps(dict(state)) + "\n")
-        for old in sorted(_saved(folder))[:-KEPT]:
+                save_state(dict(tensors), storage_writer=writer, no_dist=ranks.count == 1)
+            if ranks.first:
+                (whole / STATE).write_text(json.dumps(dict(state)) + "\n")
+        for old in sorted(_saved(folder))[:-KEPT] if ranks.first else []:
             shutil.rmtree(folder / f"step_{old:09d}", ignore_errors=True)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except CheckpointException as error:  # of some rank
+        why = next(iter(error.failures.values()))[0]
+        raise ModelError(f"{path}: cannot be written ({' '.join(str(why).split())})") from error
     return path
+
+
+@contextmanager
+def _appearing(path: Path, ranks: Ranks) -> Iterator[Path]:
+    """A new folder that all ranks fill; the first one lets it appear when all have."""
+    if ranks.first:
+        with appearing(path) as whole:
+            ranks.by_the_first(lambda: str(whole))
+            yield whole
+            ranks.wait()
+    else:
+        yield Path(ranks.by_the_first(str))
+        ranks.wait()
 
 
 def newest(folder: Path) -> Path | None:
@@ -80,7 +108,7 @@ def read_state(path: Path) -> dict[str, Any]:
     return found
 
 
-def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks = ALONE) -> None:
     """Fill tensors from a checkpoint, in place.
 
     Raises:
@@ -105,7 +133,7 @@ def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
             load_state(
                 dict(tensors),
                 storage_reader=_storage("HuggingFaceStorageReader")(str(path)),
-                no_dist=True,
+                no_dist=ranks.count == 1,
             )
     except ModelError:
         raise

@@ -231,6 +231,20 @@ class RunConfig(Section):
 
 
 @dataclass(frozen=True)
+class RanksConfig(Section):
+    """Processes that train together, as many as `tracer train --ranks` or torchrun starts."""
+
+    shards: int | None = setting(None, least=1)
+    """Ranks that share out the features of every layer; all of them together read so many times the
+    tokens of one (data parallel). null is all ranks: what takes least memory a rank."""
+    wait: float = setting(3600.0, above=0.0)
+    """Seconds that ranks wait for one of them, while it reads the corpus, say, or scores graphs."""
+
+    def check(self) -> None:
+        """How many there are is known at the start of a run."""
+
+
+@dataclass(frozen=True)
 class TrainConfig(Section):
     """One training run."""
 
@@ -245,6 +259,7 @@ class TrainConfig(Section):
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def check(self) -> None:
         """What sections say of each other."""

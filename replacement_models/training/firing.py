@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from replacement_models.training.pairs import Pairs, decode, encode
+from replacement_models.training.ranks import ALONE, Ranks
 
 EXACT_BELOW = 1 << 20
 """Entries of a batch among which BatchTopK's threshold is sought exactly."""
@@ -153,6 +154,8 @@ class Firing:
     l0: float
     """Active features a token: k of TopK and BatchTopK; others reach it by their penalty."""
     bandwidth: float
+    among: Ranks = ALONE
+    """Whose features and tokens are counted together."""
 
     @property
     def ranks(self) -> bool:
@@ -166,11 +169,9 @@ class Firing:
         if threshold is not None:
             return hidden > threshold - self.bandwidth / 2
         if self.name == "topk":
-            top = hidden.topk(int(self.l0), dim=1, sorted=False).indices
-            found = torch.zeros_like(hidden, dtype=torch.bool).scatter_(1, top, True)
-            return found & (hidden > 0)
+            return largest(hidden, int(self.l0), self.among) & (hidden > 0)
         if self.name == "batch_topk":
-            return hidden > batch_threshold(hidden, self.l0)
+            return hidden > batch_threshold(hidden, self.l0, self.among)
         return hidden > 0
 
     def values(self, hidden: Tensor, threshold: Tensor | None) -> Tensor:
@@ -178,17 +179,49 @@ class Firing:
         return hidden if threshold is None else jump(hidden, threshold, self.bandwidth)
 
 
-def batch_threshold(hidden: Float[Tensor, "tokens features"], l0: float) -> Tensor:
+def largest(
+    hidden: Float[Tensor, "tokens features"], count: int, ranks: Ranks = ALONE
+) -> Bool[Tensor, "tokens features"]:
+    """Where the `count` largest entries of each token are, among the features of all shards."""
+    top = hidden.topk(min(count, hidden.shape[1]), dim=1, sorted=ranks.shards > 1)
+    kept: Tensor | bool = True
+    if ranks.shards > 1:
+        padded = hidden.new_full((len(hidden), count), -torch.inf)
+        padded[:, : top.values.shape[1]] = top.values
+        everyone = ranks.of_shards(padded).transpose(0, 1).flatten(1)
+        best = everyone.topk(count, dim=1, sorted=False).indices
+        found = torch.zeros_like(everyone, dtype=torch.bool).scatter_(1, best, True)
+        kept = found[:, ranks.shard * count :][:, : top.values.shape[1]]
+    return torch.zeros_like(hidden, dtype=torch.bool).scatter_(1, top.indices, kept)
+
+
+def batch_threshold(
+    hidden: Float[Tensor, "tokens features"], l0: float, ranks: Ranks = ALONE
+) -> Tensor:
     """What the l0·tokens largest entries lie above, at least zero; of large batches from a sample.
 
     Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", section 3.
     """
-    flat = hidden.reshape(-1)
-    some = flat if len(flat) <= EXACT_BELOW else flat[::STRIDE]
-    count = max(1, round(l0 * len(hidden) * len(some) / len(flat)))
-    if count >= len(some):
+    entries, exact = hidden.numel() * ranks.count, hidden.numel() * ranks.count <= EXACT_BELOW
+    some = hidden.reshape(-1) if exact else _sampled(hidden, ranks)
+    looked = entries if exact else -(-entries // STRIDE)
+    count = max(1, round(l0 * len(hidden) * ranks.parts * looked / entries))
+    if count >= looked:
         return some.new_zeros(())
-    return some.topk(count + 1, sorted=False).values.min().clamp(min=0)
+    return ranks.largest(some, count + 1).min().clamp(min=0)
+
+
+def _sampled(hidden: Float[Tensor, "tokens features"], ranks: Ranks) -> Float[Tensor, " some"]:
+    """One entry in `STRIDE` of the batch of all tokens and features: those that stand here."""
+    if ranks.count == 1:
+        return hidden.reshape(-1)[::STRIDE]
+    tokens, features = hidden.shape
+    wide = features * ranks.shards
+    begin = ranks.part * tokens * wide
+    flat = torch.arange(-begin % STRIDE, tokens * wide, STRIDE, device=hidden.device)
+    feature = flat % wide - ranks.shard * features
+    own = (feature >= 0) & (feature < features)
+    return hidden[flat[own] // wide, feature[own]]
 
 
 def active(

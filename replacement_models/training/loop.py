@@ -16,9 +16,10 @@ from torch import Tensor
 
 from replacement_models.replaced import Where
 from replacement_models.replacement import ReplacementModel
-from replacement_models.training import checkpoint
+from replacement_models.training import checkpoint, shards
 from replacement_models.training.config import TrainConfig
-from replacement_models.training.divergence import divergence
+from replacement_models.training.dealt import DealtBatches
+from replacement_models.training.divergence import divergence, shared_divergence
 from replacement_models.training.firing import Active
 from replacement_models.training.interrupt import Asked
 from replacement_models.training.journal import Journal
@@ -49,7 +50,7 @@ class Loop:
     trainee: Trainee
     source: Source | None
     """Of text; None likewise."""
-    batches: Batches
+    batches: Batches | DealtBatches
     held: Batch
     precision: str
     generator: torch.Generator
@@ -71,16 +72,23 @@ class Loop:
         self.l0 = torch.tensor(self.trainee.l0, device=like.device)
         self.optimiser = _adam(self.config, self.trainee)
         self.product: Product = product_of(self.precision)
+        self.ranks = self.trainee.ranks
 
     # What is kept
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, by name; what `load` fills."""
-        found = {f"weights.{name}": value for name, value in self.trainee.state_dict().items()}
+        found = {
+            f"weights.{name}": shards.stored(name, value, self.ranks)
+            for name, value in self.trainee.state_dict().items()
+        }
         found |= {f"scales.{name}": value for name, value in self.trainee.scales().items()}
         for name, parameter in self.trainee.named_parameters():
             state = self.optimiser.state[parameter]
-            found |= {f"adam.{name}.{key}": value for key, value in state.items()}
+            found |= {
+                f"adam.{name}.{key}": shards.stored(name, value, self.ranks)
+                for key, value in state.items()
+            }
         return found | {"log_weight": self.log_weight, "l0": self.l0}
 
     def save(self) -> None:
@@ -92,27 +100,34 @@ class Loop:
             "cpu_seconds": self.cpu_seconds,
             "notes": self.notes,
             "precision": self.precision,
-            "harvested": 0 if self.source is None else self.source.harvested,
+            "harvested": self.harvested,
         }
         drawn = {"generator": self.generator.get_state()}
-        checkpoint.save(self.folder / CHECKPOINTS, self.done, self.tensors() | drawn, state)
+        tensors = self.tensors() | drawn
+        checkpoint.save(self.folder / CHECKPOINTS, self.done, tensors, state, self.ranks)
 
     def take_up(self, path: Path, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         drawn = self.generator.get_state()
-        checkpoint.load(path, self.tensors() | {"generator": drawn})
+        checkpoint.load(path, self.tensors() | {"generator": drawn}, self.ranks)
         self.generator.set_state(drawn)
         self.done, self.seconds = int(state["step"]), float(state["seconds"])
         self.cpu_seconds = float(state["cpu_seconds"])
         self.batches.place = Place(**state["place"])
         self.notes = dict(state["notes"])
         if self.source is not None:
-            self.source.harvested = int(state["harvested"])
+            self.source.harvested = int(state["harvested"]) if self.ranks.first else 0
+
+    @property
+    def harvested(self) -> int:
+        """Tokens that the model has run over, on all ranks."""
+        own = 0 if self.source is None else self.source.harvested
+        return int(self.ranks.over_all(torch.tensor(own, device=self.l0.device)))
 
     # What is done
 
-    def run(self, journal: Journal, asked: Asked, told: Step) -> None:
-        """Every step that is left.
+    def run(self, journal: Journal | None, asked: Asked, told: Step) -> None:
+        """Every step that is left; ranks but the first one have no journal.
 
         Raises:
             KeyboardInterrupt: somebody asked to stop; the checkpoint is written.
@@ -124,17 +139,18 @@ class Loop:
                 calibrate(self.trainee, self.held)
                 self.notes["before_divergence"] = dict(self.on_divergence())
             found, away = self.step(next(self.batches))
+            stop = self.ranks.any(asked.stop, self.l0.device)
             self.done += 1
             self.seconds = begin[0] + time.monotonic()
             self.cpu_seconds = begin[1] + time.process_time()
             last = self.done == self.config.steps
             line = self._line(found, away)
             told(line)
-            if self.done % run.log_every == 0 or last:
+            if journal is not None and (self.done % run.log_every == 0 or last):
                 journal.write(line)
-            if self.done % run.checkpoint_every == 0 or last or asked.stop:
+            if self.done % run.checkpoint_every == 0 or last or stop:
                 self.save()
-            if asked.stop and not last:
+            if stop and not last:
                 raise KeyboardInterrupt
 
     def step(self, batch: Batch) -> tuple[list[Found], float | None]:
@@ -142,15 +158,19 @@ class Loop:
         trainee, steps = self.trainee, self.config.steps
         weights = self.weights()
         found: list[Found] = []
+        adding: list[Any] = []
         for island in trainee.wiring.islands:
             loss, reports = island_loss(
                 trainee, batch, island, self.product, self.sparse(), weights
             )
             loss.backward()
+            adding += self.ranks.adding(shards.gradients(trainee, island))
             found += reports
+        for one in adding:
+            one.wait()
         away = self._divergence() if self.done >= self.first_divergent else None
         self._descend()
-        trainee.silent += len(batch)
+        trainee.silent += len(batch) * self.ranks.parts
         for at, report in enumerate(found):
             trainee.silent[at][report.fired > 0] = 0
         self.l0 = smoothed(self.l0, torch.stack([report.l0 for report in found]))
@@ -184,9 +204,8 @@ class Loop:
 
     def _descend(self) -> None:
         optimiser, clip = self.config.optimiser, self.config.optimiser.clip
-        parameters = [one for group in self.optimiser.param_groups for one in group["params"]]
         if clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
+            shards.clip(self.trainee, clip)
         rate = optimiser.rate * schedule(
             self.done, self.config.steps, optimiser.warmup, optimiser.decay
         )
@@ -208,7 +227,10 @@ class Loop:
         tokens = torch.from_numpy(trimmed(self.source.tokens[numbers]).astype(np.int64))
         special = self.source.harvester.special
         tokens = torch.where(tokens < 0, min(special, default=0), tokens)
-        away = divergence(self.model, self.trainee, tokens.to(self.model.device), self.where)
+        tokens = tokens.to(self.model.device)
+        if self.ranks.count > 1:
+            return shared_divergence(self.model, self.trainee, tokens, self.where, config.weight)
+        away = divergence(self.model, self.trainee, tokens, self.where)
         (config.weight * away).backward()
         return float(away.detach())
 
@@ -225,19 +247,21 @@ class Loop:
         trainee = self.trainee
         wiring = trainee.wiring
         x = trainee.reads[at].normalised(batch.inputs[at])
-        left = trainee.writes[at].normalised(batch.outputs[at]) - trainee.base(at, x)
+        wanted = trainee.writes[at].normalised(batch.outputs[at])
+        left = self.ranks.once(wanted - trainee.base(at, x))
         for source in range(at + 1):
             if at in wiring.slots(source):
                 read = trainee.reads[source].normalised(batch.inputs[source])
                 active: Active = trainee.active(source, read, self.product, self.sparse()[source])
                 written = trainee.writes_of(source, active, active.values)
                 left = left - written[:, wiring.slots(source).index(at)]
-        return left
+        return self.ranks.over_shards(left)
 
     def _line(self, found: list[Found], away: float | None) -> dict[str, Any]:
         """What a step says of itself."""
         tokens = self.done * self.config.run.batch
         dead = (self.trainee.silent > self.config.loss.dead_after).float().mean(1)
+        dead = self.ranks.over_shards(dead) / self.ranks.shards
         line = {
             "step": self.done,
             "tokens": tokens,

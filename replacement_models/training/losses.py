@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replacement_models.training.firing import Active
+from replacement_models.training.firing import Active, largest
 from replacement_models.training.product import Product
+from replacement_models.training.ranks import ALONE, Ranks
 from replacement_models.training.trainee import Batch, Trainee
 
 MOST_DEAD = 16
@@ -20,7 +21,7 @@ MOST_DEAD = 16
 
 @dataclass(eq=False)
 class Found:
-    """One layer of a batch; numbers are tensors without a graph."""
+    """One layer of a batch, of all ranks; numbers are tensors without a graph."""
 
     error: Tensor
     """Weighted squared error over the weighted variance."""
@@ -31,7 +32,7 @@ class Found:
     penalty: Tensor
     """Sum over features, mean over tokens, before its weight."""
     fired: Float[Tensor, " features"]
-    """Tokens that each feature fires on."""
+    """Tokens that each feature of this rank fires on."""
 
 
 def island_loss(
@@ -44,9 +45,12 @@ def island_loss(
 ) -> tuple[Tensor, list[Found]]:
     """The loss of layers that share one, with gradients.
 
+    Of several ranks each has its part of the loss: the sum of all their tokens' parts, and of the
+    penalties of all their features, is the loss of a process alone.
+
     Args:
         trainee: parameters.
-        batch: raw activations.
+        batch: raw activations, of the rank's own tokens.
         island: numbers of the layers.
         product: of the encoder.
         sparse: for each layer, whether it computes over pairs alone.
@@ -57,6 +61,7 @@ def island_loss(
     """
     inputs = {at: trainee.reads[at].normalised(batch.inputs[at]) for at in island}
     active = {at: trainee.active(at, inputs[at], product, sparse[at]) for at in island}
+    ranks = trainee.ranks
     ends = [*trainee.config.dictionary.prefixes, trainee.features]
     totals = _reconstructions(trainee, inputs, active, ends)
     gates = _gate_reconstructions(trainee, inputs, active) if len(trainee.gain) else {}
@@ -65,21 +70,21 @@ def island_loss(
     for at in island:
         wanted = trainee.writes[at].normalised(batch.outputs[at])
         weight = trainee.writes[at].weight(batch.outputs[at], trainee.config.loss.outliers)
-        errors = torch.stack([share_missed(wanted - some[at], weight) for some in totals])
+        errors = torch.stack([share_missed(wanted - some[at], weight, ranks) for some in totals])
         missing = (wanted - totals[-1][at]).detach()
         penalty = penalty_of(trainee, at, active[at])
         loss = loss + errors.mean() + weights[at] * penalty
         loss = loss + _for_the_dead(trainee, at, inputs[at], missing)
         if at in gates:
-            loss = loss + share_missed(wanted - gates[at], weight)
-        fired = active[at].counts()
-        variance = (wanted - wanted.mean(0)).square().sum().clamp_min(1e-12)
+            loss = loss + share_missed(wanted - gates[at], weight, ranks)
+        fired = ranks.over_parts(active[at].counts())
+        variance = ranks.over_parts((wanted - ranks.mean(wanted)).square().sum()).clamp_min(1e-12)
         reports.append(
             Found(
-                error=errors[-1].detach(),
-                plain=missing.square().sum() / variance,
-                l0=fired.sum() / len(batch),
-                penalty=penalty.detach(),
+                error=ranks.over_parts(errors[-1].detach()),
+                plain=ranks.over_parts(missing.square().sum()) / variance,
+                l0=ranks.over_shards(fired.sum()) / (len(batch) * ranks.parts),
+                penalty=ranks.over_all(penalty.detach()),
                 fired=fired,
             )
         )
@@ -87,30 +92,33 @@ def island_loss(
 
 
 def share_missed(
-    missing: Float[Tensor, "tokens d_model"], weight: Float[Tensor, " tokens"]
+    missing: Float[Tensor, "tokens d_model"],
+    weight: Float[Tensor, " tokens"],
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Weighted squared error over the weighted variance, which is D in normalised units."""
-    return (weight * missing.square().sum(1)).sum() / (weight.sum() * missing.shape[1])
+    whole = ranks.over_parts(weight.sum()) * missing.shape[1]
+    return (weight * missing.square().sum(1)).sum() / whole
 
 
 def _reconstructions(
     trainee: Trainee, inputs: dict[int, Tensor], active: dict[int, Active], ends: list[int]
 ) -> list[dict[int, Tensor]]:
     """What is written to each layer by the first features of each prefix, last by all."""
-    total = {at: trainee.base(at, x) for at, x in inputs.items()}
-    found, begin = [], 0
+    total = {at: trainee.ranks.once(trainee.base(at, x)) for at, x in inputs.items()}
+    found, begin, first = [], 0, trainee.own.start
     for end in ends:
         total = dict(total)
         for at, fires in active.items():
             values = fires.values
             if len(ends) > 1:
-                values = values * fires.first(end, begin)
-            written = trainee.writes_of(at, fires, values)
-            for slot, target in enumerate(trainee.wiring.slots(at)):
-                total[target] = total[target] + written[:, slot]
+                values = values * fires.first(end - first, begin - first)
+            written = trainee.writes_of(at, fires, values).unbind(1)  # goes back in one piece
+            for target, one in zip(trainee.wiring.slots(at), written, strict=True):
+                total[target] = total[target] + one
         found.append(total)
         begin = end
-    return found
+    return written_by_all(trainee.ranks, found)
 
 
 def _gate_reconstructions(
@@ -120,12 +128,18 @@ def _gate_reconstructions(
 
     Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders".
     """
-    total = {at: trainee.base(at, x).detach() for at, x in inputs.items()}
+    total = {at: trainee.ranks.once(trainee.base(at, x).detach()) for at, x in inputs.items()}
     for at, fires in active.items():
-        written = trainee.writes_of(at, fires, fires.hidden.relu(), frozen=True)
-        for slot, target in enumerate(trainee.wiring.slots(at)):
-            total[target] = total[target] + written[:, slot]
-    return total
+        written = trainee.writes_of(at, fires, fires.hidden.relu(), frozen=True).unbind(1)
+        for target, one in zip(trainee.wiring.slots(at), written, strict=True):
+            total[target] = total[target] + one
+    return written_by_all(trainee.ranks, [total])[0]
+
+
+def written_by_all(ranks: Ranks, own: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+    """The same of all shards, in one all-reduce."""
+    flat = iter(ranks.written([one for some in own for one in some.values()]))
+    return [dict(zip(some, flat, strict=False)) for some in own]
 
 
 def penalty_of(trainee: Trainee, at: int, found: Active) -> Tensor:
@@ -135,7 +149,7 @@ def penalty_of(trainee: Trainee, at: int, found: Active) -> Tensor:
         return found.values.new_zeros(())
     values = found.hidden.relu() if len(trainee.gain) else found.values
     size = values * found.of_feature(trainee.norms(at))
-    tokens = found.tokens
+    tokens = found.tokens * trainee.ranks.parts
     if config.penalty == "l1":
         return size.sum() / tokens
     return torch.tanh(config.tanh_scale * size).sum() / tokens
@@ -144,17 +158,20 @@ def penalty_of(trainee: Trainee, at: int, found: Active) -> Tensor:
 def _for_the_dead(trainee: Trainee, at: int, x: Tensor, missing: Tensor) -> Tensor:
     """What draws dead features back: short pre-activations, and the error they could mend."""
     config = trainee.config.loss
-    dead = (trainee.silent[at] > config.dead_after).nonzero()[:, 0]
-    if not len(dead) or not (config.pre_activation or config.aux):
+    ranks, dead = trainee.ranks, (trainee.silent[at] > config.dead_after).nonzero()[:, 0]
+    before, count = ranks.numbered(len(dead), dead.device)
+    if not count or not (config.pre_activation or config.aux):
         return x.new_zeros(())
-    dead = dead[: MOST_DEAD * config.aux_k]
+    dead = dead[: max(0, MOST_DEAD * config.aux_k - before)]
     hidden = torch.addmm(trainee.b_enc[at][dead], x, trainee.W_enc[at][dead].t())
     limits = trainee.limits(at)
     limit = 0.0 if limits is None else limits[dead].detach()
     short = torch.relu(limit - hidden) * trainee.norms(at)[dead]
-    loss = config.pre_activation * short.sum() / len(x)
-    top = hidden.relu().topk(min(config.aux_k, len(dead)), dim=1)
-    values = torch.zeros_like(hidden).scatter(1, top.indices, top.values)
+    loss = config.pre_activation * short.sum() / (len(x) * ranks.parts)
+    top = largest(hidden.detach(), min(config.aux_k, count), ranks)
+    values = hidden.relu() * top
     rows = trainee.decoders(at)[dead, 0]
-    left = (missing - values @ rows).square().sum() / missing.square().sum().clamp_min(1e-12)
+    [mended] = ranks.written([values @ rows])
+    whole = ranks.over_parts(missing.square().sum()).clamp_min(1e-12)
+    left = (missing - mended).square().sum() / whole
     return loss + config.aux * left

@@ -21,8 +21,23 @@ MARGIN = 0.9
 
 
 @dataclass(frozen=True)
+class Share:
+    """What of a run is one rank's."""
+
+    shards: int = 1
+    """Ranks that share out the features."""
+    parts: int = 1
+    """Ranks that share out the tokens of a batch."""
+    together: int = 1
+    """Ranks that share this machine's memory."""
+
+
+ALONE = Share()
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Bytes by what they are for."""
+    """Bytes by what they are for; of several ranks those of one."""
 
     parameters: int
     """With gradients and averages."""
@@ -38,34 +53,41 @@ class Plan:
         return self.buffer + max(self.parameters + self.batch, self.parameters // 4 + self.start)
 
 
-def planned(config: TrainConfig, wiring: Wiring, width: int) -> Plan:
+def planned(config: TrainConfig, wiring: Wiring, width: int, share: Share = ALONE) -> Plan:
     """The plan of a run.
 
     Args:
         config: sizes.
         wiring: layers.
         width: of the model.
+        share: of one rank.
     """
     chosen, layers = config.dictionary, len(wiring.layers)
+    features, tokens = chosen.features // share.shards, config.run.batch // share.parts
     slots = sum(1 if chosen.tied else len(wiring.slots(at)) for at in range(layers))
-    count = chosen.features * (width * (layers + slots) + 3 * layers)
+    count = features * (width * (layers + slots) + 3 * layers)
     count += layers * width * (width + 1 if chosen.skip else 1)
     together = max(len(island) for island in wiring.islands)
     sparse = max(chosen.l0) < config.run.sparse_below * chosen.features
-    hidden = config.run.batch * chosen.features * (HIDDEN if sparse else DENSE * together)
-    writes = config.run.batch * width * 6 * together * min(wiring.span, layers)
+    hidden = tokens * features * (HIDDEN if sparse else DENSE * together)
+    ends = len(chosen.prefixes) + 1
+    totals = ends * together * (1 if share.shards == 1 else 3)
+    writes = tokens * width * (4 * together + 2 * totals + 4 * min(wiring.span, layers))
     a_token = 2 * layers * width
     joint = chosen.features * min(wiring.span, layers)
+    ranks = share.shards * share.parts
+    copies = COPIES + (2 * share.shards if ranks > 1 and config.divergence.share else 0)
+    whole = 0 if ranks == 1 else config.start.tokens * a_token + 4 * chosen.features * width
     gram = (joint if joint <= 8192 else chosen.features) ** 2
     return Plan(
-        parameters=count * FLOAT * COPIES,
+        parameters=count * FLOAT * copies,
         batch=(hidden + writes) * FLOAT,
-        buffer=(3 * config.data.buffer + config.data.held_out_tokens) * a_token * FLOAT,
-        start=(config.start.tokens * (256 + 6 * width) + 4 * gram) * FLOAT,
+        buffer=(3 * config.data.buffer // ranks + config.data.held_out_tokens) * a_token * FLOAT,
+        start=(config.start.tokens * (256 + 6 * width) + 4 * gram + whole) * FLOAT,
     )
 
 
-def check_memory(config: TrainConfig, wiring: Wiring, width: int) -> Plan:
+def check_memory(config: TrainConfig, wiring: Wiring, width: int, share: Share = ALONE) -> Plan:
     """Refuse a run that does not fit, and say what would.
 
     Returns:
@@ -74,27 +96,30 @@ def check_memory(config: TrainConfig, wiring: Wiring, width: int) -> Plan:
     Raises:
         ModelError: more is needed than the device has free.
     """
-    plan, free = planned(config, wiring, width), free_on(torch.device(config.run.device))
+    plan, free = planned(config, wiring, width, share), free_on(torch.device(config.run.device))
+    if free is not None and torch.device(config.run.device).type == "cpu":
+        free //= share.together
     if free is None or plan.total <= MARGIN * free:
         return plan
+    each = "" if share == ALONE else " for each rank"
     raise ModelError(
-        f"memory: this run needs {shown(plan.total)} on {config.run.device}, {shown(free)} are "
-        f"free (parameters, gradients and Adam {shown(plan.parameters)}, buffer "
+        f"memory: this run needs {shown(plan.total)} on {config.run.device}{each}, "
+        f"{shown(free)} are free (parameters, gradients and Adam {shown(plan.parameters)}, buffer "
         f"{shown(plan.buffer)}, a step {shown(plan.batch)}); "
-        f"{_fitting(config, wiring, width, MARGIN * free)}"
+        f"{_fitting(config, wiring, width, MARGIN * free, share)}"
     )
 
 
-def _fitting(config: TrainConfig, wiring: Wiring, width: int, most: float) -> str:
+def _fitting(config: TrainConfig, wiring: Wiring, width: int, most: float, share: Share) -> str:
     """The largest changes that would fit, one at a time or together."""
     least = replace(
         config,
         data=replace(config.data, buffer=2 * config.run.batch, held_out_tokens=2048),
     )
     for said, base in (("", config), (_buffer_words(least), least)):
-        if said and planned(base, wiring, width).total <= most:
+        if said and planned(base, wiring, width, share).total <= most:
             return f"what would fit: {said}"
-        features = _features(base, wiring, width, most)
+        features = _features(base, wiring, width, most, share)
         if features:
             return f"what would fit: {said}{', ' if said else ''}dictionary.features {features}"
     return "fewer layers, or a smaller run.batch, would fit"
@@ -105,16 +130,17 @@ def _buffer_words(config: TrainConfig) -> str:
     return f"data.buffer {data.buffer}, data.held_out_tokens {data.held_out_tokens}"
 
 
-def _features(config: TrainConfig, wiring: Wiring, width: int, most: float) -> int:
-    """The largest number of features, in steps of 64, that fits; 0 where none does."""
-    low = max(int(max(config.dictionary.l0)) + 1, *config.dictionary.prefixes, 1) // 64 + 1
-    high = config.dictionary.features // 64
+def _features(config: TrainConfig, wiring: Wiring, width: int, most: float, share: Share) -> int:
+    """The largest number of features, in steps of 64 a rank, that fits; 0 where none does."""
+    size = 64 * share.shards
+    low = max(int(max(config.dictionary.l0)) + 1, *config.dictionary.prefixes, 1) // size + 1
+    high = config.dictionary.features // size
     fitting = 0
     while low <= high:
         middle = (low + high) // 2
-        some = replace(config, dictionary=replace(config.dictionary, features=64 * middle))
-        if planned(some, wiring, width).total <= most:
-            fitting, low = 64 * middle, middle + 1
+        some = replace(config, dictionary=replace(config.dictionary, features=size * middle))
+        if planned(some, wiring, width, share).total <= most:
+            fitting, low = size * middle, middle + 1
         else:
             high = middle - 1
     return fitting

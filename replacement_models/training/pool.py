@@ -6,8 +6,9 @@ far apart. Everything is drawn from numbers (seed, epoch, chunk), so a place in 
 numbers, and taking it up costs two chunks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from replacement_models.training.trainee import Batch
 
 ORDER, SHUFFLE, MIX, CHUNKS = range(4)
 """What a generator is for; part of its seed."""
-Chunk = Callable[[int], Batch]
-"""Number of a chunk to the activations of its tokens, in order."""
+Chunk = Callable[[int], Any]
+"""Number of a chunk to activations of its tokens, in order: a `Batch`, or a `Dealt` one."""
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -82,13 +83,14 @@ class Batches:
     size: int
     seed: int
     place: Place = field(default_factory=Place)
+    join: Callable[[Sequence[Any]], Any] = joined
     _order: Tensor | None = None
-    _pool: Batch | None = None
+    _pool: Any = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         """The next `size` tokens."""
         if self._pool is None or (self.place.batch + 1) * self.size > len(self._pool):
             if self._pool is not None:
@@ -106,7 +108,7 @@ class Batches:
         halves = [self._half(number, 0)]
         if number:
             halves.insert(0, self._half(number - 1, 1))
-        pool = joined(halves)
+        pool = self.join(halves)
         if len(pool) < self.size:
             raise ModelError(
                 f"run.batch: expected at most the {len(pool)} tokens that half a chunk of this "
@@ -116,7 +118,7 @@ class Batches:
         drawn = torch.randperm(len(pool), generator=generator(self.seed, MIX, number))
         self._order = drawn.to(pool.inputs[0].device)
 
-    def _half(self, number: int, which: int) -> Batch:
+    def _half(self, number: int, which: int) -> Any:
         """Half of a shuffled chunk; chunks stand in a new order in every epoch."""
         epoch, at = divmod(number, self.chunks)
         order = torch.randperm(self.chunks, generator=generator(self.seed, CHUNKS, epoch))

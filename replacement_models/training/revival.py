@@ -34,32 +34,36 @@ def revive(
     counts = []
     for at, left in enumerate(missing):
         dead = (trainee.silent[at] > trainee.config.loss.dead_after).nonzero()[:, 0]
-        counts.append(len(dead))
-        if len(dead):
-            _restart(trainee, at, dead, batch, left, generator)
+        before, count = trainee.ranks.numbered(len(dead), dead.device)
+        counts.append(count)
+        if count:
+            drawn = _drawn(trainee, at, count, batch, left, generator)
+            _restart(trainee, at, dead, batch, left, drawn[before : before + len(dead)])
             _forget(trainee, at, dead, optimiser)
     return counts
 
 
-def _restart(
-    trainee: Trainee,
-    at: int,
-    dead: Tensor,
-    batch: Batch,
-    left: Tensor,
-    generator: torch.Generator,
-) -> None:
+def _drawn(
+    trainee: Trainee, at: int, count: int, batch: Batch, left: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Numbers of tokens, one for each dead feature of all ranks."""
     weight = trainee.writes[at].weight(batch.outputs[at], trainee.config.loss.outliers)
-    chance = (weight * left.square().sum(1)).double().cpu().clamp_min(1e-12)
-    drawn = torch.multinomial(chance, len(dead), replacement=True, generator=generator)
-    drawn = drawn.to(left.device)
-    x = trainee.reads[at].normalised(batch.inputs[at][drawn])
+    chance = trainee.ranks.tokens(weight * left.square().sum(1)).double().cpu().clamp_min(1e-12)
+    drawn = torch.multinomial(chance, count, replacement=True, generator=generator)
+    return drawn.to(left.device)
+
+
+def _restart(
+    trainee: Trainee, at: int, dead: Tensor, batch: Batch, left: Tensor, drawn: Tensor
+) -> None:
+    left = trainee.ranks.chosen(left, drawn)
+    x = trainee.reads[at].normalised(trainee.ranks.chosen(batch.inputs[at], drawn))
     length = x.norm(dim=1).clamp_min(1e-6)
     first = trainee.config.start.threshold if len(trainee.threshold) else 0.0
     trainee.W_enc[at][dead] = x / length[:, None]
     trainee.b_enc[at][dead] = first - REACH * length
     trainee.W_dec[at][dead] = 0.0
-    write = left[drawn] / ((1 - REACH) * 2 * length[:, None])
+    write = left / ((1 - REACH) * 2 * length[:, None])
     trainee.W_dec[at][dead, : trainee.width] = write
     for parameters, value in ((trainee.threshold, first), (trainee.gain, 0.0)):
         if len(parameters):

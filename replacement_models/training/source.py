@@ -115,6 +115,10 @@ class Cache:
         kind = getattr(torch, about["numbers"])
         return cls(folder, source.layers, kind, source.model.device)
 
+    def has(self, number: int) -> bool:
+        """Whether a chunk has been written."""
+        return self._shard(number).is_file()
+
     def read(self, number: int) -> Batch | None:
         """A chunk, float32, or None where it has not been written.
 

@@ -61,6 +61,7 @@ def _calibrate_layer(trainee: Trainee, at: int, held: Batch) -> float:
         return 0.0
     count = round(trainee.l0[at] * len(held))
     margins = torch.cat([_strongest(part, trainee.l0[at]) for part in _margins(trainee, at, held)])
+    margins = trainee.ranks.beside(margins)
     if count >= len(margins):
         return 0.0
     top = margins.topk(count + 1).values

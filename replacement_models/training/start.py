@@ -22,7 +22,9 @@ from replacement_models.sites import ReadPoint
 from replacement_models.training.clusters import averages, clusters, detectors
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.firing import SparseActive
+from replacement_models.training.pairs import Pairs
 from replacement_models.training.product import product_of
+from replacement_models.training.ranks import ALONE, Ranks
 from replacement_models.training.ridge import affine, decoder
 from replacement_models.training.scales import Scale
 from replacement_models.training.trainee import Batch, Trainee
@@ -46,6 +48,7 @@ def started(
     sample: Batch,
     generator: torch.Generator,
     told: Told = lambda words, done, total: None,
+    ranks: Ranks = ALONE,
 ) -> Trainee:
     """A dictionary to begin with.
 
@@ -56,6 +59,7 @@ def started(
         sample: activations of some tokens, in no order.
         generator: draws what is drawn.
         told: called as layers are done.
+        ranks: that share out the features; all of them find the same ones.
 
     Raises:
         ModelError: neurons are asked for and their kind is not known.
@@ -63,7 +67,7 @@ def started(
     outliers = config.loss.outliers
     reads = [Scale.of(x, outliers) for x in sample.inputs]
     writes = [Scale.of(y, outliers) for y in sample.outputs]
-    trainee = Trainee(config, wiring, reads, writes)
+    trainee = Trainee(config, wiring, reads, writes, ranks)
     count = len(wiring.layers)
     for at in range(count):
         told("Fitting first features", at, count)
@@ -106,6 +110,7 @@ def _start_layer(
 def _put(trainee: Trainee, at: int, rows: Tensor, bias: Tensor, write: Tensor) -> None:
     """Let features fire where rows and biases say, above the first threshold."""
     threshold = trainee.config.start.threshold
+    rows, bias, write = (whole[trainee.own] for whole in (rows, bias, write))
     trainee.W_enc[at].copy_(rows)
     trainee.W_dec[at][:, : trainee.width].copy_(write)
     if len(trainee.threshold):
@@ -225,7 +230,7 @@ def _fit_decoder(trainee: Trainee, at: int, sample: Batch) -> None:
         x = trainee.reads[source].normalised(sample.inputs[source])
         active = trainee.active(source, x, product, sparse=True)
         assert isinstance(active, SparseActive)
-        found.append((active.pairs, active.values))
+        found.append(_of_all_shards(trainee, active))
     x = trainee.reads[at].normalised(sample.inputs[at])
     left = trainee.writes[at].normalised(sample.outputs[at]) - trainee.base(at, x)
     weight = trainee.writes[at].weight(sample.outputs[at], trainee.config.loss.outliers)
@@ -233,4 +238,14 @@ def _fit_decoder(trainee: Trainee, at: int, sample: Batch) -> None:
     for source, fitted in zip(sources, rows, strict=True):
         slot = wiring.slots(source).index(at)
         columns = slice(slot * trainee.width, (slot + 1) * trainee.width)
-        trainee.W_dec[source][:, columns] = fitted
+        trainee.W_dec[source][:, columns] = fitted[trainee.own]
+
+
+def _of_all_shards(trainee: Trainee, active: SparseActive) -> tuple[Pairs, Tensor]:
+    """Pairs and values of the features of all ranks."""
+    ranks, pairs = trainee.ranks, active.pairs
+    if ranks.shards == 1:
+        return pairs, active.values
+    token, feature = ranks.beside(pairs.token), ranks.beside(pairs.feature + trainee.own.start)
+    whole = Pairs.sorted(token, feature, active.tokens, trainee.features)
+    return whole, ranks.beside(active.values)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,24 @@ from replacement_models.replaced import special_tokens
 from replacement_models.replacement import ReplacementModel
 from replacement_models.training import checkpoint
 from replacement_models.training.config import TrainConfig
+from replacement_models.training.dealt import DealtBatches
 from replacement_models.training.finish import Worth, stands_in, worth
 from replacement_models.training.fold import folded
 from replacement_models.training.harvest import Harvester
 from replacement_models.training.interrupt import between_steps
 from replacement_models.training.journal import Journal, check_loggers
 from replacement_models.training.loop import CHECKPOINTS, Loop
-from replacement_models.training.memory import check_memory
+from replacement_models.training.memory import Share, check_memory
 from replacement_models.training.pool import Batches, Rows, generator
 from replacement_models.training.product import chosen
+from replacement_models.training.ranks import ALONE, Ranks
 from replacement_models.training.scales import Scale
+from replacement_models.training.shards import whole
 from replacement_models.training.source import Cache, Source, manifest
 from replacement_models.training.sparsity import calibrate
 from replacement_models.training.start import started
 from replacement_models.training.text import packed
+from replacement_models.training.torchrun import device_of, on_this_machine, ranks_begun
 from replacement_models.training.trainee import Batch, Trainee
 from replacement_models.training.wiring import Wiring, check_host
 from replacement_models.transcoder import Transcoder
@@ -41,7 +45,7 @@ MEASURED_ROWS = 64
 """Held-out rows that the replaced model is compared on."""
 MAY_CHANGE = {
     *("run.log_every", "run.checkpoint_every", "run.tensorboard", "run.wandb", "run.threads"),
-    "output",
+    *("output", "ranks.shards", "ranks.wait"),
 }
 """Fields that may differ when a run is taken up."""
 
@@ -73,6 +77,8 @@ def train(
 ) -> Run:
     """Train a dictionary, or go on with a run that was interrupted.
 
+    Under torchrun all ranks call it, and train one dictionary together.
+
     Args:
         config: everything there is to say.
         told: called with words for what is done, and how much of how much.
@@ -82,38 +88,45 @@ def train(
         Where the dictionary is and what it is worth.
 
     Raises:
-        ModelError: a setting does not fit the model or the machine, the corpus cannot be read, or
-            the folder holds a run with other settings.
+        ModelError: a setting does not fit the model or the machine, the corpus cannot be read, the
+            folder holds a run with other settings, or one of several ranks was lost.
         KeyboardInterrupt: the run was stopped; the same call goes on with it.
     """
-    check_loggers(config)
-    if config.run.format not in WRITABLE:
-        raise ModelError(
-            f"run.format: expected one of {', '.join(sorted(WRITABLE))}, got {config.run.format!r}"
-        )
-    folder = _begun(config)
-    with one_call():
+    with ranks_begun(config) as ranks, one_call():
+        check_loggers(config)
+        if config.run.format not in WRITABLE:
+            said = f"expected one of {', '.join(sorted(WRITABLE))}, got {config.run.format!r}"
+            raise ModelError(f"run.format: {said}")
+        folder = _begun(config)
+        ranks.wait()
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
-        return _train(config, folder, told, score)
+        return _train(config, folder, told if ranks.first else _unheard, score, ranks)
 
 
-def _train(config: TrainConfig, folder: Path, told: Told, score: Score | None) -> Run:
+def _unheard(words: str, done: int, total: int) -> None:
+    """What ranks but the first one say."""
+
+
+def _train(config: TrainConfig, folder: Path, told: Told, score: Score | None, ranks: Ranks) -> Run:
     told("Loading the model", 0, 0)
-    model = ReplacementModel.without_dictionary(config.model, config.run.device, config.run.dtype)
-    wiring = _wired(config, model)
+    run = config.run
+    model = ReplacementModel.without_dictionary(config.model, device_of(run.device), run.dtype)
+    wiring = _wired(config, model, ranks)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config.as_mapping(), indent=2) + "\n")
-    source = _source(config, model, wiring, folder, told)
-    loop = _loop(config, folder, model, wiring, source, told)
-    loop.on_divergence = lambda: _scored(loop, score)
-    journal = Journal(folder, config, loop.done)
+    if ranks.first:
+        (folder / CONFIG).write_text(json.dumps(config.as_mapping(), indent=2) + "\n")
+    source = ranks.first_then_others(lambda: _source(config, model, wiring, folder, told))
+    loop = _loop(source, wiring, folder, told, ranks)
+    loop.on_divergence = lambda: _scored_once(loop, score)
+    journal = Journal(folder, config, loop.done) if ranks.first else None
     steps = config.steps
     try:
         with between_steps() as asked:
             loop.run(journal, asked, lambda line: told(_words(line), line["step"], steps))
     finally:
-        journal.close()
+        if journal is not None:
+            journal.close()
     told("Measuring", steps, steps)
     return _finished(loop, score)
 
@@ -152,12 +165,12 @@ def _flat(mapping: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _wired(config: TrainConfig, model: ReplacementModel) -> Wiring:
+def _wired(config: TrainConfig, model: ReplacementModel, ranks: Ranks) -> Wiring:
     """Layers, once everything that the model decides has been checked."""
     host = model.host
     wiring = Wiring.of(config.dictionary, len(host.blocks))
     check_host(config.dictionary, host.blocks[0].parallel)
-    check_memory(config, wiring, host.d_model)
+    check_memory(config, wiring, host.d_model, Share(ranks.shards, ranks.parts, on_this_machine()))
     return wiring
 
 
@@ -178,15 +191,9 @@ def _source(
     return Source(harvester, tokens, rows, cache)
 
 
-def _loop(
-    config: TrainConfig,
-    folder: Path,
-    model: ReplacementModel,
-    wiring: Wiring,
-    source: Source,
-    told: Told,
-) -> Loop:
+def _loop(source: Source, wiring: Wiring, folder: Path, told: Told, ranks: Ranks) -> Loop:
     """A new loop, or the one that the last checkpoint is of."""
+    config, model = source.harvester.config, source.harvester.model
     run = config.run
     path = checkpoint.newest(folder / CHECKPOINTS)
     state = None if path is None else checkpoint.read_state(path)
@@ -197,20 +204,20 @@ def _loop(
     if len(held) < 2:
         raise ModelError("data.held_out: no token is left to measure on; give more text")
     if state is None:
-        sample = _sample(config, source)
+        sample = _sample(config, source, ranks)
         drawn = generator(run.seed, START)
-        trainee = started(config, wiring, model.host, sample, drawn, told)
-        like = trainee.b_dec[0].detach()
-        precision = chosen(run.precision, run.batch, config.dictionary.features, like)
+        trainee = started(config, wiring, model.host, sample, drawn, told, ranks)
+        like, features = trainee.b_dec[0].detach(), config.dictionary.features
+        precision = ranks.by_the_first(lambda: chosen(run.precision, run.batch, features, like))
     else:
-        trainee, precision = _empty(config, wiring, held), str(state["precision"])
+        trainee, precision = _empty(config, wiring, held, ranks), str(state["precision"])
     loop = Loop(
         config,
         folder,
         model,
         trainee,
         source,
-        Batches(source, source.rows.chunks, run.batch, run.seed),
+        _batches(source, run.batch, ranks, ranks.parts),
         held,
         precision,
         generator(run.seed, REVIVE),
@@ -237,11 +244,18 @@ def _check_state(path: Any, state: Mapping[str, Any]) -> None:
             )
 
 
-def _sample(config: TrainConfig, source: Source) -> Batch:
+def _batches(source: Source, size: int, ranks: Ranks, parts: int) -> Batches | DealtBatches:
+    """The stream of batches; of several ranks each gets its part, or all of it where parts is 1."""
+    seed = source.harvester.config.run.seed
+    if ranks.count == 1:
+        return Batches(source, source.rows.chunks, size, seed)
+    return DealtBatches.of(source, ranks, size, seed, parts)
+
+
+def _sample(config: TrainConfig, source: Source, ranks: Ranks) -> Batch:
     """Tokens of the first pools, in no order."""
     wanted = config.start.tokens
-    size = min(config.run.batch, wanted)
-    batches = Batches(source, source.rows.chunks, size, config.run.seed)
+    batches = _batches(source, min(config.run.batch, wanted), ranks, 1)
     found: list[Batch] = []
     while sum(map(len, found)) < wanted and batches.place.pool < 2 * source.rows.chunks:
         found.append(next(batches))
@@ -250,13 +264,13 @@ def _sample(config: TrainConfig, source: Source) -> Batch:
     return joined(found).rows(slice(0, wanted))
 
 
-def _empty(config: TrainConfig, wiring: Wiring, like: Batch) -> Trainee:
+def _empty(config: TrainConfig, wiring: Wiring, like: Batch, ranks: Ranks = ALONE) -> Trainee:
     """Room for what a checkpoint holds."""
 
     def scales(tensors: Any) -> list[Scale]:
         return [Scale(torch.zeros_like(x[0]), x.new_zeros(()), x.new_zeros(())) for x in tensors]
 
-    return Trainee(config, wiring, scales(like.inputs), scales(like.outputs))
+    return Trainee(config, wiring, scales(like.inputs), scales(like.outputs), ranks)
 
 
 def _words(line: Mapping[str, Any]) -> str:
@@ -269,11 +283,18 @@ def _words(line: Mapping[str, Any]) -> str:
     )
 
 
-def _scored(loop: Loop, score: Score | None) -> dict[str, Any]:
+def _scored_once(loop: Loop, score: Score | None) -> dict[str, Any]:
+    """The same by the first rank, told to all."""
+    trainee = whole(loop.trainee)
+    found: dict[str, Any] = loop.ranks.by_the_first(lambda: _scored(loop, trainee, score))
+    return found
+
+
+def _scored(loop: Loop, trainee: Trainee, score: Score | None) -> dict[str, Any]:
     """What the dictionary is worth as it is now, in figures that need the whole model."""
     config, model = loop.config, loop.model
     assert model is not None
-    transcoder = folded(loop.trainee, len(model.host.blocks), model.name)
+    transcoder = folded(trainee, len(model.host.blocks), model.name)
     if config.dictionary.kind == "sae":
         return {}
     standing = replace(model, transcoder=transcoder.to(model.device, model.dtype))
@@ -303,31 +324,39 @@ def _held_rows(loop: Loop) -> Iterator[np.ndarray]:
 
 def _finished(loop: Loop, score: Score | None) -> Run:
     """Calibrate, measure, write; a run that has been finished is read again."""
+    moved, harvested = calibrate(loop.trainee, loop.held), loop.harvested
+    trainee = whole(loop.trainee, torch.device("cpu"))  # where there is most room
+    summary: dict[str, Any] = loop.ranks.by_the_first(
+        lambda: _written(loop, trainee, score, harvested, moved)
+    )
+    named: dict[str, Any] = {one.name: summary[one.name] for one in fields(Worth)}
+    listed = {k: tuple(v) for k, v in named.items() if isinstance(v, list)}  # as JSON has tuples
+    found = Worth(**named | listed)
+    return Run(loop.folder, loop.folder / DICTIONARY, loop.config, found, summary)
+
+
+def _written(
+    loop: Loop, trainee: Trainee, score: Score | None, harvested: int, moved: list[float]
+) -> dict[str, Any]:
+    """What summary.json holds, once it and the dictionary are written."""
     config, model, folder = loop.config, loop.model, loop.folder
     assert model is not None
-    assert loop.source is not None
-    moved = calibrate(loop.trainee, loop.held)
-    transcoder = folded(loop.trainee, len(model.host.blocks), model.name)
-    found = worth(
-        transcoder,
-        loop.trainee.wiring.layers,
-        loop.trainee.writes,
-        loop.held,
-        config.loss.outliers,
-    )
+    transcoder = folded(trainee, len(model.host.blocks), model.name)
+    held = loop.held.to(trainee.b_dec[0].device)
+    found = worth(transcoder, trainee.wiring.layers, trainee.writes, held, config.loss.outliers)
     summary = {
         "steps": loop.done,
         "tokens": loop.done * config.run.batch,
         "seconds": loop.seconds,
         "cpu_seconds": loop.cpu_seconds,
-        "harvested_tokens": loop.source.harvested,
+        "harvested_tokens": harvested,
         "precision": loop.precision,
-        "layers": list(loop.trainee.wiring.layers),
-        "wanted_l0": list(loop.trainee.l0),
+        "layers": list(trainee.wiring.layers),
+        "wanted_l0": list(trainee.l0),
         "thresholds_moved": moved,
         **asdict(found),
         **loop.notes,
-        "replaced": _scored(loop, score),
+        "replaced": _scored(loop, trainee, score),
     }
     place = folder / DICTIONARY
     if not place.exists():
@@ -335,7 +364,7 @@ def _finished(loop: Loop, score: Score | None) -> Run:
     partial = folder / f"{SUMMARY}.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / SUMMARY)
-    return Run(folder, place, config, found, summary)
+    return summary
 
 
 def _plain(transcoder: Transcoder) -> Transcoder:

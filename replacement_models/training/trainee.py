@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.firing import Active, Firing, active
 from replacement_models.training.product import Product
+from replacement_models.training.ranks import ALONE, Ranks
 from replacement_models.training.scales import Scale
 from replacement_models.training.wiring import Wiring
 
@@ -27,6 +28,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+    def to(self, device: torch.device) -> "Batch":
+        """On another device."""
+        return Batch([x.to(device) for x in self.inputs], [y.to(device) for y in self.outputs])
 
     def rows(self, chosen: Int[Tensor, " rows"] | slice) -> "Batch":
         """Some tokens."""
@@ -42,6 +47,7 @@ class Trainee(nn.Module):
         wiring: Wiring,
         reads: Sequence[Scale],
         writes: Sequence[Scale],
+        ranks: Ranks = ALONE,
     ) -> None:
         """Make room; `start` fills it.
 
@@ -50,15 +56,19 @@ class Trainee(nn.Module):
             wiring: which layers.
             reads: scales of inputs, layer by layer.
             writes: scales of outputs, likewise.
+            ranks: that share out the features; parameters have rows for its own.
         """
         super().__init__()
         chosen, width = config.dictionary, len(reads[0].mean)
         self.config, self.wiring, self.width = config, wiring, width
         self.reads, self.writes = list(reads), list(writes)
-        self.features = chosen.features
+        self.features, self.ranks = chosen.features, ranks
+        self.own = ranks.features(chosen.features)
         self.l0 = wiring.l0(chosen.l0)
-        self.firing = [Firing(chosen.activation, l0, config.loss.bandwidth) for l0 in self.l0]
-        rows = [chosen.features] * len(wiring.layers)
+        self.firing = [
+            Firing(chosen.activation, l0, config.loss.bandwidth, ranks) for l0 in self.l0
+        ]
+        rows = [self.own.stop - self.own.start] * len(wiring.layers)
         like = reads[0].mean
         self.W_enc = _parameters([like.new_zeros(count, width) for count in rows])
         self.b_enc = _parameters([like.new_zeros(count) for count in rows])
@@ -76,7 +86,7 @@ class Trainee(nn.Module):
         )
         self.silent: Tensor
         self.limit: Tensor
-        self.register_buffer("silent", torch.zeros(len(rows), chosen.features, device=like.device))
+        self.register_buffer("silent", torch.zeros(len(rows), rows[0], device=like.device))
         self.register_buffer("limit", torch.zeros(len(rows), device=like.device))
 
     def _if(self, wanted: bool, shapes: Sequence[tuple[int, ...]]) -> nn.ParameterList:

@@ -1,18 +1,21 @@
 """`tracer train`: a dictionary for a model, from a configuration."""
 
+import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 import tracer
-from tracer.commands.group import Interrupted
+from tracer.commands.group import Failure, Interrupted
 from tracer.commands.options import EXISTING, examples, output
 from tracer.commands.progress import progress
 from tracer.commands.say import say, say_table
 
 if TYPE_CHECKING:
+    from replacement_models.training.config import TrainConfig
     from replacement_models.training.train import Run
 
 KNOWN = ("divergence", "agreement", "replacement_score", "completeness_score")
@@ -39,14 +42,21 @@ KNOWN = ("divergence", "agreement", "replacement_score", "completeness_score")
     help="Print a configuration with every field and stop.",
     show_default="no",
 )
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Processes that train together here; several machines need torchrun.",
+)
 @output("Folder of the run.", show_default="the configuration's")
 def train(
-    config: Path | None, changes: tuple[str, ...], template: bool, output: Path | None
+    config: Path | None, changes: tuple[str, ...], template: bool, ranks: int, output: Path | None
 ) -> None:
     """Train a dictionary as CONFIG, a YAML file, says.
 
     Interrupted or killed, it goes on where it was when it is called again.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where a rank is lost, one line is said
     from replacement_models.training import config_file
 
     if template:
@@ -60,17 +70,65 @@ def train(
     asked = dict(map(_change, changes))
     if output is not None:
         asked["output"] = str(output)
-    wanted = config_file.with_changes(config_file.read_config(config), asked)
-    from replacement_models.process import quiet_transformers
+    wanted = _wanted(config, asked)
+    if ranks > 1:
+        changed = [part for name, value in asked.items() for part in ("--set", f"{name}={value}")]
+        _together(ranks, wanted, [str(config), *changed])
+        return
+    run = _trained(wanted)
+    if run is not None:
+        print_run(run)
+
+
+def _wanted(config: Path, changes: Mapping[str, str]) -> "TrainConfig":
+    """What CONFIG says, changed; of several ranks the first one says what is wrong with it."""
+    from replacement_models.errors import ModelError
+    from replacement_models.training import config_file
 
     try:
-        with progress("Training") as advance, quiet_transformers():
+        return config_file.with_changes(config_file.read_config(config), dict(changes))
+    except ModelError as error:
+        from replacement_models.training.torchrun import number
+
+        if number():
+            raise SystemExit(Failure.exit_code) from error
+        raise
+
+
+def _trained(wanted: "TrainConfig") -> "Run | None":
+    """The run, once it is finished; of several ranks the first one's."""
+    from replacement_models.process import quiet_transformers
+    from replacement_models.training.torchrun import SaidElsewhereError, number
+
+    try:
+        shown = nullcontext(_unseen) if number() else progress("Training")
+        with shown as advance, quiet_transformers():
             run = tracer.train(
                 wanted, progress=lambda words, done, total: advance(done, total or None, words)
             )
+    except SaidElsewhereError as error:
+        raise SystemExit(Failure.exit_code) from error
     except KeyboardInterrupt as error:
+        if number():
+            raise SystemExit(Interrupted.exit_code) from error
         raise Interrupted(f"interrupted; the same command goes on with {wanted.output}") from error
-    print_run(run)
+    return None if number() else run
+
+
+def _unseen(done: int, total: int | None, words: str | None = None) -> None:
+    """What other ranks than the first one show."""
+
+
+def _together(ranks: int, wanted: "TrainConfig", arguments: list[str]) -> None:
+    """Start ranks here, which print what one process would."""
+    from replacement_models.training.ranks import shards_of
+    from replacement_models.training.torchrun import how_to_go_on
+    from tracer.training.launch import launch
+
+    shards_of(wanted, ranks)
+    code = launch(ranks, ["train", *arguments], how_to_go_on(wanted))
+    if code:
+        raise SystemExit(code)
 
 
 def print_run(run: "Run") -> None:

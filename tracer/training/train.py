@@ -8,6 +8,7 @@ from typing import Any
 from replacement_models import ReplacementModel
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.config_file import read_config
+from replacement_models.training.torchrun import number
 from replacement_models.training.train import Run
 from replacement_models.training.train import train as train_dictionary
 from tracer.attribution.trace import trace
@@ -22,6 +23,8 @@ def train(
     config: TrainConfig | dict[str, Any] | str | Path, *, progress: Progress | None = None
 ) -> Run:
     """Train a dictionary for a model; called again, an interrupted run goes on.
+
+    Under torchrun every rank calls it, and all train one dictionary.
 
     Args:
         config: a `TrainConfig`, fields by name, or the path of a YAML file.
@@ -39,7 +42,8 @@ def train(
     run = train_dictionary(
         read_config(config), progress or (lambda words, done, total: None), score
     )
-    write_curves(run)
+    if not number():
+        write_curves(run)
     return run
 
 
