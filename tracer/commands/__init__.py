@@ -14,6 +14,7 @@ COMMANDS = (
     *("trace", "show", "prune", "group", "render", "export", "import", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
     "train",
+    "evaluate",
     *("heads", "attention"),
     "label",
     *("monitor", "drive"),
