@@ -80,7 +80,7 @@ class _Pass:
     def attach(self, layer: int, stack: ExitStack) -> None:
         """Hooks of one layer."""
         block = self.model.host.blocks[layer]
-        stage = self.autoencoder.layers[layer].stage or Stage.MLP_OUT
+        stage = stage_of(self.autoencoder, layer)
         if stage is Stage.RESID_PRE:
             hook = self._entering(layer)
             handle = block.module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -138,6 +138,12 @@ class _Pass:
         if layer not in self.layers:
             return value
         return torch.where(self.counted[..., None], guess, shaped).reshape(value.shape)
+
+
+def stage_of(autoencoder: Transcoder, layer: int) -> Stage:
+    """What the autoencoder of a layer reads."""
+    stage = autoencoder.layers[layer].stage
+    return Stage.MLP_OUT if stage is None else stage
 
 
 def added_by_attention(block: Block) -> nn.Module:

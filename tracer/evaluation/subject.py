@@ -13,8 +13,7 @@ from replacement_models.formats.files import content_hash, transcoder_folder
 from replacement_models.formats.labels import read_labels
 from replacement_models.replaced import Watch, Where, replaced
 from replacement_models.replacement import public_name
-from replacement_models.sites import Stage
-from tracer.evaluation.spliced import spliced
+from tracer.evaluation.spliced import spliced, stage_of
 
 Given = Transcoder | str | Path
 """A dictionary, or the folder or hub id of one; "neurons" is the model's own."""
@@ -49,8 +48,7 @@ class Subject:
         """What each layer's dictionary stands for."""
         if not self.is_autoencoder:
             return [str(self.transcoder.write_at(layer)) for layer in self.layers]
-        stages = (self.transcoder.layers[layer].stage or Stage.MLP_OUT for layer in self.layers)
-        return [stage.name.lower() for stage in stages]
+        return [stage_of(self.transcoder, layer).name.lower() for layer in self.layers]
 
     def watched(self, where: Where, watch: Watch) -> AbstractContextManager[None]:
         """The model itself, with all that the dictionary makes of what it reads told."""
