@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from graphs.pictures.charts import lines
+from replacement_models.training import checkpoint
 from replacement_models.training.journal import FILE, entries
+from replacement_models.training.loop import CHECKPOINTS
 from tracer.training.curves import beside
 
 CHARTS = (
@@ -23,14 +25,16 @@ CHARTS = (
 
 
 def points(run: Path) -> list[dict[str, float]]:
-    """One a measurement, in order."""
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    start = summary["start_cpu_seconds"]
+    """One a measurement, in order; the finished dictionary last, where the run has ended."""
+    start = _start(run)
     found = [
         {"tokens": line["tokens"], "cpu_seconds": start + line["cpu_seconds"], **line["measured"]}
         for line in entries(run / FILE)
         if "measured" in line
     ]
+    if not (run / "summary.json").is_file():
+        return found
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     means = {
         name: sum(summary[name]) / len(summary[name])
         for name in ("error", "error_weighted", "l0", "dead")
@@ -39,22 +43,34 @@ def points(run: Path) -> list[dict[str, float]]:
     return [*found, {**last, **means, **summary["replaced"]}]
 
 
+def _start(run: Path) -> float:
+    """CPU seconds that the start took, as the run's newest checkpoint has them."""
+    path = checkpoint.newest(run / CHECKPOINTS)
+    if path is None:
+        raise SystemExit(f"{run}: has no checkpoint yet")
+    return float(checkpoint.read_state(path)["notes"]["start_cpu_seconds"])
+
+
 def charts(found: list[dict[str, float]]) -> str:
     """Two rows of charts: over tokens, and over CPU seconds."""
     rows = []
     for name, label in (("tokens", "tokens"), ("cpu_seconds", "CPU seconds")):
         x = (label, [point[name] for point in found])
-        rows.append(
-            beside(
-                [
-                    lines(
-                        title, x, unit, {one: [point.get(one) for point in found] for one in names}
-                    )
-                    for title, unit, names in CHARTS
-                ]
-            )
-        )
+        rows.append(beside([chart(found, x, *one) for one in CHARTS]))
     return stacked(rows)
+
+
+def chart(
+    found: list[dict[str, float]],
+    x: tuple[str, list[float]],
+    title: str,
+    unit: str,
+    names: tuple[str, ...],
+) -> str:
+    """Some figures over one axis; a figure that no point has is left out."""
+    every = {name: [point.get(name) for point in found] for name in names}
+    known = {name: values for name, values in every.items() if any(values)}
+    return lines(title, x, unit, known)
 
 
 def stacked(rows: list[str]) -> str:
