@@ -51,6 +51,9 @@ def test_mistakes_are_one_line_and_leave_nothing():
     Path("empty.txt").write_text("\n\n")
     assert refused("evaluate", "--prompts", "empty.txt").startswith("empty.txt: holds no prompt")
     assert refused("evaluate", "--transcoders", "nowhere", "-o", "x")
+    assert refused("evaluate", "-o", "no/where").startswith(
+        "cannot write no/where: expected a folder"
+    )
     assert not Path("x").exists()
 
 

@@ -435,6 +435,7 @@ def test_mistakes_are_one_line(tmp_path: Path):
         ({"context": 99}, "context is 99, but the model reads at most 16"),
         ({"earlier": [tmp_path]}, "holds no evaluation"),
         ({"transcoders": []}, "transcoders is empty"),
+        ({"prompts": "one"}, "expected a list of prompts"),
         ({"swaps": [Swap([3, 4], [3, 4, 5])]}, "name prompts of equal length"),
         ({"swaps": [Swap([3, 4], [3, 5], (7,))]}, "position 7 is not in 0..1"),
     ):
@@ -444,7 +445,7 @@ def test_mistakes_are_one_line(tmp_path: Path):
             )
         assert "\n" not in str(error.value)
     with pytest.raises(TraceError, match="too few to fit baselines"):
-        tracer.evaluate(model, [[4, 5, 6]])
+        tracer.evaluate(model, [[4, 5, 6]] * 9)
     with pytest.raises(TraceError, match="no text of this model is known"):
         tracer.evaluate(model)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
+from tracer.commands.group import Failure
 from tracer.commands.options import COUNT, EXISTING, POSITIVE, examples, output
 from tracer.commands.progress import progress
 from tracer.commands.say import say, say_table
@@ -118,6 +119,8 @@ def evaluate(
         raise click.UsageError(
             f"--model {name} needs --corpus: text to measure on", click.get_current_context()
         )
+    if output is not None and (output.is_file() or not output.parent.is_dir()):
+        raise Failure(f"cannot write {output}: expected a folder, in one that exists")
     asked = None if prompts is None else _lines(prompts)
     from replacement_models.process import quiet_transformers
 

@@ -90,6 +90,8 @@ def evaluate(  # noqa: PLR0913  keyword arguments are the public interface
     Bricken et al. 2023 (loss recovered, splitting), Chanin et al. 2024 (absorption).
     """
     told = progress or (lambda words, done, total: None)
+    if isinstance(prompts, str):
+        raise TraceError(f"prompts is {prompts!r:.40}, expected a list of prompts")
     settings = Settings(
         max_tokens=max_tokens,
         context=context,
@@ -107,7 +109,7 @@ def evaluate(  # noqa: PLR0913  keyword arguments are the public interface
     told("Loading dictionaries", 0, 0)
     subjects = [subject_of(model, one) for one in _several(transcoders)]
     with text_of(model, corpus, settings, field=field, lines=lines, alone=alone) as text:
-        asked = text.prompts() if prompts is None else list(prompts)
+        asked = text.prompts() if prompts is None else prompts
         made = [_figures(one, text, asked, wanted, told) for one in subjects]
         pairs = [compared(*pair, text, told) for pair in _pairs(subjects)]
         figures = about(model, text) | {"dictionaries": made, "widths": pairs}
@@ -142,6 +144,10 @@ def comparable(narrow: Subject, wide: Subject) -> bool:
         narrow.transcoder.kind == wide.transcoder.kind
         and narrow.layers == wide.layers
         and narrow.places == wide.places
+        and all(
+            narrow.transcoder.read_at(layer) == wide.transcoder.read_at(layer)
+            for layer in narrow.layers
+        )
         and sum(narrow.widths) < sum(wide.widths)
     )
 
@@ -162,7 +168,7 @@ def _figures(
     fitted = fits(subject, text, said)
     found: dict[str, Any] = {
         "name": subject.name,
-        "hash": subject.model.transcoder_hash if not subject.is_autoencoder else "",
+        "hash": subject.content,
         "kind": transcoder.kind,
         "features": sum(subject.widths),
         **measure(subject, text, fitted, said),

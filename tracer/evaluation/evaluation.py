@@ -74,8 +74,9 @@ class Evaluation:
                 raise TraceError(f"{path}: {path.stat().st_size} bytes are no evaluation")
             found = json.loads(path.read_text(encoding="utf-8"))
             kind = (found["format"], found["version"])
-            whole = all(
-                isinstance(one["name"], str) and isinstance(one["mean"]["l0_total"], int | float)
+            whole = isinstance(found["model"], str)
+            whole = whole and all(
+                isinstance(one["name"], str) and math.isfinite(one["mean"]["l0_total"])
                 for one in found["dictionaries"]
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from graphs import words
-from graphs.pictures.charts import bars
+from graphs.pictures.charts import bars, lines
 from tracer.evaluation.pareto import at_path, pareto_charts
 from tracer.features.document import document
 
@@ -91,6 +91,7 @@ def _dictionary(one: Figures, settings: Figures) -> Iterable[str]:
     if one["graphs"]:
         yield _graphs(one["graphs"], settings)
     yield _more(one)
+    yield _errors(one["layers"])
     yield _densities(one["layers"])
     yield "</div>"
     rows = [[_shown(at_path(layer, path)) for _, path in LAYER] for layer in one["layers"]]
@@ -144,6 +145,15 @@ def _more(one: Figures) -> str:
         rows.append(["with one of F1 0.7 or more", _shown(labels["true"])])
         rows.append(["median F1 of labels", _shown(labels["median_f1_shown"])])
     return f"<div><h3>Features</h3>{table((), rows)}</div>" if rows else ""
+
+
+def _errors(layers: Sequence[Figures]) -> str:
+    """Error without the largest tokens, layer by layer, beside the baseline's."""
+    places = [("dictionary", ("error", "rest")), ("affine map", ("affine_error", "rest"))]
+    found = {name: [at_path(layer, path) for layer in layers] for name, path in places}
+    known = {name: values for name, values in found.items() if any(values)}
+    x = ("layer", [layer["layer"] for layer in layers])
+    return lines("Error without the top 1 %", x, "share of variance", known)
 
 
 def _densities(layers: Sequence[Figures]) -> str:

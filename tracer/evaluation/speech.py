@@ -20,6 +20,8 @@ from torch import Tensor
 from replacement_models import ReplacementModel
 from replacement_models.replaced import logits_of
 
+AT_ONCE = 32
+"""Positions whose distributions are in memory together, in float64."""
 Standing = Callable[[], AbstractContextManager[None]]
 """Puts something in the place of parts of the model for the duration of a block."""
 
@@ -51,16 +53,16 @@ class SpeechSums:
         counts: Bool[Tensor, " positions"],
         tokens: Int[Tensor, " positions"],
     ) -> None:
-        """Add one row."""
-        truth, guess = (some[counts].double().log_softmax(-1) for some in (own, other))
-        self.kl += float((truth.exp() * (truth - guess)).sum())
-        self.agreed += int((truth.argmax(-1) == guess.argmax(-1)).sum())
-        self.tokens += len(truth)
-        follows = counts.nonzero()[:, 0] + 1
-        known = follows < len(tokens)
-        said = guess[known].gather(1, tokens[follows[known]][:, None])
-        self.surprise -= float(said.sum())
-        self.followed += int(known.sum())
+        """Add one row, some positions at a time."""
+        for at in counts.nonzero()[:, 0].split(AT_ONCE):
+            truth, guess = (some[at].double().log_softmax(-1) for some in (own, other))
+            self.kl += float((truth.exp() * (truth - guess)).sum())
+            self.agreed += int((truth.argmax(-1) == guess.argmax(-1)).sum())
+            self.tokens += len(truth)
+            known = at + 1 < len(tokens)
+            said = guess[known].gather(1, tokens[at[known] + 1][:, None])
+            self.surprise -= float(said.sum())
+            self.followed += int(known.sum())
 
     def average(self) -> Said:
         """NaN over nothing."""

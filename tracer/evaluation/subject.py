@@ -27,6 +27,8 @@ class Subject:
     model: ReplacementModel
     """With the dictionary; of an autoencoder, which stands in for no MLP, any other."""
     transcoder: Transcoder
+    content: str = ""
+    """SHA-256 of its files; "" of one in memory."""
 
     @property
     def is_autoencoder(self) -> bool:
@@ -84,7 +86,8 @@ def subject_of(model: ReplacementModel, given: Given | None) -> Subject:
     if given is None:
         if not model.transcoder.present:
             raise ModelError("evaluate: the model has no dictionary; name one in transcoders")
-        return Subject(model.transcoder_name or "in memory", model, model.transcoder)
+        name = model.transcoder_name or "in memory"
+        return Subject(name, model, model.transcoder, model.transcoder_hash)
     if isinstance(given, Transcoder):
         return _made(model, given, None)
     if str(given) == NEURONS:
@@ -96,6 +99,8 @@ def _made(
     model: ReplacementModel, found: Transcoder, place: str | Path | None, name: str = "in memory"
 ) -> Subject:
     fitted = found.to(model.device, model.dtype)
+    folder = None if place is None else transcoder_folder(place)
+    content = "" if folder is None else content_hash(folder)
     if isinstance(fitted, SparseAutoencoder):
         count, width = len(model.host.blocks), model.host.d_model
         if len(fitted.layers) > count or fitted.d_model != width:
@@ -103,16 +108,15 @@ def _made(
                 f"{name}: autoencoders of {len(fitted.layers)} layers, {fitted.d_model} wide, "
                 f"expected at most {count} layers, {width} wide; they belong to another model"
             )
-        return Subject(name, model, fitted)
-    folder = None if place is None else transcoder_folder(place)
+        return Subject(name, model, fitted, content)
     covering = cover(model.host, fitted, ERROR)
     with_it = replace(
         model,
         transcoder=covering,
         elsewhere="" if covering is fitted else ERROR,
         transcoder_name="" if name == "in memory" else name,
-        transcoder_hash="" if folder is None else content_hash(folder),
+        transcoder_hash=content,
         labels={} if folder is None else read_labels(folder),
         dictionary_folder=folder,
     )
-    return Subject(name, with_it, with_it.transcoder)
+    return Subject(name, with_it, covering, content)

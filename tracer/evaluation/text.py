@@ -27,6 +27,8 @@ OWN_SEED = 555
 """Of the embedded model's sentences, that no dictionary was trained on."""
 FITTED = 0.25
 """Share of the rows that baselines are fitted on."""
+FEWEST = 16
+"""Tokens that either part must hold."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _parted(model: ReplacementModel, packed: Packed, settings: Settings) -> Text
     fit = every % round(1 / FITTED) == round(1 / FITTED) - 1
     where = Where(skip_positions=settings.skip_positions)
     text = Text(model, where, packed, settings, every[fit], every[~fit])
-    if not text.count(text.fitted) or not text.count(text.measured):
+    if min(text.count(text.fitted), text.count(text.measured)) < FEWEST:
         raise TraceError(
             f"corpus: {len(every)} rows of {text.context} tokens are too few to fit baselines on "
             "some and to measure on others; give more text, or a smaller context"

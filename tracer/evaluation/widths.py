@@ -32,7 +32,6 @@ from torch.nn.functional import normalize
 
 from replacement_models.replaced import ReplacedLayer, logits_of
 from replacement_models.transcoder import Transcoder
-from tracer.errors import TraceError
 from tracer.evaluation.subject import Subject
 from tracer.evaluation.text import Text
 
@@ -106,22 +105,18 @@ class Family:
 def compared(narrow: Subject, wide: Subject, text: Text, told: Told) -> dict[str, Any]:
     """Splitting and absorption between two dictionaries, over measured rows, in two passes.
 
-    Raises:
-        TraceError: they are of different kinds or places.
+    Args:
+        narrow: of the same kind, layers and places as `wide`.
+        wide: the wider one.
+        text: measured rows are run twice.
+        told: called before every batch.
+
+    Returns:
+        By layer, and means over layers, shares from 0 to 1.
     """
-    layers = [layer for layer in narrow.layers if layer in wide.layers]
-    if (
-        narrow.transcoder.kind != wide.transcoder.kind
-        or not layers
-        or _places(narrow, layers) != (_places(wide, layers))
-    ):
-        raise TraceError(
-            f"{narrow.name} and {wide.name} stand for different places or are of different kinds; "
-            "widths are compared of the same kind at the same layers"
-        )
     families = {
         layer: Family.of(*(unit_rows(one.transcoder, layer) for one in (narrow, wide)))
-        for layer in layers
+        for layer in narrow.layers
     }
 
     def count(layer: int, seen: tuple[ReplacedLayer, ReplacedLayer]) -> None:
@@ -145,14 +140,6 @@ def unit_rows(transcoder: Transcoder, layer: int) -> Float[Tensor, "features d"]
         len(transcoder.layers[layer].W_enc), device=transcoder.layers[layer].b_dec.device
     )
     return normalize(transcoder.decoder_rows(layer, every).flatten(1).float(), dim=1)
-
-
-def _places(subject: Subject, layers: list[int]) -> list[str]:
-    return [
-        f"{place} {subject.transcoder.read_at(layer)}"
-        for layer, place in zip(subject.layers, subject.places, strict=True)
-        if layer in layers
-    ]
 
 
 def _both(
