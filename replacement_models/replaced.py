@@ -2,15 +2,16 @@
 
 This is the replacement model of Ameisen et al. 2025, "Circuit Tracing", section "Building an
 interpretable replacement model": no error is added, attention and norms are recomputed, and every
-layer reads what the layers below made of it. Only replaced layers contribute features and only
-their outputs change: what a cross-layer feature writes to a layer that stays the host's own is
-dropped, for that layer's MLP answers the change itself. A layer without a dictionary is never
-replaced. The host's own modules do the arithmetic, under hooks that are always removed.
+layer reads what the layers below made of it. Only replaced layers contribute features, unless
+others are named as writers, and only their outputs change: what a cross-layer feature writes to a
+layer that stays the host's own is dropped, for that layer's MLP answers the change itself. A layer
+without a dictionary is never replaced. The host's own modules do the arithmetic, under hooks that
+are always removed.
 """
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ class Where:
 
     layers: Collection[int] | None = None
     """None: all that have a dictionary."""
+    writers: Collection[int] = ()
+    """Layers whose features write too although their own output stays: to replace one layer by what
+    a cross-layer dictionary makes of the model's own pass takes all layers below it."""
     positions: Collection[int] | None = None
     """None: all that are not kept."""
     skip_positions: int = 1
@@ -147,8 +151,9 @@ def replaced(
         ModelError: no such layer or position.
     """
     layers = chosen_layers(model, where)
+    writers = chosen_layers(model, replace(where, layers=where.writers))
     going = _Pass(model, where, frozenset(layers), watch)
-    hooks = [hook for layer in layers for hook in going.hooks(layer)]
+    hooks = [hook for layer in sorted({*layers, *writers}) for hook in going.hooks(layer)]
     begin = [(model.host.embedding, going.begin)] if layers else []
     with (
         one_call(),
@@ -243,6 +248,8 @@ class _Pass:
         active = transcoder.encode(layer, x)[1]
         used = active.flatten(0, 1).any(0).nonzero()[:, 0]
         self.writes.add(layer, used, active[..., used])
+        if layer not in self.layers:
+            return output
         guess = self.writes.output(layer, x)
         first = output[0] if isinstance(output, tuple) else output
         own = first.reshape(guess.shape)  # experts may flatten rows and positions into one

@@ -120,9 +120,9 @@ class ReplacementModel:
             transcoder=covering,
             elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
             tokenizer=tokenizer,
-            name=_public_name(name),
+            name=public_name(name),
             revision=revision,
-            transcoder_name=_public_name(transcoders),
+            transcoder_name=public_name(transcoders),
             transcoder_hash="" if place is None else content_hash(place),
             labels={} if place is None else read_labels(place),
             dictionary_folder=folder if place is None else place,
@@ -161,7 +161,7 @@ class ReplacementModel:
             transcoder=PerLayerTranscoder(empty),
             elsewhere=ERROR,
             tokenizer=tokenizer,
-            name=_public_name(name),
+            name=public_name(name),
             revision=revision,
             corpus=_own_corpus(folder, tokenizer),
             notes=_notes(file, dtype),
@@ -335,7 +335,7 @@ def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:
     return () if found is None else (found,)
 
 
-def _public_name(name: str | Path) -> str:
+def public_name(name: str | Path) -> str:
     """Hub ids as they are; of paths the last two parts, so that graphs hold no home folders."""
     path = Path(name).expanduser()
     if not path.exists():

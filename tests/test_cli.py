@@ -92,7 +92,7 @@ def command_of(name: str) -> click.Command:
 def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
-        **{name: [] for name in ("trace", "intervene", "generate")},
+        **{name: [] for name in ("trace", "intervene", "generate", "evaluate")},
         **{name: ["x"] for name in ("show", "validate", "view", "label", "drive")},
         "monitor": ["x", "--features", "x"],
         "convert": ["x", "x"],

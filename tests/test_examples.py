@@ -1,11 +1,14 @@
 """The examples run from end to end, each in a folder of its own; warnings are errors."""
 
+import gzip
 import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+
+from replacement_models.training.config_file import read_config
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
@@ -57,3 +60,54 @@ def test_bottlenecks_are_shares_in_order(capsys: pytest.CaptureFixture[str]):
     assert len(shares) == 10
     assert shares == sorted(shares, reverse=True)
     assert 10 < shares[0] <= 100
+
+
+SMOLLM2 = ROOT / "examples" / "smollm2"
+
+
+@pytest.mark.parametrize("config", sorted(SMOLLM2.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_of_a_real_model_are_such(config: Path):
+    found = read_config(config)
+    assert found.dictionary.kind == config.stem
+    assert found.steps > 0
+
+
+def test_learning_is_drawn_from_what_a_run_wrote_down(tmp_path: Path):
+    measured = {"error": 0.5, "error_weighted": 0.4, "divergence": 2.0, "agreement": 0.5}
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [{"step": 0, "tokens": 0, "cpu_seconds": 0.0, "measured": measured}, {"step": 1}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {
+        **{"tokens": 512, "cpu_seconds": 5.0, "replaced": measured},
+        **{name: [0.2, 0.4] for name in ("error", "error_weighted", "l0", "dead")},
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    saved = run / "checkpoints" / "step_000000001"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text('{"notes": {"start_cpu_seconds": 2.0}}')
+    sys.argv = ["learning.py", str(run), str(tmp_path / "out")]
+    runpy.run_path(str(SMOLLM2 / "learning.py"), run_name="__main__")
+    first, last = json.loads((tmp_path / "out" / "learning.json").read_text())
+    assert (first["cpu_seconds"], first["error"]) == (2.0, 0.5)
+    assert (last["cpu_seconds"], last["tokens"]) == (7.0, 512)
+    assert last["error"] == pytest.approx(0.3)
+    assert (tmp_path / "out" / "learning.svg").read_text().count("<polyline") == 8
+
+
+def test_text_of_packages_is_cut_into_documents(tmp_path: Path):
+    docs = tmp_path / "docs"
+    page = "<html><head><title>no</title></head><body><p>One¶</p><script>no</script><p>Two</p>"
+    for name in ("debian-handbook/en-US", "anarchism", "python3.11-doc"):
+        (docs / name).mkdir(parents=True)
+        (docs / name / "page.html").write_text(page + "<p>" + "word " * 400)
+    jargon = docs / "jargon-text" / "usr/share/doc/jargon-text"
+    jargon.mkdir(parents=True)
+    (jargon / "jargon.txt.gz").write_bytes(gzip.compress(b"jargon  file"))
+    sys.argv = ["text.py", str(docs), str(tmp_path / "corpus.jsonl")]
+    runpy.run_path(str(SMOLLM2 / "text.py"), run_name="__main__")
+    lines = (tmp_path / "corpus.jsonl").read_text().splitlines()
+    texts = sorted(json.loads(line)["text"] for line in lines)
+    assert len(texts) == 4
+    assert texts[0].startswith("One\n\nTwo\n\nword word")
+    assert texts[3] == "jargon file"

@@ -142,6 +142,21 @@ def test_the_end_to_end_stage_lowers_the_divergence(tmp_path: Path):
     assert any("divergence" in line for line in entries(run.folder / FILE))
 
 
+def test_measurements_on_the_way_are_written_down_and_change_nothing(tmp_path: Path):
+    run = trained(tmp_path / "run", dictionary={"layers": None}, run={"measure_every": 15})
+    silent = trained(tmp_path / "silent", dictionary={"layers": None})
+    assert same(load_transcoder(run.transcoder), load_transcoder(silent.transcoder))
+    found = [line for line in entries(run.folder / FILE) if "measured" in line]
+    assert [line["step"] for line in found] == [0, 15, 30]
+    times = [line["cpu_seconds"] for line in found]
+    assert times == sorted(times)
+    assert times[0] == 0
+    first, last = found[0]["measured"], found[-1]["measured"]
+    assert last["error_weighted"] < first["error_weighted"]
+    assert last["divergence"] < first["divergence"]
+    assert run.summary["start_cpu_seconds"] > 0
+
+
 def test_what_is_written_is_what_was_measured_and_stands_in_for_mlps(tmp_path: Path):
     run = trained(tmp_path / "run", dictionary={"layers": None})
     model = ReplacementModel.load(TINY / "model", run.transcoder)

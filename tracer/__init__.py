@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
     from tracer.errors import TraceError
+    from tracer.evaluation.evaluate import evaluate
+    from tracer.evaluation.evaluation import Evaluation
     from tracer.features.alike import decoder_cosines
     from tracer.features.differing import differing
     from tracer.features.feature import Feature
@@ -80,6 +82,7 @@ __all__ = [
     "Direction",
     "Directions",
     "Driven",
+    "Evaluation",
     "Feature",
     "FeatureStore",
     "FirstOrderEffects",
@@ -119,6 +122,7 @@ __all__ = [
     "differing",
     "direction",
     "drive",
+    "evaluate",
     "explain_attention",
     "feature_maxima",
     "fit_lens",
@@ -157,6 +161,7 @@ _PLACES = {
     "Direction": "tracer.attribution.targets",
     "Directions": "tracer.lenses.directions",
     "Driven": "tracer.monitoring.drive",
+    "Evaluation": "tracer.evaluation.evaluation",
     "Feature": "tracer.features.feature",
     "FeatureStore": "tracer.features.store",
     "FirstOrderEffects": "tracer.attention.effects",
@@ -196,6 +201,7 @@ _PLACES = {
     "differing": "tracer.features.differing",
     "direction": "tracer.lenses.contrasts",
     "drive": "tracer.monitoring.drive",
+    "evaluate": "tracer.evaluation.evaluate",
     "explain_attention": "tracer.attention.explain",
     "feature_maxima": "tracer.interventions.steering",
     "fit_lens": "tracer.lenses.fit",

@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 44
 COLOURS = ("#1f5fa8", "#c2571a", "#3b8a4f", "#8a8a8a", "#7a4fa0", "#b8860b", "#2a8c8c")
 CELL_WIDTH, CELL_HEIGHT = 44, 26
+LONGEST_NAME = 26
+"""Letters of a name beside a point."""
 LONGEST = 12
 """Letters of a text that a cell shows."""
 TICKS = 4
@@ -54,6 +56,40 @@ def points(title: str, x: tuple[str, Sequence[float]], y: tuple[str, Sequence[fl
         for a, b in zip(x[1], y[1], strict=True)
     ]
     return _chart(title, across, up, dots)
+
+
+def named_points(
+    title: str,
+    x: str,
+    y: str,
+    places: Mapping[str, tuple[float, float]],
+    front: Sequence[str] = (),
+) -> str:
+    """A point for each name, written beside it; those that are not finite are left out.
+
+    Args:
+        title: above the chart.
+        x: label of the axis across.
+        y: label of the axis up.
+        places: where each stands.
+        front: names that a line joins, in this order.
+    """
+    known = {name: at for name, at in places.items() if all(map(math.isfinite, at))}
+    across, up = (
+        Axis.around(label, [at[side] for at in known.values()]) for side, label in enumerate((x, y))
+    )
+    place, drawn = _placing(across, up), []
+    joined = [place(*known[name]) for name in front if name in known]
+    if joined:
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in joined)
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[3]}"/>')
+    for row, (name, at) in enumerate(known.items()):
+        colour, (a, b) = COLOURS[row % len(COLOURS)], place(*at)
+        drawn.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{colour}"/>')
+        beside, anchor = (-7, "end") if a > (LEFT + WIDTH - RIGHT) / 2 else (7, "start")
+        said = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        drawn.append(_text(a + beside, b + 4, said, anchor=anchor, colour=colour))
+    return _chart(title, across, up, drawn)
 
 
 def lines(

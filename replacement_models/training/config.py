@@ -219,6 +219,9 @@ class RunConfig(Section):
     """Steps between lines of log.jsonl."""
     checkpoint_every: int = setting(500, least=1)
     """Steps between checkpoints; the last two are kept."""
+    measure_every: int = setting(0, least=0)
+    """Steps between measurements on held-out text, into log.jsonl: errors, and of transcoders what
+    the model says and what graphs score with every MLP replaced; 0 is at the end alone."""
     tensorboard: bool = setting(False)
     """Write TensorBoard's files too."""
     wandb: str | None = setting(None)

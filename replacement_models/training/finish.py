@@ -11,7 +11,7 @@ from torch import Tensor
 
 from replacement_models.fidelity import fidelity
 from replacement_models.replacement import ReplacementModel
-from replacement_models.training.ridge import affine
+from replacement_models.training import ridge
 from replacement_models.training.scales import Scale
 from replacement_models.training.trainee import Batch
 from replacement_models.transcoder import Transcoder
@@ -44,6 +44,7 @@ def worth(
     writes: Sequence[Scale],
     held: Batch,
     outliers: float,
+    affine: bool = True,
 ) -> Worth:
     """Measure a dictionary as it will be written.
 
@@ -53,6 +54,7 @@ def worth(
         writes: scales of outputs, which give tokens their weights.
         held: raw activations of held-out tokens.
         outliers: `loss.outliers`.
+        affine: fit the best affine maps too; otherwise their errors are left out.
     """
     width = max(len(layer.W_enc) for layer in transcoder.layers)
     fired = [torch.zeros(width, device=held.inputs[0].device) for _ in layers]
@@ -71,7 +73,7 @@ def worth(
     return Worth(
         error=tuple(one[0] / total for one, total in zip(missed, spread, strict=True)),
         error_weighted=tuple(one[1] / (one[2] * u) for one, u in zip(missed, unit, strict=True)),
-        affine=tuple(_affine_errors(held, writes, outliers)),
+        affine=tuple(_affine_errors(held, writes, outliers)) if affine else (),
         l0=tuple(float(one.sum()) / len(held) for one in fired),
         dead=tuple(float((one == 0).float().mean()) for one in fired),
         held_tokens=len(held),
@@ -98,7 +100,7 @@ def _affine_errors(held: Batch, writes: Sequence[Scale], outliers: float) -> Ite
     half = len(held) // 2
     for x, y, scale in zip(held.inputs, held.outputs, writes, strict=True):
         weight, wanted = scale.weight(y, outliers), scale.normalised(y)
-        matrix, bias = affine(x[:half], wanted[:half], weight[:half])
+        matrix, bias = ridge.affine(x[:half], wanted[:half], weight[:half])
         left = wanted[half:] - x[half:] @ matrix - bias
         yield float(
             (weight[half:] * left.square().sum(1)).sum() / (weight[half:].sum() * y.shape[1])

@@ -63,6 +63,8 @@ class Loop:
     """What was measured on the way, for the end."""
     on_divergence: Callable[[], Mapping[str, Any]] = dict
     """Measures the dictionary before the end-to-end stage."""
+    on_measure: Callable[[], Mapping[str, Any]] = dict
+    """Measures the dictionary as it stands, each `run.measure_every` steps."""
 
     def __post_init__(self) -> None:
         layers = len(self.trainee.wiring.layers)
@@ -133,6 +135,9 @@ class Loop:
             KeyboardInterrupt: somebody asked to stop; the checkpoint is written.
         """
         run = self.config.run
+        if run.measure_every and self.done == 0:
+            nothing = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0}
+            journal.write(nothing | {"measured": dict(self.on_measure())})
         begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
         while self.done < self.config.steps:
             if self.done == self.first_divergent and "before_divergence" not in self.notes:
@@ -147,6 +152,11 @@ class Loop:
             line = self._line(found, away)
             told(line)
             if journal is not None and (self.done % run.log_every == 0 or last):
+            measuring = run.measure_every and self.done % run.measure_every == 0 and not last
+            if measuring:
+                line["measured"] = dict(self.on_measure())
+                begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
+            if self.done % run.log_every == 0 or last or measuring:
                 journal.write(line)
             if self.done % run.checkpoint_every == 0 or last or stop:
                 self.save()
@@ -271,6 +281,7 @@ class Loop:
             "dead": float(dead.mean()),
             "tokens_per_second": tokens / max(self.seconds, 1e-9),
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "layers": {
                 "error": _floats([one.error for one in found]),
                 "l0": self.l0.tolist(),

@@ -1,9 +1,11 @@
 """From a configuration to a finished dictionary; called again, an interrupted run goes on."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -42,10 +44,12 @@ CONFIG, SUMMARY, DICTIONARY = "config.json", "summary.json", "transcoder"
 START, REVIVE = 10, 11
 """What generators are for; part of their seeds."""
 MEASURED_ROWS = 64
-"""Held-out rows that the replaced model is compared on."""
+"""Held-out rows that the replaced model is compared on, if `data.held_out_tokens` are as many."""
 MAY_CHANGE = {
     *("run.log_every", "run.checkpoint_every", "run.tensorboard", "run.wandb", "run.threads"),
     *("output", "ranks.shards", "ranks.wait"),
+    "run.measure_every",
+    "output",
 }
 """Fields that may differ when a run is taken up."""
 
@@ -120,6 +124,12 @@ def _train(config: TrainConfig, folder: Path, told: Told, score: Score | None, r
     loop = _loop(source, wiring, folder, told, ranks)
     loop.on_divergence = lambda: _scored_once(loop, score)
     journal = Journal(folder, config, loop.done) if ranks.first else None
+    (folder / CONFIG).write_text(json.dumps(config.as_mapping(), indent=2) + "\n")
+    source = _source(config, model, wiring, folder, told)
+    loop = _loop(config, folder, model, wiring, source, told)
+    loop.on_divergence = lambda: _scored(loop, score)
+    loop.on_measure = lambda: _measured(loop, score)
+    journal = Journal(folder, config, loop.done)
     steps = config.steps
     try:
         with between_steps() as asked:
@@ -200,6 +210,7 @@ def _loop(source: Source, wiring: Wiring, folder: Path, told: Told, ranks: Ranks
     if state is not None:
         _check_state(path, state)
     told("Running the model", 0, 0)
+    begin = time.process_time()
     held = source.of_rows(source.rows.held_out, config.data.held_out_tokens)
     if len(held) < 2:
         raise ModelError("data.held_out: no token is left to measure on; give more text")
@@ -221,6 +232,7 @@ def _loop(source: Source, wiring: Wiring, folder: Path, told: Told, ranks: Ranks
         held,
         precision,
         generator(run.seed, REVIVE),
+        notes={"start_cpu_seconds": time.process_time() - begin},
     )
     if path is not None and state is not None:
         loop.take_up(path, state)
@@ -302,6 +314,27 @@ def _scored(loop: Loop, trainee: Trainee, score: Score | None) -> dict[str, Any]
     return found if score is None else found | dict(score(standing, _prompts(loop)))
 
 
+def _measured(loop: Loop, score: Score | None) -> dict[str, Any]:
+    """Means over layers on held-out tokens with thresholds as they stand, and scores."""
+    found = _worth(loop, affine=False)
+    means = {name: mean(getattr(found, name)) for name in ("error", "error_weighted", "l0", "dead")}
+    return means | _scored(loop, score)
+
+
+def _worth(loop: Loop, affine: bool = True) -> Worth:
+    """The dictionary as it is now, layer by layer."""
+    assert loop.model is not None
+    trainee = loop.trainee
+    return worth(
+        folded(trainee, len(loop.model.host.blocks), loop.model.name),
+        trainee.wiring.layers,
+        trainee.writes,
+        loop.held,
+        loop.config.loss.outliers,
+        affine,
+    )
+
+
 def _prompts(loop: Loop) -> list[list[int]]:
     """The beginnings of some held-out rows."""
     assert loop.source is not None
@@ -313,7 +346,9 @@ def _prompts(loop: Loop) -> list[list[int]]:
 def _held_rows(loop: Loop) -> Iterator[np.ndarray]:
     """Held-out rows of text, those without fill, some at a time."""
     assert loop.source is not None
-    rows = loop.source.tokens[loop.source.rows.held_out[:MEASURED_ROWS]]
+    tokens = loop.source.tokens
+    most = min(MEASURED_ROWS, -(-loop.config.data.held_out_tokens // tokens.shape[1]))
+    rows = tokens[loop.source.rows.held_out[:most]]
     lengths = (rows >= 0).sum(1)
     for length in sorted(set(lengths.tolist())):
         if length > 1:
@@ -344,6 +379,10 @@ def _written(
     transcoder = folded(trainee, len(model.host.blocks), model.name)
     held = loop.held.to(trainee.b_dec[0].device)
     found = worth(transcoder, trainee.wiring.layers, trainee.writes, held, config.loss.outliers)
+    assert loop.source is not None
+    moved = calibrate(loop.trainee, loop.held)
+    transcoder = folded(loop.trainee, len(model.host.blocks), model.name)
+    found = _worth(loop)
     summary = {
         "steps": loop.done,
         "tokens": loop.done * config.run.batch,

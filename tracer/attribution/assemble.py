@@ -117,16 +117,17 @@ def metadata(
         **({"elsewhere": model.elsewhere} if model.elsewhere else {}),
         "settings": settings,
         "versions": {
-            "tracer": _version("tracer"),
+            "tracer": version_of("tracer"),
             "torch": torch.__version__,
-            "transformers": _version("transformers"),
+            "transformers": version_of("transformers"),
             "python": platform.python_version(),
         },
     }
 
 
 @cache
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of a package, in words where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -15,6 +15,7 @@ COMMANDS = (
     *("trace", "show", "prune", "group", "render", "export", "import", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
     "train",
+    "evaluate",
     *("heads", "attention"),
     "label",
     *("monitor", "drive", "view"),
