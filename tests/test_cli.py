@@ -634,6 +634,16 @@ def test_intervening_prints_the_answers_and_responses_of_the_python_function(mod
     response = (change.activations - change.base.activations).abs()
     strongest = "/".join(map(str, (response == response.max()).nonzero()[0].tolist()))
     assert text.split("feature\tat\tbefore\tafter\n")[1].startswith(f"{strongest}\t")
+    changed = ("--set", f"{layer}/1:/{feature}=3", "--mode", mode, "--patterns")
+    shown = succeed("intervene", *IDS, *changed).removeprefix(text)
+    if mode == "direct":
+        assert shown.startswith("no attention changes\n")
+    else:
+        seen = tracer.intervene(model, ids, [wanted], mode, patterns=True)
+        pairs = zip(seen.patterns, seen.base.patterns, strict=True)
+        moved = max(float((after - before).abs().max()) for after, before in pairs)
+        _, _, _, was, now = shown.split("before\tafter\n")[1].split("\n")[0].split("\t")
+        assert abs(float(now) - float(was)) == pytest.approx(moved, rel=1e-2, abs=2e-4)
 
 
 @pytest.mark.parametrize(
