@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -11,6 +12,7 @@ from graphs import AttributionGraph, GraphError
 from graphs.attention_tables import COLUMNS, edge_name
 from graphs.exchange.attention_json import described, tables_from_json
 from graphs.exchange.attribution_json import PROFILES, About
+from graphs.exchange.head_files import head_files
 from tests.graph_samples import dallas
 
 SCHEMA = Path(__file__).parent / "data" / "attribution_graph" / "graph-schema.json"
@@ -144,3 +146,33 @@ def test_a_graph_without_tables_exports_as_before():
     value = exported(graph)
     assert "qk_only_nodes" not in value
     assert "attention" not in value["x_tracer"]
+
+
+def test_a_folder_has_a_file_a_head_with_its_pattern_its_edges_and_its_reasons():
+    graph, _, edges = explained()
+    patterns = [np.tril(np.full((4, 9, 9), 1 / 9)) for _ in range(3)]
+    patterns[2][3, 8] = np.eye(9)[7]
+    about = (graph.nodes, graph.edges, graph.metadata)
+    made = head_files(patterns, about, graph.tables)
+    files = {name: json.loads(content) for name, content in made.items()}
+    assert set(files) == {"config.json", "scatter_data.json"} | {
+        f"heads/L{layer}H{head}.json" for layer in range(3) for head in range(4)
+    }
+    assert files["config.json"]["heads"] == [4, 4, 4]
+    assert files["config.json"]["tokens"] == graph.metadata["tokens"][:9]
+    one = files["heads/L2H3.json"]
+    assert one["pattern"][8] == [0, 0, 0, 0, 0, 0, 0, 1, 0]
+    assert [len(row) for row in one["pattern"]] == list(range(1, 10))
+    [edge] = one["edges"]
+    assert edge_name(edge["source"], edge["target"]) == edges[0]
+    assert edge["loading"] == pytest.approx(0.7 * edge["weight"])
+    [why] = one["explanations"]
+    assert (why["query"], why["key"], why["log_odds"]) == (8, 7, None)
+    assert [GONE[1], 2.5] in why["k"]
+    assert len(why["pairs"]) == 2
+    rows = {(row["layer"], row["head"]): row for row in files["scatter_data.json"]}
+    assert rows[2, 3]["carried"] == pytest.approx(edge["influence"]) == one["carried"]
+    assert rows[0, 0]["carried"] == 0
+    uniform = -sum(at / 9 * np.log(1 / 9) for at in range(2, 10)) / 8
+    assert rows[0, 0]["entropy"] == pytest.approx(uniform, abs=1e-4)
+    assert rows[0, 0]["previous"] == rows[0, 0]["first"] == pytest.approx(1 / 9, abs=1e-4)

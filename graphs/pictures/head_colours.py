@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from graphs.attention_tables import edge_name
+from graphs.attention_words import MOST
 from graphs.schema import GraphError
 
 HEADS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7")
@@ -18,8 +20,6 @@ HEADS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7")
 SEVERAL, STAYS, UNSPLIT = "#3a3a3a", "#b8b8b8", "#d9d9d9"
 ALPHA = ("", "cc", "66")
 """Of strong, middle and weak edges."""
-MOST = 0.5
-"""A head that carries this share of an edge, at some layer, carried it."""
 NO_TABLE = (
     "the graph does not say which heads carried its edges: split them first, with "
     "tracer heads FOLDER or tracer.head_loadings(model, graph)"
@@ -91,14 +91,13 @@ def head_colours(
     """
     if heads is None:
         raise GraphError(NO_TABLE)
-    best = _best(heads)
+    best = _split(heads)
     ids, position = nodes["id"].to_pylist(), nodes["position"].to_pylist()
     columns = (edges[name].to_pylist() for name in ("source", "target", "weight"))
     carriers = []
     for source, target, weight in zip(*columns, strict=True):
         name = edge_name(ids[source], ids[target])
-        head, loading = best.get(name, ("", 0.0))
-        share = loading / weight if weight else 0.0
+        head, share = _most(best.get(name, ()), weight)
         if share >= MOST:
             known = f"head {head}"
         elif position[source] == position[target]:
@@ -109,16 +108,22 @@ def head_colours(
     return HeadColours(carriers, _legend(carriers, edges["influence"].to_pylist(), drawn))
 
 
-def _best(heads: pa.Table) -> dict[str, tuple[str, float]]:
-    """Edge -> the head that carries most of it at any layer, in its direction, and how much."""
-    found: dict[str, tuple[str, float]] = {}
+def _split(heads: pa.Table) -> dict[str, list[tuple[str, float]]]:
+    """Edge -> heads with what each carries of it, of all layers."""
+    found: dict[str, list[tuple[str, float]]] = defaultdict(list)
     rows = heads.filter(pc.is_null(heads["query"]))
     columns = (rows[name].to_pylist() for name in ("edge", "layer", "head", "loading"))
     for edge, layer, head, loading in zip(*columns, strict=True):
-        known = found.setdefault(edge, ("", 0.0))
-        if head >= 0 and abs(loading) > abs(known[1]):
-            found[edge] = (f"{layer}.{head}", loading)
+        mine = found[edge]
+        if head >= 0:
+            mine.append((f"{layer}.{head}", loading))
     return found
+
+
+def _most(split: Sequence[tuple[str, float]], weight: float) -> tuple[str, float]:
+    """The head that carries most of an edge at any layer, and its share of the edge."""
+    shares = [(head, loading / weight) for head, loading in split] if weight else []
+    return max(shares, key=lambda one: one[1], default=("", 0.0))
 
 
 def _legend(carriers: list[Carrier], influence: list[float], drawn: np.ndarray) -> dict[str, str]:
