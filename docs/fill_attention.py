@@ -3,14 +3,16 @@
     python -m docs.fill_attention
 
 Every line `tracer ...` of the page's `sh` blocks is run, in order, in a folder that is removed
-afterwards. What a block prints is cut to the lines that the page's next `text` block had, which are
-kept by their beginnings; pictures move beside the page.
+afterwards. A `text` block behind one shows a table of what was printed: the one under the heading
+that is the block's first line, as many of its lines as the block had. Pictures move beside the
+page.
 """
 
 import contextlib
 import re
 import shlex
 import shutil
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +23,7 @@ BLOCK = re.compile(
     r"^```sh\n(?P<commands>.*?)^```\n(?:\n?```text\n(?P<shown>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
-WIDTH = 160
+WIDTH = 220
 
 
 def printed(commands: str) -> str:
@@ -34,12 +36,14 @@ def printed(commands: str) -> str:
 
 
 def kept(shown: str, text: str) -> str:
-    """The lines of `text` that begin as those of a block did, cut to the page's width."""
-    wanted = [line.split("  ")[0][:24] for line in shown.splitlines() if line.strip()]
-    found = []
-    for start in dict.fromkeys(wanted):
-        lines = [line for line in text.splitlines() if line.startswith(start)]
-        found += lines[: wanted.count(start)]
+    """The table under the heading that a block begins with, as long as the block was."""
+    wanted, lines = shown.splitlines(), text.splitlines()
+    start = next(
+        at
+        for at, line in enumerate(lines)
+        if line and line.split("  ")[0] == wanted[0].split("  ")[0]
+    )
+    found = list(takewhile(str.strip, lines[start:]))[: len(wanted)]
     return "".join(f"{line if len(line) <= WIDTH else line[: WIDTH - 1] + '…'}\n" for line in found)
 
 

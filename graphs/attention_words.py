@@ -1,7 +1,7 @@
 """Tables about attention in words: which heads carried an edge, and why they looked there."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from graphs import words
 from graphs.attention_tables import LEFT, edge_ends, edge_name
+from graphs.schema import NodeKind
 
 CONSTANTS = {
     "constant.positions": "learned positions",
@@ -35,21 +36,37 @@ class Names:
     def __init__(self, nodes: pa.Table, tokens: Sequence[str]) -> None:
         self.tokens = list(tokens)
         self.rows = {row["id"]: row for row in nodes.to_pylist()}
+        self.often = {token for token, count in Counter(self.tokens).items() if count > 1}
 
-    def at(self, position: int) -> str:
-        """A position by its token.
+    def token(self, position: int) -> str:
+        """The token of a position.
 
         Returns:
-            The token in quotes, or the number where it is unknown.
+            The token in quotes, or the position's number where it is unknown.
         """
         if position < len(self.tokens):
             return f"“{words.token(self.tokens[position])}”"
         return f"position {position}"
 
+    def at(self, position: int) -> str:
+        """A position by its token.
+
+        Returns:
+            The token in quotes, with the position's number where the prompt has it several times.
+        """
+        repeated = position < len(self.tokens) and self.tokens[position] in self.often
+        return self.token(position) + (f" ({position})" if repeated else "")
+
     def __call__(self, name: str) -> str:
         """A node in a few words."""
         if name in self.rows:
-            return words.node(self.rows[name], self.tokens)
+            row = self.rows[name]
+            said, place = words.node(row, self.tokens), row["position"]
+            if row["kind"] == NodeKind.LOGIT or self.at(place) == self.token(place):
+                return said
+            if row["kind"] == NodeKind.EMBEDDING:
+                return self.at(place)
+            return said.removesuffix(f"{self.token(place)})") + f"{self.at(place)})"
         if name in CONSTANTS:
             return CONSTANTS[name]
         if found := TOKEN.fullmatch(name):

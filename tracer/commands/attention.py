@@ -101,7 +101,7 @@ def print_explanation(found: "AttentionExplanation", graph: "AttributionGraph") 
         [
             (
                 f"head {found.layer}.{found.head}",
-                f"from {names.at(found.query)} ({found.query}) to {names.at(found.key)} "
+                f"from {names.token(found.query)} ({found.query}) to {names.token(found.key)} "
                 f"({found.key})",
             ),
             ("attention", f"{found.pattern:.3g}"),
