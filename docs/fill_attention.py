@@ -23,7 +23,7 @@ BLOCK = re.compile(
     r"^```sh\n(?P<commands>.*?)^```\n(?:\n?```text\n(?P<shown>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
-WIDTH = 220
+WIDTH = 420
 
 
 def printed(commands: str) -> str:
