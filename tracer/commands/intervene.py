@@ -84,10 +84,10 @@ def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options
     with progress("Running the model"):
         result = tracer.intervene(model, text, interventions, mode, **options)
     print_answers(model, [("before", result.base.logits[-1]), ("after", result.logits[-1])])
-    tokens = [model.token_string(token) for token in model.tokenize(text)]
-    print_responses(result, tokens)
+    texts = [model.token_string(token) for token in model.tokenize(text)]
+    print_responses(result, texts)
     if options["patterns"]:
-        print_patterns(result, tokens)
+        print_patterns(result, texts)
 
 
 def print_responses(result: "Change", tokens: Sequence[str], count: int = 10) -> None:
