@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tracer
@@ -25,10 +27,12 @@ from replacement_models import (
     ReplacementModel,
     TranscoderLayer,
 )
+from tracer.attention import loadings as attention_loadings
 from tracer.attention.loadings import Pairs, loadings
 from tracer.attention.pulling import chunks, pull
 from tracer.attention.pushing import slabs
 from tracer.attribution.local_model import linearise
+from tracer.attribution.product import product
 from tracer.attribution.sweep import sweep
 from tracer.attribution.targets import feature_rows
 
@@ -37,6 +41,8 @@ LENGTH, REPEATS = 12, 8
 """Random tokens before they repeat, and sequences."""
 HEADS = ((3, 3), (3, 4))
 """Those that do induction."""
+PEAK = 1024
+"""Rows, columns and inner size of the product that others are compared with."""
 ASKED = "The capital of the state containing Dallas is"
 
 
@@ -84,7 +90,11 @@ def cpu(call: Callable[[], Any], times: int = 3) -> float:
 
 @torch.no_grad()
 def costs(width: int, layers: int, positions: int, count: int) -> dict[str, float]:
-    """CPU seconds of a sweep, of pushing and pulling as many sources and rows, of the products."""
+    """CPU seconds of a sweep, of pushing and pulling as many sources and rows, of the products.
+
+    One thread; "products over peak" is the rate of the inner products over that of a large one.
+    """
+    torch.set_num_threads(1)
     model = random_model(width, layers, 1024)
     tokens = [random.Random(SEED).randrange(512) for _ in range(positions)]
     recording = model.record(tokens)
@@ -105,10 +115,36 @@ def costs(width: int, layers: int, positions: int, count: int) -> dict[str, floa
             pull(plain, rows[chunk], 0, lambda at: None)
 
     seconds = {"sweep": cpu(lambda: sweep(local, rows)), "push": cpu(push), "pull": cpu(pulled)}
-    whole = cpu(lambda: list(loadings(plain, drawn, rows, pairs, 8)))
-    seconds["products"] = whole - seconds["push"] - seconds["pull"]
+    seconds["products"], share = inner_products(
+        lambda: list(loadings(plain, drawn, rows, pairs, 8))
+    )
     ratio = (seconds["push"] + seconds["pull"]) / seconds["sweep"]
-    return seconds | {"rows": size, "edges": len(pairs), "push and pull over sweep": ratio}
+    told = {"rows": size, "edges": len(pairs), "push and pull over sweep": ratio}
+    return seconds | told | {"products over peak": share}
+
+
+def inner_products(call: Callable[[], Any]) -> tuple[float, float]:
+    """What the products of values with what they are worth take inside `call`.
+
+    Returns:
+        CPU seconds, and their rate over that of the largest products here.
+    """
+    spent, work = 0.0, 0
+
+    def counted(x: Tensor, weight: Tensor) -> Tensor:
+        nonlocal spent, work
+        start = time.process_time()
+        found = product(x, weight)
+        spent += time.process_time() - start
+        work += 2 * len(x) * weight.numel()
+        return found
+
+    call()  # ways of multiplying are chosen at first use
+    with mock.patch.object(attention_loadings, "product", counted):
+        call()
+    square = torch.randn(PEAK, PEAK)
+    fastest = 2 * PEAK**3 / cpu(lambda: product(square, square))
+    return spent, work / spent / fastest
 
 
 def induction(model: ReplacementModel, repeats: int) -> dict[str, Any]:

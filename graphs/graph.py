@@ -551,7 +551,7 @@ class AttributionGraph:
             GraphError: a graph or a name that the tools cannot show.
         """
         tables = (self.nodes, self.edges, self._described)
-        return attribution_json(tables, self.groups, pins, profile, about)
+        return attribution_json(tables, self.groups, pins, profile, about, self.tables)
 
     @classmethod
     def from_attribution_json(cls, content: bytes) -> tuple[AttributionGraph, Imported]:
@@ -587,7 +587,8 @@ class AttributionGraph:
             nodes = node_table(read.columns, COLUMNS)
             metadata = plain_metadata(read.metadata)
             graph = cls(nodes=nodes, effect=read.effect, metadata=metadata, groups=read.groups)
-            return graph, read
+            held = _tables_left(read.attention, nodes["id"].to_pylist(), graph.effect)
+            return graph.with_tables(held), read
         graph = cls.build(read.columns, read.effect, read.metadata)
         return graph.with_groups(read.groups), read
 
@@ -649,7 +650,13 @@ class AttributionGraph:
         nodes, edges, held = strongest_edges(self.nodes, self.edges, max_edges)
         return pack(nodes, edges, self._described, replace(extras or Extras(), held=held))
 
-    def to_dot(self, edges: int | None = 300, labels: int = 18, curved: bool = True) -> str:
+    def to_dot(
+        self,
+        edges: int | None = 300,
+        labels: int = 18,
+        curved: bool = True,
+        heads: bool = False,
+    ) -> str:
         """The picture as DOT text with every position given: `neato -n2` draws it.
 
         Args:
@@ -657,11 +664,15 @@ class AttributionGraph:
             labels: so many features as boxes with their label, besides those on the strongest
                 path; the others as circles.
             curved: curves, or straight lines.
+            heads: colour edges by the head that carried them; needs the table `heads`.
 
         Returns:
             The text; lengths in it are points, y upward.
+
+        Raises:
+            GraphError: `heads`, and the graph does not say which heads carried its edges.
         """
-        return picture.dot_source(self._content, Style(edges, labels, curved))
+        return picture.dot_source(self._content, Style(edges, labels, curved, heads=heads))
 
     def render(
         self,
@@ -669,6 +680,7 @@ class AttributionGraph:
         edges: int | None = 300,
         labels: int = 18,
         curved: bool = True,
+        heads: bool = False,
     ) -> pathlib.Path:
         """Draw the graph as it stands, pruned or not, to .svg, .png, .pdf or .dot.
 
@@ -678,11 +690,11 @@ class AttributionGraph:
             The path written.
 
         Raises:
-            GraphError: an unknown suffix, Graphviz is missing (not for .dot), or the place cannot
-                be written.
+            GraphError: an unknown suffix, Graphviz is missing (not for .dot), the place cannot be
+                written, or `heads` without the table.
         """
         path = pathlib.Path(path)
-        picture.draw(path, self._content, Style(edges, labels, curved))
+        picture.draw(path, self._content, Style(edges, labels, curved, heads=heads))
         return path
 
     def to_summary_dot(self, measured: Mapping[str, float] | None = None) -> str:
@@ -848,7 +860,7 @@ class AttributionGraph:
     @property
     def _content(self) -> Content:
         """What pictures are made of."""
-        return Content(self.nodes, self.edges, self.scores, self.metadata)
+        return Content(self.nodes, self.edges, self.scores, self.metadata, self.heads)
 
     @property
     def _described(self) -> dict[str, Any]:

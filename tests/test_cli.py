@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 from transformers.utils import logging
 
 from graphs import AttributionGraph, GraphError
+from graphs.attention_tables import COLUMNS
 from graphs.exchange.tables import WRITERS
 from graphs.pictures.render import FORMATS
 from tests.graph_samples import random_graph
@@ -587,6 +589,25 @@ def test_a_picture_without_graphviz_is_refused(saved: str, monkeypatch: pytest.M
     assert not present()
 
 
+def test_heads_colour_a_picture_once_they_are_known(saved: str):
+    said = refused("render", saved, "-o", "a.dot", "--heads")
+    assert f"run tracer heads {saved} first" in said
+    assert not present()
+    assert "--summary" in refused("render", saved, "-o", "a.dot", "--heads", "--summary")
+    graph = AttributionGraph.load(saved)
+    ids, position = (graph.nodes[name].to_pylist() for name in ("id", "position"))
+    ends = zip(*(graph.edges[name].to_pylist() for name in ("source", "target")), strict=True)
+    moved = [(ids[s], ids[t]) for s, t in ends if position[s] != position[t]]
+    row = {"edge": "__".join(moved[0]), "layer": 1, "head": 2, "query": None, "key": None}
+    kinds = COLUMNS["heads"].items()
+    row["loading"] = float(graph.effect[ids.index(moved[0][1]), ids.index(moved[0][0])])
+    table = pa.table({name: pa.array([row[name]], kind) for name, kind in kinds})
+    graph.with_tables({"heads": table}).save("told.graph")
+    shown = run("render", "told.graph", "-o", "a.dot", "--heads", "--nodes", "1", "--edges", "1")
+    assert f"{len(moved) - 1} edges between positions are not split over heads" in shown.stderr
+    assert "head 1.2" in Path("a.dot").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("command", ["render", "export"])
 @pytest.mark.parametrize(("name", "shown"), [("a.gif", ".gif"), ("a", "a"), ("none/a.dot", "none")])
 def test_a_bad_file_name_is_refused(saved: str, command: str, name: str, shown: str):
@@ -634,6 +655,16 @@ def test_intervening_prints_the_answers_and_responses_of_the_python_function(mod
     response = (change.activations - change.base.activations).abs()
     strongest = "/".join(map(str, (response == response.max()).nonzero()[0].tolist()))
     assert text.split("feature\tat\tbefore\tafter\n")[1].startswith(f"{strongest}\t")
+    changed = ("--set", f"{layer}/1:/{feature}=3", "--mode", mode, "--patterns")
+    shown = succeed("intervene", *IDS, *changed).removeprefix(text)
+    if mode == "direct":
+        assert shown.startswith("no attention changes\n")
+    else:
+        seen = tracer.intervene(model, ids, [wanted], mode, patterns=True)
+        pairs = zip(seen.patterns, seen.base.patterns, strict=True)
+        moved = max(float((after - before).abs().max()) for after, before in pairs)
+        _, _, _, was, now = shown.split("before\tafter\n")[1].split("\n")[0].split("\t")
+        assert abs(float(now) - float(was)) == pytest.approx(moved, rel=1e-2, abs=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -454,6 +454,12 @@ def test_commands_store_and_say_which_heads_carried_a_path_and_why(tmp_path: Pat
     layers = json.loads(data.read_text(encoding="utf-8"))["layers"]
     assert len(layers[3][4]) == 9
     assert len(layers[3][4][8]) == 9
+    heads = tmp_path / "heads"
+    succeed("attention", str(folder), *place, "-o", str(heads))
+    one = json.loads((heads / "heads" / "L3H4.json").read_text(encoding="utf-8"))
+    assert one["pattern"] == layers[3][4]
+    assert {row["key"] for row in one["explanations"]} >= {7}
+    assert "exists already" in refused("attention", str(folder), *place, "-o", str(heads))
     ids = graph.nodes["id"].to_pylist()
     split = succeed("heads", str(folder), "--edge", f"{ids[7]}:{ids[-1]}")
     assert "stays" in split

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import tracer
+from replacement_models.hooks import eager_attention, first_tensor, replaced_first
+from replacement_models.recording import write_module
 from tests.random_models import LAYERS, PROMPT, WIDTH, replacement_model
 from tests.test_tracer_golden import CASES, Case, with_reference_weights
 from tracer import Intervention, ReplacementModel, Steering, Supernode, TraceError
@@ -72,6 +74,56 @@ def test_a_constrained_write_past_the_range_is_left_to_the_model():
     )
     torch.testing.assert_close(unfrozen.logits, expected, rtol=0, atol=1e-9)
     assert (change.logits - expected).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gptj", "gpt_neo"])
+def test_patterns_before_and_after_are_those_that_the_model_attends_with(family: str):
+    model = replacement_model(family, kind="cross_layer")
+    wanted = [Intervention(layer=0, position=2, feature=3, add=1.0)]
+    change = tracer.intervene(model, PROMPT, wanted, "free", patterns=True)
+    recorded = [layer.attention_pattern() for layer in model.record(PROMPT).layers]
+    row = model.transcoder.decoder_rows(0, torch.tensor([3]))[0]
+    handles = [
+        write_module(block, model.transcoder.write_at(layer)).register_forward_hook(
+            lambda _, __, out, at=layer: replaced_first(
+                out, first_tensor(out) + row[at] * one_at(2)[:, None]
+            )
+        )
+        for layer, block in enumerate(model.host.blocks)
+    ]
+    changed: list[torch.Tensor] = []
+    handles += [
+        block.attention.register_forward_hook(lambda _, __, out: changed.append(out[1][0]))
+        for block in model.host.blocks
+    ]
+    try:
+        with torch.no_grad(), eager_attention(model.host.model):
+            model.host.run(PROMPT)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert change.patterns is not None
+    assert change.base.patterns is not None
+    for found, expected in ((change.base.patterns, recorded), (change.patterns, changed)):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+    moved = [float((a - b).abs().max()) for a, b in zip(changed, recorded, strict=True)]
+    assert moved[0] == 0
+    assert max(moved) > 1e-6
+
+
+def test_patterns_are_the_recorded_ones_where_attention_is_held_and_none_unasked():
+    model, wanted = replacement_model("llama"), [Intervention(**PLACE, scale=0.0)]
+    held = tracer.intervene(model, PROMPT, wanted, patterns=True)
+    assert held.patterns is not None
+    assert held.base.patterns is not None
+    for one, other in zip(held.patterns, held.base.patterns, strict=True):
+        assert torch.equal(one, other)
+    bare = tracer.intervene(model, PROMPT, wanted, "free")
+    assert bare.patterns is None
+    assert bare.base.patterns is None
+    seen = tracer.intervene(model, PROMPT, wanted, "free", patterns=True)
+    torch.testing.assert_close(bare.logits, seen.logits, rtol=0, atol=1e-9)
 
 
 def one_at(position: int) -> torch.Tensor:

@@ -2,20 +2,26 @@
 
 The exporter of the attribution-graph JSON adds these to nodes and links: `qk_tracing_results` to
 the node that an explained head carried most to, descriptors of nodes that only explanations name
-under `qk_only_nodes`, and `x_heads` to links. Both signs are kept, largest sizes first.
+under `qk_only_nodes`, and `x_heads` to links. Both signs are kept, largest sizes first. The tables
+themselves go along as they are, for whoever reads the file here.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import pyarrow as pa
 
-from graphs.attention_tables import LEFT, edge_ends
+from graphs.attention_tables import COLUMNS, LEFT, check, edge_ends
+from graphs.schema import GraphError, NodeKind
 
 NO_NODES = ("constant.", "sink", LEFT)
 """What stands in place of nodes and has no id of its own in a graph."""
 Tables = Mapping[str, pa.Table]
+PLACE = re.compile(r"(E|\d{1,9})(a?)_(-?\d{1,12})_(\d{1,9})")
+"""A node's id: layer or E, number, position."""
 
 
 def qk_tracing_results(tables: Tables) -> dict[str, dict[str, list[list[Any]]]]:
@@ -90,6 +96,79 @@ def qk_only_nodes(
         for name in row[:-1]
     }
     return sorted(named - set(nodes["id"].to_pylist()))
+
+
+def described(name: str) -> dict[str, Any]:
+    """What an id alone tells of a node that the graph does not have.
+
+    Returns:
+        Column -> value, as a row of the node table: kind, layer, position, feature, token, site.
+
+    Raises:
+        GraphError: the id names no node.
+    """
+    found = PLACE.fullmatch(name)
+    if found is None:
+        raise GraphError(f"an explanation of attention names {name!r:.60}, which is no node's id")
+    number, position = int(found[3]), int(found[4])
+    row: dict[str, Any] = dict.fromkeys(
+        ("feature", "token", "text", "label", "probability", "cumulative_influence", "activation")
+    )
+    row |= {"id": name, "position": position}
+    if found[1] == "E":
+        return row | {"kind": NodeKind.EMBEDDING, "layer": -1, "token": number, "site": "embed"}
+    site = f"{'attn_out' if found[2] else 'mlp_out'}.{found[1]}"
+    kind = NodeKind.ERROR if number == -1 else NodeKind.FEATURE
+    feature = None if number == -1 else number
+    return row | {"kind": kind, "layer": int(found[1]), "feature": feature, "site": site}
+
+
+def tables_json(tables: Tables) -> dict[str, dict[str, list[Any]]]:
+    """The tables as JSON.
+
+    Returns:
+        Name -> column -> values; numbers that JSON has none for are texts.
+    """
+    return {
+        name: {
+            column: [_plain(value) for value in table[column].to_pylist()]
+            for column in table.column_names
+        }
+        for name, table in sorted(tables.items())
+    }
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
+
+
+def tables_from_json(value: object) -> dict[str, pa.Table]:
+    """The tables that `tables_json` made.
+
+    Returns:
+        Name -> table; nothing where `value` is None.
+
+    Raises:
+        GraphError: it is no such JSON.
+    """
+    found = {}
+    try:
+        for name, columns in dict(value or {}).items():  # type: ignore[call-overload]
+            kinds = COLUMNS[name]
+            found[name] = pa.table(
+                {
+                    column: pa.array([_number(one, kind) for one in columns[column]], kind)
+                    for column, kind in kinds.items()
+                }
+            )
+        check(found)
+    except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise GraphError(f"tables about attention are torn: {error!r:.80}") from error
+    return found
+
+
+def _number(value: object, kind: pa.DataType) -> object:
+    return float(value) if isinstance(value, str) and pa.types.is_floating(kind) else value
 
 
 def link_heads(tables: Tables) -> dict[tuple[str, str], list[list[Any]]]:

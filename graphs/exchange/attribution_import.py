@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from graphs import node_sites
+from graphs.exchange.attention_json import tables_from_json
 from graphs.exchange.attribution_json import OWN, PADDED, uncantor
 from graphs.groups import LONGEST, Group, from_json, left
 from graphs.schema import COLUMNS, GIVEN, GraphError, NodeKind
@@ -50,6 +51,8 @@ class Imported:
     """What was left out or guessed, a line each."""
     whole: bool
     """Whether the columns are those of the graph that was exported here, influence included."""
+    attention: dict[str, pa.Table] = field(default_factory=dict)
+    """Tables about attention, of a file that was exported here."""
 
 
 def read_attribution_json(content: bytes) -> Imported:
@@ -87,12 +90,15 @@ def read_attribution_json(content: bytes) -> Imported:
         reported = [row["reported"] for row in rows]
         if any(one is not None for one in reported):
             columns["reported_influence"] = pa.array(reported, pa.float64())
+        if traced := sum("qk_tracing_results" in node for node in nodes):
+            notes.append(f"left out: QK tracing results of {traced} nodes, which do not say of "
+                         "which head they are")  # fmt: skip
         return Imported(columns, effect, about, groups, pinned, notes, whole=False)
-    columns, kept, weights, ours = own
+    columns, kept, weights, ours, attention = own
     columns["id"] = ids
     effect = effect.astype(np.float32 if weights == "float" else np.float64)
     known = left(_with_places(groups, ours), ids)
-    return Imported(columns, effect, kept, known, pinned, notes, whole=True)
+    return Imported(columns, effect, kept, known, pinned, notes, whole=True, attention=attention)
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -361,7 +367,7 @@ def _with_places(groups: tuple[Group, ...], ours: tuple[Group, ...]) -> tuple[Gr
 
 def _restored(
     own: object, nodes: list[dict[str, Any]], order: list[int]
-) -> tuple[dict[str, Any], dict[str, Any], str, tuple[Group, ...]] | None:
+) -> tuple[dict[str, Any], dict[str, Any], str, tuple[Group, ...], dict[str, pa.Table]] | None:
     """The columns as they were exported; None for another tool's file, or an edited one."""
     if not isinstance(own, dict) or own.get("format") != 1 or order != sorted(order):
         return None
@@ -376,6 +382,7 @@ def _restored(
             if len(found[name]) != len(nodes):
                 return None
         groups = from_json(own.get("groups"))
+        attention = tables_from_json(own.get("attention"))
     except (pa.ArrowException, KeyError, TypeError, ValueError, GraphError):
         return None
     known = {"kind", "label"} <= set(found) and all(isinstance(n.get("clerp"), str) for n in nodes)
@@ -386,7 +393,7 @@ def _restored(
             for node, kind, label in zip(nodes, kinds, found["label"].to_pylist(), strict=True)
         ]
         found["label"] = pa.array(labels, pa.string())
-    return found, metadata, str(own.get("weights")), groups
+    return found, metadata, str(own.get("weights")), groups, attention
 
 
 def _about(

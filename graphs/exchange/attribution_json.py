@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from graphs import words
+from graphs.exchange import attention_json
 from graphs.groups import Group, to_json
 from graphs.schema import GraphError, NodeKind
 
@@ -80,6 +81,7 @@ def attribution_json(
     pins: Sequence[str],
     profile: str,
     about: About,
+    attention: Mapping[str, pa.Table] | None = None,
 ) -> bytes:
     """A graph for one of `PROFILES`.
 
@@ -89,6 +91,7 @@ def attribution_json(
         pins: ids of nodes pinned in a viewer.
         profile: who is to read it.
         about: names.
+        attention: tables about it (`graphs.attention_tables`).
 
     Returns:
         JSON, UTF-8, without spaces.
@@ -102,7 +105,7 @@ def attribution_json(
     ids = [row["id"] for row in rows]
     last = 1 + max((row["layer"] for row in rows if row["kind"] != NodeKind.LOGIT), default=-1)
     tokens = _tokens(rows, metadata)
-    numbers = _numbering(profile, rows)
+    shown = _Shown(tokens, _numbering(profile, rows), last, profile, about)
     value = {
         "metadata": _metadata(metadata, tokens, profile, about),
         "qParams": {
@@ -112,14 +115,55 @@ def attribution_json(
             "clickedId": "",
             "sg_pos": "",
         },
-        "nodes": [_node(row, tokens, numbers, _layer(row, last, profile, about)) for row in rows],
+        "nodes": [shown.node(row) for row in rows],
         "links": [
             {"source": ids[edge["source"]], "target": ids[edge["target"]], "weight": edge["weight"]}
             for edge in edges.select(["source", "target", "weight"]).to_pylist()
         ],
         OWN: _own(nodes, edges, metadata, groups),
     }
+    if attention:
+        _add_attention(value, attention, nodes, shown)
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """How nodes are put into words and numbers."""
+
+    tokens: list[str]
+    numbers: str
+    last: int
+    profile: str
+    about: About
+
+    def node(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A node of the file."""
+        layer = _layer(row, self.last, self.profile, self.about)
+        return _node(row, self.tokens, self.numbers, layer)
+
+
+def _add_attention(
+    value: dict[str, Any], attention: Mapping[str, pa.Table], nodes: pa.Table, shown: _Shown
+) -> None:
+    """Add what is known of attention to nodes, links and beside them."""
+    heads = attention_json.link_heads(attention)
+    for link in value["links"]:
+        if found := heads.get((link["source"], link["target"])):
+            link["x_heads"] = found
+    known = {node["node_id"]: node for node in value["nodes"]}
+    every = attention_json.qk_tracing_results(attention)
+    results = {name: result for name, result in every.items() if name in known}
+    for name, result in results.items():
+        known[name]["qk_tracing_results"] = result
+    if results:
+        kept = ("node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp",
+                "activation")  # fmt: skip
+        value["qk_only_nodes"] = {
+            name: {key: shown.node(attention_json.described(name))[key] for key in kept}
+            for name in attention_json.qk_only_nodes(results, nodes)
+        }
+    value[OWN]["attention"] = attention_json.tables_json(attention)
 
 
 def _check(profile: str, about: About, rows: list[dict[str, Any]]) -> None:

@@ -154,10 +154,10 @@ def _sample(glyph: Glyph, kind: str, marked: bool = False) -> Draw:
     return draw
 
 
-def _stroke(kind: str, style: str) -> Draw:
+def _stroke(colour: str, style: str) -> Draw:
     def draw(name: str, x: float, y: float) -> tuple[float, list[str]]:
         ends = [(f"{name} start", x), (f"{name} end", x + 24)]
-        look: dict[str, Any] = {"class": "legend", "color": COLOURS[kind][0], "style": style}
+        look: dict[str, Any] = {"class": "legend", "color": colour, "style": style}
         route = (x, y, x + 8, y, x + 16, y, x + 24, y)
         line = dot.edge(ends[0][0], ends[1][0], route, penwidth=2.0, **look)
         return 24.0, [*(dot.hidden(end, (at, y)) for end, at in ends), line]
@@ -167,19 +167,28 @@ def _stroke(kind: str, style: str) -> Draw:
 
 def _meanings(scene: Scene) -> tuple[tuple[str, Draw], ...]:
     """Every kind of mark, and of words where the labels were measured."""
-    return MEASURED + LEGEND[1:] if scene.content.metadata.get("labels") else LEGEND
+    words = MEASURED if scene.content.metadata.get("labels") else PROMOTED
+    if scene.heads is None:
+        return words + MARKS + SIGNS + WIDTH
+    heads = tuple((name, _stroke(colour, "solid")) for name, colour in scene.heads.colours.items())
+    return words + MARKS + heads + (("inhibits", _stroke(INK, "dashed")),) + WIDTH
 
 
-LEGEND: tuple[tuple[str, Draw], ...] = (
+PROMOTED: tuple[tuple[str, Draw], ...] = (
     ("feature, by what it promotes", _sample(box("label"), NodeKind.FEATURE)),
+)
+MARKS: tuple[tuple[str, Draw], ...] = (
     ("other feature, area = influence", _sample(Glyph(9, 9), NodeKind.FEATURE)),
     ("strongest path through features", _sample(box("label"), NodeKind.FEATURE, marked=True)),
     ("reconstruction error", _sample(Glyph(10, 10), NodeKind.ERROR)),
-    ("excites", _stroke("excites", "solid")),
-    ("inhibits", _stroke("inhibits", "dashed")),
-    ("from an error", _stroke("error", "solid")),
-    ("width = influence on the answer", lambda *_: (0.0, [])),
 )
+SIGNS: tuple[tuple[str, Draw], ...] = (
+    ("excites", _stroke(COLOURS["excites"][0], "solid")),
+    ("inhibits", _stroke(COLOURS["inhibits"][0], "dashed")),
+    ("from an error", _stroke(COLOURS["error"][0], "solid")),
+)
+"""Colours of edges, unless they are those of heads."""
+WIDTH: tuple[tuple[str, Draw], ...] = (("width = influence on the answer", lambda *_: (0.0, [])),)
 
 
 MEASURED: tuple[tuple[str, Draw], ...] = (

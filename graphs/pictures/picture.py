@@ -2,7 +2,8 @@
 
 Tokens are columns, layers are rows, and an edge is as wide as the influence it carries: its share
 of the target's input from the nodes traced, times the influence of the target. The most influential
-features are boxes with their label, the others circles whose area is their influence.
+features are boxes with their label, the others circles whose area is their influence. Edges are
+coloured by their sign or, on demand, by the head that carried them (`head_colours`).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _background(scene: Scene) -> list[str]:
 def _edges(scene: Scene) -> list[str]:
     """Weakest first; `_nodes` tells in which order they are painted."""
     rows, style = scene.rows, scene.style
-    edges = scene.content.edges.take(scene.drawn).to_pylist()
+    edges, heads = scene.content.edges.take(scene.drawn).to_pylist(), scene.heads
     curves = placement.routes(scene.grid, scene.places, style.curved)
     peak = max((edge["influence"] for edge in edges), default=0.0)
     statements = []
@@ -76,15 +77,20 @@ def _edges(scene: Scene) -> list[str]:
         kind = "excites" if edge["weight"] > 0 else "inhibits"
         grey = source["kind"] == NodeKind.ERROR
         size = (edge["influence"] / peak) ** 0.5 if peak else 0.0
+        number = int(scene.drawn[rank])
+        colour = COLOURS["error" if grey else kind][strength]
+        said = _edge_tooltip(edge, source, target)
+        if heads is not None:
+            colour, said = heads.colour(number, strength), f"{said}\n{heads.said(number)}"
         statements.append(
             dot.edge(
                 source["id"], target["id"], route.ravel().tolist(),
                 id=f"edge_{source['id']}__{target['id']}",
                 head=None, **{"class": f"{kind} tier{strength}{' from_error' if grey else ''}"},
-                color=COLOURS["error" if grey else kind][strength],
+                color=colour,
                 penwidth=f"{0.5 + 4.0 * size:.2f}",
                 style="solid" if edge["weight"] > 0 else "dashed",
-                tooltip=dot.text(_edge_tooltip(edge, source, target)),
+                tooltip=dot.text(said),
             )
         )  # fmt: skip
     return statements

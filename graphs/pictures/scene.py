@@ -12,6 +12,7 @@ from graphs import node_sites, words
 from graphs.edges import share_matrix
 from graphs.paths import strongest, without_skips
 from graphs.pictures import placement
+from graphs.pictures.head_colours import HeadColours, head_colours
 from graphs.pictures.marks import box
 from graphs.pictures.placement import Glyph, Grid, Layout
 from graphs.schema import NodeKind, is_kind, number
@@ -33,6 +34,8 @@ class Style:
     """Curves, or straight lines."""
     bitmap: bool = False
     """For PNG: at twice the resolution of the screen, less where it would grow too large."""
+    heads: bool = False
+    """Colour edges by the head that carried them, instead of by sign."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +49,8 @@ class Content:
     scores: Scores
     metadata: dict[str, Any]
     """Prompt, tokens and layers, and what was pruned."""
+    heads: pa.Table | None = None
+    """Edges split over heads, as `graphs.attention_tables` has them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,10 +71,16 @@ class Scene:
     grid: Grid
     places: Layout
     style: Style
+    heads: HeadColours | None
+    """What carried each edge, where the style asks for it."""
 
 
 def compose(content: Content, style: Style) -> Scene:
-    """Choose edges and boxes, size every glyph, and place it."""
+    """Choose edges and boxes, size every glyph, and place it.
+
+    Raises:
+        GraphError: heads are asked for and the graph does not say which carried its edges.
+    """
     rows = content.nodes.to_pylist()
     drawn = _strongest_edges(content, style.edges)
     marked = _main_path(content)
@@ -100,7 +111,12 @@ def compose(content: Content, style: Style) -> Scene:
         grid,
         placement.place(grid),
         style,
+        _heads(content, drawn) if style.heads else None,
     )
+
+
+def _heads(content: Content, drawn: np.ndarray) -> HeadColours:
+    return head_colours(content.nodes, content.edges, content.heads, drawn)
 
 
 def _answer(rows: list[dict[str, Any]]) -> int | None:

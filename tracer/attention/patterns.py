@@ -1,4 +1,4 @@
-"""Attention patterns of a prompt, as a heat map and as JSON for a viewer."""
+"""Attention patterns of a prompt: a heat map, JSON for a viewer, a folder with a file a head."""
 
 import json
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 
 from graphs import AttributionGraph, words
+from graphs.exchange.head_files import head_files
 from graphs.pictures import charts
 from replacement_models import ReplacementModel
 from replacement_models.process import one_call
@@ -69,6 +70,19 @@ def patterns_json(model: ReplacementModel, graph: AttributionGraph) -> str:
     ]
     tokens = graph.metadata["tokens"][: graph.metadata["position"] + 1]
     return json.dumps({"format": 1, "tokens": tokens, "layers": layers}, ensure_ascii=False)
+
+
+def pattern_files(model: ReplacementModel, graph: AttributionGraph) -> dict[str, bytes]:
+    """Every head on a graph's prompt, a file each (`graphs.exchange.head_files`).
+
+    Returns:
+        Path in a folder -> JSON: `config.json`, `scatter_data.json`, `heads/L0H0.json`, ...
+
+    Raises:
+        TraceError: the graph is of another model.
+    """
+    about = (graph.nodes, graph.edges, graph.metadata)
+    return head_files(attention_patterns(model, graph), about, graph.tables)
 
 
 def _rounded(row: Float[np.ndarray, " keys"]) -> list[float]:

@@ -41,7 +41,10 @@ CELLS = 3
 )
 @click.option("--top", type=POSITIVE, default=10, help="Nodes listed a side.")
 @click.option("--pairs/--no-pairs", default=False, help="Also form pairs of nodes.")
-@output("The head's pattern: .svg, or those of all heads: .json.", show_default="none")
+@output(
+    "The head's pattern: .svg; those of all heads: .json, or a new folder with a file a head.",
+    show_default="none",
+)
 def attention(folder: Path, layer: int | None, head: int | None, **options: Any) -> None:
     """Explain why heads looked where they did, by nodes, and store it with the graph in FOLDER.
 
@@ -52,8 +55,10 @@ def attention(folder: Path, layer: int | None, head: int | None, **options: Any)
     query, key = options.pop("query"), options.pop("key")
     if (layer is None) != (head is None) or (layer is None and key is not None):
         raise click.UsageError("give --layer and --head together", click.get_current_context())
-    if path is not None and path.suffix not in (".svg", ".json"):
-        raise Failure(f"cannot write {path}: expected a suffix of .svg or .json")
+    if path is not None and path.suffix not in (".svg", ".json", ""):
+        raise Failure(f"cannot write {path}: expected a suffix of .svg or .json, or a new folder")
+    if path is not None and not path.suffix and path.exists():
+        raise Failure(f"cannot write {path}: it exists already; name a new folder")
     graph = tracer.AttributionGraph.load(folder)
     model = load_model(options)
     with progress("Explaining attention"):
@@ -96,7 +101,7 @@ def print_explanation(found: "AttentionExplanation", graph: "AttributionGraph") 
         [
             (
                 f"head {found.layer}.{found.head}",
-                f"from {names.at(found.query)} ({found.query}) to {names.at(found.key)} "
+                f"from {names.token(found.query)} ({found.query}) to {names.token(found.key)} "
                 f"({found.key})",
             ),
             ("attention", f"{found.pattern:.3g}"),
@@ -136,11 +141,20 @@ def print_explanation(found: "AttentionExplanation", graph: "AttributionGraph") 
 def write(
     path: Path, model: "ReplacementModel", graph: "AttributionGraph", head: tuple[int, int]
 ) -> None:
-    """Write a pattern as a heat map, or all as JSON."""
+    """Write a pattern as a heat map, all as JSON, or a folder with a file a head."""
     from graphs.exchange.files import writing
-    from tracer.attention.patterns import pattern_svg, patterns_json
+    from tracer.attention.patterns import pattern_files, pattern_svg, patterns_json
 
-    text = patterns_json(model, graph) if path.suffix == ".json" else ""
-    text = text or pattern_svg(model, graph, *head)
+    files: dict[str, bytes] = {}
+    if path.suffix == ".svg":
+        text = pattern_svg(model, graph, *head)
+    elif path.suffix == ".json":
+        text = patterns_json(model, graph)
+    else:
+        files = pattern_files(model, graph)
     with writing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        if not files:
+            partial.write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)

@@ -25,6 +25,9 @@ from tracer.commands.tables import print_answers, print_table, quoted
 if TYPE_CHECKING:
     from tracer import Change, Intervention, Steering
 
+NOISE = 1e-6
+"""What a pattern changes by at most where nothing has changed."""
+
 
 @click.command(
     epilog=examples(
@@ -61,6 +64,11 @@ if TYPE_CHECKING:
     help="Hold norm denominators.",
     show_default="held in --mode direct",
 )
+@click.option(
+    "--patterns/--no-patterns",
+    default=False,
+    help="Also print where attention changes most, which it does where it is recomputed.",
+)
 def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options: Any) -> None:
     """Change features and print what becomes of the answer.
 
@@ -76,7 +84,10 @@ def intervene(prompt: str | None, tokens: list[int] | None, mode: str, **options
     with progress("Running the model"):
         result = tracer.intervene(model, text, interventions, mode, **options)
     print_answers(model, [("before", result.base.logits[-1]), ("after", result.logits[-1])])
-    print_responses(result, [model.token_string(token) for token in model.tokenize(text)])
+    texts = [model.token_string(token) for token in model.tokenize(text)]
+    print_responses(result, texts)
+    if options["patterns"]:
+        print_patterns(result, texts)
 
 
 def print_responses(result: "Change", tokens: Sequence[str], count: int = 10) -> None:
@@ -105,3 +116,28 @@ def print_responses(result: "Change", tokens: Sequence[str], count: int = 10) ->
         else "no other feature responds"
     )
     print_table(("feature", "at", "before", "after"), rows)
+
+
+def print_patterns(result: "Change", tokens: Sequence[str], count: int = 10) -> None:
+    """Print where the attention of heads changes most."""
+    assert result.patterns is not None
+    assert result.base.patterns is not None
+    rows = []
+    for layer, (after, before) in enumerate(
+        zip(result.patterns, result.base.patterns, strict=True)
+    ):
+        change = (after - before).abs()
+        for flat in change.flatten().topk(min(count, change.numel())).indices.tolist():
+            place, key = divmod(flat, change.shape[2])
+            head, query = divmod(place, change.shape[1])
+            was, now = (pattern[head, query, key].item() for pattern in (before, after))
+            rows.append((f"{layer}.{head}", query, key, was, now))
+    rows = [row for row in rows if abs(row[4] - row[3]) > NOISE]
+    rows.sort(key=lambda row: -abs(row[4] - row[3]))
+    shown = [
+        (head, f"{quoted(tokens[query])} ({query})", f"{quoted(tokens[key])} ({key})", was, now)
+        for head, query, key, was, now in rows[:count]
+    ]
+    if not shown:
+        say("no attention changes")
+    print_table(("head", "looks from", "at", "before", "after"), shown)

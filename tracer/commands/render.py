@@ -2,6 +2,7 @@
 
 from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,11 +11,15 @@ from tracer.commands.group import Failure
 from tracer.commands.options import POSITIVE, examples, folder, output, prune_options
 from tracer.commands.say import say
 
+if TYPE_CHECKING:
+    from tracer import AttributionGraph
+
 
 @click.command(
     epilog=examples(
         "tracer render dallas.graph -o dallas.svg",
         "tracer render dallas.graph -o figure.pdf --summary",
+        "tracer render dallas.graph -o heads.svg --heads",
     )
 )
 @folder
@@ -30,33 +35,59 @@ from tracer.commands.say import say
     default=False,
     help="At most 12 boxes and 20 edges, 8 cm wide: groups of features instead of features.",
 )
+@click.option(
+    "--heads/--signs",
+    default=False,
+    help="Colour edges by the head that carried them, once tracer heads has said so; by sign.",
+)
 @output("Picture to write: .svg, .png, .pdf or .dot.", required=True)
-def render(
-    folder: Path, nodes: float, edges: float, max_edges: int | None, summary: bool, output: Path
-) -> None:
+def render(folder: Path, nodes: float, edges: float, output: Path, **options: Any) -> None:
     """Draw what matters most of a graph.
 
     A summary shows the graph's groups (`tracer group`), or groups found for it, and what a
     validation measured, where `tracer validate` left its tables in the FOLDER.
     """
+    max_edges, heads = options["max_edges"], options["heads"]
+    if options["summary"] and (max_edges is not None or heads):
+        raise click.UsageError(
+            "--max-edges and --heads go with the whole picture, not with --summary",
+            click.get_current_context(),
+        )
     graph, kept = pruned(folder, nodes, edges)
-    if summary:
-        if max_edges is not None:
-            raise click.UsageError(
-                "--max-edges goes with the whole picture, not with --summary",
-                click.get_current_context(),
-            )
+    if heads and graph.heads is None:
+        raise Failure(
+            f"{folder} does not say which heads carried its edges: run tracer heads {folder} first"
+        )
+    if options["summary"]:
         graph.render_summary(output, measured_effects(folder))
         say(kept, err=True)
         say(f"Saved {output}")
         return
     usual: int = signature(graph.render).parameters["edges"].default
     most = max_edges or (None if nodes == edges == 1 else usual)
-    graph.render(output, edges=most)
+    graph.render(output, edges=most, heads=heads)
     say(kept, err=True)
+    if heads and (unsplit := edges_unsplit(graph)):
+        say(
+            f"{unsplit} edges between positions are not split over heads: tracer heads splits "
+            "those of the graph as pruned by default",
+            err=True,
+        )
     if most is not None and most < graph.effect.nnz:
         say(f"Drew the {most} most influential edges (--max-edges)", err=True)
     say(f"Saved {output}")
+
+
+def edges_unsplit(graph: "AttributionGraph") -> int:
+    """How many edges between positions the table of heads says nothing of."""
+    from graphs.attention_tables import edge_name
+
+    assert graph.heads is not None
+    ids, position = (graph.nodes[name].to_pylist() for name in ("id", "position"))
+    known = set(graph.heads["edge"].to_pylist())
+    ends = zip(*(graph.edges[name].to_pylist() for name in ("source", "target")), strict=True)
+    moved = {edge_name(ids[s], ids[t]) for s, t in ends if position[s] != position[t]}
+    return len(moved - known)
 
 
 def measured_effects(folder: Path) -> dict[str, float] | None:

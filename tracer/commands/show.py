@@ -33,14 +33,14 @@ def show(folder: Path, features: int, paths: int) -> None:
     print_summary(graph)
     print_features(graph, features)
     print_paths(graph, paths)
-    print_carried(graph, paths)
+    print_carried(graph, folder, paths)
     if "validation" in graph.metadata:
         print_validation(graph.metadata["validation"])
 
 
-def print_carried(graph: "AttributionGraph", count: int) -> None:
+def print_carried(graph: "AttributionGraph", folder: Path, count: int) -> None:
     """Print which heads carried the strongest paths, and why they looked there, where known."""
-    from graphs.attention_words import Names, carried
+    from graphs.attention_words import Names, carried, unexplained
 
     if not graph.tables or not count:
         return
@@ -48,8 +48,15 @@ def print_carried(graph: "AttributionGraph", count: int) -> None:
     routes = [[ids[row] for row in path.nodes] for path in graph.paths(count)]
     names = Names(graph.nodes, graph.metadata.get("tokens", []))
     lines = carried(graph.tables, names, routes)
-    if lines:
-        print_table(("heads that carried them",), [(line,) for line in lines])
+    if not lines:
+        return
+    if places := unexplained(graph.tables, names, routes):
+        options = zip(("layer", "head", "query", "key"), places[0], strict=True)
+        place = " ".join(f"--{name} {value}" for name, value in options)
+        lines.append(
+            f"(why of {len(places)} places is not known: tracer attention {folder} {place})"
+        )
+    print_table(("heads that carried them",), [(line,) for line in lines])
 
 
 def print_origin(graph: "AttributionGraph") -> None:

@@ -6,13 +6,16 @@ with the sweep; the modules of the Hugging Face model do the arithmetic (Ameisen
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
+from replacement_models.hooks import eager_attention
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from tracer.errors import TraceError
@@ -43,6 +46,10 @@ class State:
     activations: Float[Tensor, "layers positions features"]
     """As encoded from what the MLPs read; the interventions themselves do not show in them."""
     pre_activations: Float[Tensor, "layers positions features"]
+    patterns: Sequence[Float[Tensor, "heads queries keys"]] | None = field(
+        default=None, kw_only=True
+    )
+    """Attention of every layer where it was asked for; rows add up to at most 1."""
 
     __repr__ = one_line
 
@@ -58,7 +65,7 @@ class Change(State):
 
 @one_call()
 @torch.no_grad()
-def intervene(
+def intervene(  # noqa: PLR0913  keyword arguments are the public interface
     model: ReplacementModel,
     prompt: str | Sequence[int],
     interventions: Sequence[Intervention | Steering],
@@ -67,6 +74,7 @@ def intervene(
     layers: range | None = None,
     freeze_attention: bool | None = None,
     freeze_norms: bool | None = None,
+    patterns: bool = False,
 ) -> Change:
     """Change features of the original model and see what follows.
 
@@ -88,6 +96,12 @@ def intervene(
         freeze_attention: hold attention patterns; None: in "direct" and "constrained".
         freeze_norms: hold norm denominators; None: in "direct" only, where both are part of what
             the mode means.
+        patterns: also return attention patterns, before and after; where attention is held they
+            are those recorded.
+
+    Returns:
+        Logits (P, V) before and after a soft cap, activations and pre-activations (L, P, F), and
+        `patterns`, a layer each, (heads, P, P), or None; `base` holds the same of before.
 
     Raises:
         TraceError: an unknown mode, an option that does not go with it, an intervention outside the
@@ -99,7 +113,7 @@ def intervene(
     freezing = _freezing(model, tokens, mode, layers, (freeze_attention, freeze_norms))
     if freezing is not None and freezing.layers:
         _check_range(placed, freezing.layers)
-    base = _state(model, tokens, Run(edit=FeatureEdits([[]]), frozen=freezing))
+    base = _state(model, tokens, Run(edit=FeatureEdits([[]]), frozen=freezing), patterns)
     clean = freezing is not None and len(freezing.layers) > 0
     edit = FeatureEdits(
         [placed],
@@ -107,7 +121,7 @@ def intervene(
         model.transcoder.encode,
     )
     added = steering_hooks(model, [(one, [0]) for one in steered], len(tokens))
-    after = _state(model, tokens, Run(edit=edit, frozen=freezing, added=added))
+    after = _state(model, tokens, Run(edit=edit, frozen=freezing, added=added), patterns)
     return Change(**vars(after), base=base)
 
 
@@ -185,9 +199,24 @@ def _check_range(placed: Sequence[Placed], layers: range) -> None:
             )
 
 
-def _state(model: ReplacementModel, tokens: Sequence[int], how: Run) -> State:
-    outcome = run(model, torch.tensor([list(tokens)], device=model.device), how)
-    return state_of(outcome, 0)
+def _state(model: ReplacementModel, tokens: Sequence[int], how: Run, patterns: bool) -> State:
+    ids = torch.tensor([list(tokens)], device=model.device)
+    if how.frozen is not None and how.frozen.attention:
+        held = [layer.attention_pattern() for layer in how.frozen.recording.layers]
+        found = state_of(run(model, ids, how), 0)
+        return replace(found, patterns=held) if patterns else found
+    seen: list[Tensor] = []
+
+    def keep(inputs: Any, output: Any) -> None:
+        seen.append(output[1][0])
+
+    watched: AbstractContextManager[None] = nullcontext()
+    if patterns:
+        hooks = [*how.hooks, *((block.attention, keep) for block in model.host.blocks)]
+        how, watched = replace(how, hooks=hooks), eager_attention(model.host.model)
+    with watched:
+        found = state_of(run(model, ids, how), 0)
+    return replace(found, patterns=seen) if patterns else found
 
 
 def state_of(outcome: Outcome, row: int) -> State:
