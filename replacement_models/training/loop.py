@@ -137,7 +137,9 @@ class Loop:
         run = self.config.run
         if run.measure_every and self.done == 0:
             nothing = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0}
-            journal.write(nothing | {"measured": dict(self.on_measure())})
+            measured = dict(self.on_measure())
+            if journal is not None:
+                journal.write(nothing | {"measured": measured})
         begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
         while self.done < self.config.steps:
             if self.done == self.first_divergent and "before_divergence" not in self.notes:
@@ -151,12 +153,12 @@ class Loop:
             last = self.done == self.config.steps
             line = self._line(found, away)
             told(line)
-            if journal is not None and (self.done % run.log_every == 0 or last):
             measuring = run.measure_every and self.done % run.measure_every == 0 and not last
             if measuring:
                 line["measured"] = dict(self.on_measure())
                 begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
-            if self.done % run.log_every == 0 or last or measuring:
+            logging = self.done % run.log_every == 0 or last or measuring
+            if journal is not None and logging:
                 journal.write(line)
             if self.done % run.checkpoint_every == 0 or last or stop:
                 self.save()

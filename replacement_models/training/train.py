@@ -47,9 +47,7 @@ MEASURED_ROWS = 64
 """Held-out rows that the replaced model is compared on, if `data.held_out_tokens` are as many."""
 MAY_CHANGE = {
     *("run.log_every", "run.checkpoint_every", "run.tensorboard", "run.wandb", "run.threads"),
-    *("output", "ranks.shards", "ranks.wait"),
-    "run.measure_every",
-    "output",
+    *("run.measure_every", "output", "ranks.shards", "ranks.wait"),
 }
 """Fields that may differ when a run is taken up."""
 
@@ -122,14 +120,9 @@ def _train(config: TrainConfig, folder: Path, told: Told, score: Score | None, r
         (folder / CONFIG).write_text(json.dumps(config.as_mapping(), indent=2) + "\n")
     source = ranks.first_then_others(lambda: _source(config, model, wiring, folder, told))
     loop = _loop(source, wiring, folder, told, ranks)
-    loop.on_divergence = lambda: _scored_once(loop, score)
+    loop.on_divergence = lambda: _once(loop, lambda trainee: _scored(loop, trainee, score))
+    loop.on_measure = lambda: _once(loop, lambda trainee: _measured(loop, trainee, score))
     journal = Journal(folder, config, loop.done) if ranks.first else None
-    (folder / CONFIG).write_text(json.dumps(config.as_mapping(), indent=2) + "\n")
-    source = _source(config, model, wiring, folder, told)
-    loop = _loop(config, folder, model, wiring, source, told)
-    loop.on_divergence = lambda: _scored(loop, score)
-    loop.on_measure = lambda: _measured(loop, score)
-    journal = Journal(folder, config, loop.done)
     steps = config.steps
     try:
         with between_steps() as asked:
@@ -295,10 +288,10 @@ def _words(line: Mapping[str, Any]) -> str:
     )
 
 
-def _scored_once(loop: Loop, score: Score | None) -> dict[str, Any]:
-    """The same by the first rank, told to all."""
+def _once(loop: Loop, measure: Callable[[Trainee], dict[str, Any]]) -> dict[str, Any]:
+    """What the first rank measures of the whole dictionary, told to all."""
     trainee = whole(loop.trainee)
-    found: dict[str, Any] = loop.ranks.by_the_first(lambda: _scored(loop, trainee, score))
+    found: dict[str, Any] = loop.ranks.by_the_first(lambda: measure(trainee))
     return found
 
 
@@ -314,22 +307,21 @@ def _scored(loop: Loop, trainee: Trainee, score: Score | None) -> dict[str, Any]
     return found if score is None else found | dict(score(standing, _prompts(loop)))
 
 
-def _measured(loop: Loop, score: Score | None) -> dict[str, Any]:
+def _measured(loop: Loop, trainee: Trainee, score: Score | None) -> dict[str, Any]:
     """Means over layers on held-out tokens with thresholds as they stand, and scores."""
-    found = _worth(loop, affine=False)
+    found = _worth(loop, trainee, affine=False)
     means = {name: mean(getattr(found, name)) for name in ("error", "error_weighted", "l0", "dead")}
-    return means | _scored(loop, score)
+    return means | _scored(loop, trainee, score)
 
 
-def _worth(loop: Loop, affine: bool = True) -> Worth:
+def _worth(loop: Loop, trainee: Trainee, affine: bool = True) -> Worth:
     """The dictionary as it is now, layer by layer."""
     assert loop.model is not None
-    trainee = loop.trainee
     return worth(
         folded(trainee, len(loop.model.host.blocks), loop.model.name),
         trainee.wiring.layers,
         trainee.writes,
-        loop.held,
+        loop.held.to(trainee.b_dec[0].device),
         loop.config.loss.outliers,
         affine,
     )
@@ -377,12 +369,7 @@ def _written(
     config, model, folder = loop.config, loop.model, loop.folder
     assert model is not None
     transcoder = folded(trainee, len(model.host.blocks), model.name)
-    held = loop.held.to(trainee.b_dec[0].device)
-    found = worth(transcoder, trainee.wiring.layers, trainee.writes, held, config.loss.outliers)
-    assert loop.source is not None
-    moved = calibrate(loop.trainee, loop.held)
-    transcoder = folded(loop.trainee, len(model.host.blocks), model.name)
-    found = _worth(loop)
+    found = _worth(loop, trainee)
     summary = {
         "steps": loop.done,
         "tokens": loop.done * config.run.batch,
