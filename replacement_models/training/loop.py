@@ -135,11 +135,9 @@ class Loop:
             KeyboardInterrupt: somebody asked to stop; the checkpoint is written.
         """
         run = self.config.run
-        if run.measure_every and self.done == 0:
+        if self._measuring():
             nothing = {"step": 0, "tokens": 0, "seconds": 0.0, "cpu_seconds": 0.0}
-            measured = dict(self.on_measure())
-            if journal is not None:
-                journal.write(nothing | {"measured": measured})
+            self._log(journal, nothing)
         begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
         while self.done < self.config.steps:
             if self.done == self.first_divergent and "before_divergence" not in self.notes:
@@ -153,17 +151,25 @@ class Loop:
             last = self.done == self.config.steps
             line = self._line(found, away)
             told(line)
-            measuring = run.measure_every and self.done % run.measure_every == 0 and not last
-            if measuring:
-                line["measured"] = dict(self.on_measure())
+            if self.done % run.log_every == 0 or last or self._measuring():
+                self._log(journal, line)
                 begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
-            logging = self.done % run.log_every == 0 or last or measuring
-            if journal is not None and logging:
-                journal.write(line)
             if self.done % run.checkpoint_every == 0 or last or stop:
                 self.save()
             if stop and not last:
                 raise KeyboardInterrupt
+
+    def _measuring(self) -> bool:
+        """Whether the dictionary is measured as it stands now; the end measures it anyway."""
+        every = self.config.run.measure_every
+        return bool(every) and self.done % every == 0 and self.done < self.config.steps
+
+    def _log(self, journal: Journal | None, line: dict[str, Any]) -> None:
+        """Measure if it is time, on all ranks; write on the first. Takes none of the run's time."""
+        if self._measuring():
+            line["measured"] = dict(self.on_measure())
+        if journal is not None:
+            journal.write(line)
 
     def step(self, batch: Batch) -> tuple[list[Found], float | None]:
         """One step: every island forth and back, then Adam, then what follows L0 and the dead."""
