@@ -110,7 +110,7 @@ def test_a_file_of_circuit_tracer_itself_is_read_and_named_by_the_models_tokeniz
     assert [kinds.count(kind) for kind in ("embedding", "error", "feature", "logit")] == [
         7, 21, 24, 8,
     ]  # fmt: skip
-    assert graph.nodes["text"].to_pylist()[-8:-5] == ["w20", "w29", "w5"]
+    assert graph.nodes["text"].to_pylist()[-8:-5] == ["20", "29", "5"]  # as the file says
     assert "has no tokenizer" in refused("import", str(file), "-o", "b.graph", "--model", ".")
     text = str(DATA / "feature-details-schema.json")
     assert "omit it" in refused("import", text, "-o", "b.graph", "--model", str(model))
