@@ -245,10 +245,10 @@ def test_three_nodes_become_a_group_and_come_apart(opened: Callable[..., Viewer]
 def test_an_empty_circuit_offers_the_main_steps(opened: Callable[..., Viewer]):
     viewer = opened(dallas())
     viewer.button("Circuit")
-    assert viewer.page.locator(".empty").is_visible()
+    assert viewer.page.locator(".empty").first.is_visible()
     viewer.button("Pin the main steps")
     assert len(viewer.state("pins")) > 3
-    assert viewer.page.locator(".empty").is_hidden()
+    assert viewer.page.locator(".empty").first.is_hidden()
     assert viewer.page.evaluate("() => __viewer.view.scene.links.length") > 2
     viewer.press("z")
     assert viewer.state("pins") == []
