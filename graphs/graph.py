@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +23,7 @@ from graphs.exchange.attribution_import import Imported, read_attribution_json
 from graphs.exchange.attribution_json import About, attribution_json
 from graphs.exchange.circuit_tracer_pt import read_circuit_tracer_pt
 from graphs.exchange.files import place_of, writing
-from graphs.exchange.views import with_pins
+from graphs.exchange.views import with_pins, with_view
 from graphs.groups import Group
 from graphs.influence import cumulative, influence, input_absolute, shares
 from graphs.paths import NodePath, strongest
@@ -474,7 +474,13 @@ class AttributionGraph:
         nodes, plain = node_table(columns, COLUMNS), plain_metadata(metadata)
         return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
 
-    def save(self, path: str | pathlib.Path, pins: Sequence[str] = ()) -> None:
+    def save(
+        self,
+        path: str | pathlib.Path,
+        pins: Sequence[str] = (),
+        *,
+        view: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write `nodes.arrow` and `edges.arrow` to a folder, or to a zip when `path` ends in .zip.
 
         `groups.json` joins them where there are groups, or where groups of another graph stand, and
@@ -483,9 +489,11 @@ class AttributionGraph:
         Args:
             path: where.
             pins: ids of nodes that a viewer is to show pinned, written to `view.json`.
+            view: what a viewer saved, JSON throughout, in place of the pins.
 
         Raises:
-            GraphError: something else stands there, or the place cannot be written.
+            GraphError: something else stands there, the place cannot be written, or the view holds
+                what JSON has not.
         """
         path = pathlib.Path(path)
         stale = path.is_dir() and place_of(path, grouping.FILE) is not None
@@ -493,8 +501,8 @@ class AttributionGraph:
         beside = {} if held is None else {grouping.FILE: held}
         files, digests = attention_tables.to_files(self.tables)
         beside |= _emptied(path) | files
-        if pins:
-            beside |= {arrow.VIEW: with_pins(pins)}
+        if pins or view is not None:
+            beside |= {arrow.VIEW: with_pins(pins) if view is None else with_view(view)}
         described = self._described | ({"tables": digests} if digests else {})
         arrow.write(path, self.nodes, self.edges, described, beside)
 
@@ -570,8 +578,15 @@ class AttributionGraph:
         return cls._imported(read_attribution_json(content))
 
     @classmethod
-    def from_circuit_tracer_pt(cls, content: bytes) -> tuple[AttributionGraph, Imported]:
+    def from_circuit_tracer_pt(
+        cls, content: bytes, token_text: Callable[[int], str] | None = None
+    ) -> tuple[AttributionGraph, Imported]:
         """A graph from a `.pt` file of circuit-tracer, without running anything in it.
+
+        Args:
+            content: of the file.
+            token_text: the text of a vocabulary id, which the file does not have; None: tokens are
+                named by id, as [1027].
 
         Returns:
             The graph, and what was read.
@@ -579,7 +594,7 @@ class AttributionGraph:
         Raises:
             GraphError: it is no such file, or its pickle holds more than tensors and plain values.
         """
-        return cls._imported(read_circuit_tracer_pt(content))
+        return cls._imported(read_circuit_tracer_pt(content, token_text))
 
     @classmethod
     def _imported(cls, read: Imported) -> tuple[AttributionGraph, Imported]:
@@ -613,7 +628,7 @@ class AttributionGraph:
             features: `layer/feature` -> what is known of a feature, as
                 `tracer.features.panel.panels` gives it from a feature store.
             compare: other graphs that the page takes along, to show beside this one.
-            beside: what stands beside the graph on disk: groups, a saved view, attention tables.
+            beside: what stands beside the graph on disk: its name, a saved view.
             nodes: share of node influence at which it opens, in (0, 1].
             edges: share of edge influence at which it opens, in (0, 1].
             max_edges: edges that the page holds at most.
@@ -638,17 +653,24 @@ class AttributionGraph:
         return path
 
     def packed(self, extras: Extras | None = None, max_edges: int = MOST_EDGES) -> bytes:
-        """The graph as the viewer reads it (`graphs.viewer.payload`).
+        """The graph as the viewer reads it (`graphs.viewer.payload`), its groups and tables too.
 
         Args:
-            extras: what is shown beside it.
+            extras: what is shown beside it; groups and tables given there stand for the graph's.
             max_edges: edges at most, the most influential.
 
         Returns:
             gzip, the same bytes for the same graph.
         """
         nodes, edges, held = strongest_edges(self.nodes, self.edges, max_edges)
-        return pack(nodes, edges, self._described, replace(extras or Extras(), held=held))
+        given = extras or Extras()
+        beside = replace(
+            given.beside,
+            groups=given.beside.groups or grouping.to_json(self.groups),
+            tables=given.beside.tables or self.tables,
+        )
+        shown = replace(given, held=held, beside=beside)
+        return pack(nodes, edges, self._described, shown)
 
     def to_dot(
         self,

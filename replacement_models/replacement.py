@@ -31,6 +31,7 @@ EMBEDDED = Path(__file__).parent / "tiny"
 """The model that ships with the project."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,12 +255,7 @@ class ReplacementModel:
 
     def token_string(self, token: int) -> str:
         """One vocabulary entry as text."""
-        if self.tokenizer is None:
-            return str(token)
-        text: str = self.tokenizer.decode([token])
-        if not text or "\N{REPLACEMENT CHARACTER}" in text:
-            text = str(self.tokenizer.convert_ids_to_tokens(token) or f"[{token}]")
-        return text
+        return str(token) if self.tokenizer is None else vocabulary_text(self.tokenizer, token)
 
     @one_call()
     def record(
@@ -333,6 +329,18 @@ def _own_corpus(folder: Path, tokenizer: Any) -> Callable[[], Sequence[str]] | N
 def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:
     found = None if file is None else note(file, dtype)
     return () if found is None else (found,)
+
+
+def vocabulary_text(tokenizer: Any, token: int) -> str:
+    """One entry of a tokenizer's vocabulary as text.
+
+    Returns:
+        What it decodes to; where that is no text of its own, as for part of a character, its name.
+    """
+    text: str = tokenizer.decode([token])
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+        text = str(tokenizer.convert_ids_to_tokens(token) or f"[{token}]")
+    return text
 
 
 def public_name(name: str | Path) -> str:

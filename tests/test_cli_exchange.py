@@ -12,6 +12,8 @@ from graphs import AttributionGraph
 from tests.graph_samples import dallas, random_graph
 from tests.test_cli import present, refused, succeed
 
+DATA = Path(__file__).parent / "data"
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +98,19 @@ def test_groups_of_a_graph_replaced_by_an_import_do_not_stay():
     shutil.copytree("d.graph", "t.graph")
     succeed("import", "r.json", "-o", "t.graph")
     assert AttributionGraph.load("t.graph").groups == ()
+
+
+def test_a_file_of_circuit_tracer_itself_is_read_and_named_by_the_models_tokenizer():
+    file, model = DATA / "circuit_tracer.pt", DATA / "golden" / "gpt2_plt" / "model"
+    succeed("import", str(file), "-o", "a.graph", "--model", str(model))
+    graph = AttributionGraph.load("a.graph")
+    assert graph.metadata["token_ids"] == [1, 7, 12, 30, 5, 22, 9]
+    assert graph.metadata["tokens"][1:4] == ["w7", "w12", "w30"]
+    kinds = graph.nodes["kind"].to_pylist()
+    assert [kinds.count(kind) for kind in ("embedding", "error", "feature", "logit")] == [
+        7, 21, 24, 8,
+    ]  # fmt: skip
+    assert graph.nodes["text"].to_pylist()[-8:-5] == ["20", "29", "5"]  # as the file says
+    assert "has no tokenizer" in refused("import", str(file), "-o", "b.graph", "--model", ".")
+    text = str(DATA / "feature-details-schema.json")
+    assert "omit it" in refused("import", text, "-o", "b.graph", "--model", str(model))

@@ -69,6 +69,18 @@ def saved(value: Any) -> bytes:
     return stream.getvalue()
 
 
+def test_tokens_are_named_by_who_knows_them():
+    graph, read = AttributionGraph.from_circuit_tracer_pt(saved(graph_dict()), "w{}".format)
+    assert graph.metadata["tokens"] == ["w5", "w6"]
+    assert graph.metadata["token_ids"] == [5, 6]
+    texts = [text for text in graph.nodes["text"].to_pylist() if text]
+    assert texts == ["w5", "w6", " Austin", " Dallas"]
+    assert read.notes == []
+    older = saved(graph_dict(logit_targets=torch.tensor([77, 78])))
+    graph, _ = AttributionGraph.from_circuit_tracer_pt(older, "w{}".format)
+    assert graph.nodes["text"].to_pylist()[-2:] == ["w77", "w78"]
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_a_graph_is_read(older: bool):
     change = {"logit_targets": torch.tensor([77, 78])} if older else {}

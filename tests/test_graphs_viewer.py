@@ -4,11 +4,11 @@ import base64
 import dataclasses
 import gzip
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ import pyarrow as pa
 import pytest
 
 from graphs import AttributionGraph, GraphError, words
+from graphs.attention_tables import COLUMNS
+from graphs.exchange.arrow import VIEW
 from graphs.exchange.tables import edge_list_json
 from graphs.viewer import modules
-from graphs.viewer.beside import GROUPS, VIEW, read_beside, write_beside
+from graphs.viewer.beside import read_beside
 from graphs.viewer.page import page, policy
-from graphs.viewer.payload import Beside, Extras
+from graphs.viewer.payload import Beside
 from graphs.viewer.thresholds import strongest_edges
 from tests.graph_samples import dallas, random_graph
 
@@ -150,6 +152,20 @@ def test_joined_modules_are_one_script_of_at_most_150_kilobytes():
         assert not re.search(r"^(import|export)\b", code, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("line", "short"),
+    [
+        ('if (a > 0) return { a: "b  c, d" };', 'if(a>0)return{a:"b  c, d"};'),
+        ("const a = b - -c + d;", "const a=b - -c + d;"),
+        ("return `a , b`;", "return `a , b`;"),
+        ("a = b / c; // and so on", "a = b / c; // and so on"),
+        ("else if (x in y) z = 'it\\'s , so';", "else if(x in y)z='it\\'s , so';"),
+    ],
+)
+def test_joining_keeps_texts_and_parts_words_and_signs(line: str, short: str):
+    assert modules._squeezed(line) == short
+
+
 def test_modules_that_cannot_be_joined_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(modules, "FOLDER", tmp_path)
     (tmp_path / "a.mjs").write_text('import { b } from "./b.mjs";\nexport const a = 1;\n')
@@ -192,9 +208,7 @@ def test_the_same_graph_gives_the_same_page_smaller_than_its_json(tmp_path: Path
 def test_export_writes_the_graph_as_it_stands(tmp_path: Path):
     graph = dallas().prune()
     graph.export(tmp_path / "a.html")
-    block = re.search(r'class="tracer-graph">([^<]+)<', (tmp_path / "a.html").read_text("utf-8"))
-    assert block is not None
-    raw = gzip.decompress(base64.b64decode(block[1]))
+    raw = gzip.decompress(packed_in(tmp_path / "a.html")[0])
     header = json.loads(raw[4 : 4 + int.from_bytes(raw[:4], "little")])
     assert header["nodes"]["id"] == graph.nodes["id"].to_pylist()
     assert header["metadata"]["pruned"] == graph.metadata["pruned"]
@@ -236,34 +250,48 @@ def test_a_large_graph_keeps_its_strongest_edges_and_counts_the_others_as_left_o
     assert strongest_edges(graph.nodes, graph.edges, graph.effect.nnz)[2] == {}
 
 
-def test_groups_and_view_come_back_and_tables_of_attention_go_along(tmp_path: Path):
-    graph, folder = dallas(), tmp_path / "a.graph"
-    graph.save(folder)
-    assert read_beside(folder) == Beside(name="a.graph")
-    groups: list[Mapping[str, Any]] = [{"name": "Texas", "members": ["E_37_7"], "place": [1.5, 2]}]
-    write_beside(folder, groups, {"pins": ["E_37_7"]})
-    strong = max(graph.edges.to_pylist(), key=lambda one: one["influence"])
-    name = "__".join(graph.nodes["id"][strong[end]].as_py() for end in ("source", "target"))
-    heads = pa.table({"edge": [name], "layer": [0], "head": [-1], "loading": [float("nan")]})
-    with pa.ipc.new_file(str(folder / "heads.arrow"), heads.schema) as writer:
-        writer.write_table(heads)
-    found = read_beside(folder)
-    assert (found.groups, found.view) == (groups, {"pins": ["E_37_7"]})
-    assert found.tables["heads"].num_rows == 1
-    assert AttributionGraph.load(folder).nodes.equals(graph.nodes)
-    packed = graph.packed(Extras(beside=found))
-    assert b'"loading":[null]' in gzip.decompress(packed)
-    assert read_beside(tmp_path / "none.zip").groups == ()
+@pytest.mark.parametrize("place", ["a.graph", "a.zip"])
+def test_groups_view_and_tables_of_attention_come_back_and_go_along(place: str, tmp_path: Path):
+    path = tmp_path / place
+    strong = max(dallas().edges.to_pylist(), key=lambda one: one["influence"])
+    name = "__".join(dallas().nodes["id"][strong[end]].as_py() for end in ("source", "target"))
+    rows = {"edge": name, "layer": 0, "head": -1, "query": None, "key": None}
+    heads = pa.Table.from_pylist([rows | {"loading": math.nan}], pa.schema(COLUMNS["heads"]))
+    graph = dallas().group("Texas", ["E_37_7"], (1.5, 2)).with_tables({"heads": heads})
+    graph.save(path)
+    assert read_beside(path) == Beside(name=place)
+    graph.save(path, view={"pins": ["E_37_7"]})
+    assert read_beside(path) == Beside(name=place, view={"pins": ["E_37_7"]})
+    packed = gzip.decompress(AttributionGraph.load(path).packed())
+    assert b'"groups":[{"name":"Texas","members":["E_37_7"],"place":[1.5,2]}]' in packed
+    assert b'"loading":[null]' in packed
+    assert b'"name":"Texas"' in gzip.decompress(bytes(graph.widget().graph))
+    AttributionGraph.load(path).to_html(tmp_path / "a.html", compare=[graph])
+    graph.export(tmp_path / "b.html")
+    assert b'"name":"Texas"' in gzip.decompress(packed_in(tmp_path / "b.html")[0])
+    assert all(b'"name":"Texas"' in gzip.decompress(one) for one in packed_in(tmp_path / "a.html"))
 
 
-@pytest.mark.parametrize("name", [GROUPS, VIEW])
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', '{"format": 1, "groups": 3}'])
-def test_a_torn_file_beside_a_graph_is_named(name: str, content: str, tmp_path: Path):
-    if name == VIEW and "groups" in content:
-        return
-    (tmp_path / name).write_text(content)
-    with pytest.raises(GraphError, match=re.escape(name)):
+def packed_in(page: Path) -> list[bytes]:
+    """The graphs of a page."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'class="tracer-graph">([A-Za-z0-9+/=]+)<', text)
+    return [base64.b64decode(one) for one in found]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 2}', '{"format": 1, "view": 3}', '{"format": 1, "x": NaN}']
+)
+def test_a_torn_view_beside_a_graph_is_named(content: str, tmp_path: Path):
+    (tmp_path / VIEW).write_text(content)
+    with pytest.raises(GraphError, match=re.escape(VIEW)):
         read_beside(tmp_path)
+
+
+def test_a_view_that_json_cannot_hold_is_not_saved(tmp_path: Path):
+    with pytest.raises(GraphError, match="the view is no JSON"):
+        dallas().save(tmp_path / "a.graph", view={"zoom": math.inf})
+    assert not (tmp_path / "a.graph").exists()
 
 
 def test_a_notebook_without_anywidget_keeps_the_picture_and_says_what_the_viewer_needs(

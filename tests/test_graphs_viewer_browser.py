@@ -242,6 +242,18 @@ def test_three_nodes_become_a_group_and_come_apart(opened: Callable[..., Viewer]
     assert viewer.state("groups") == []
 
 
+def test_an_empty_circuit_offers_the_main_steps(opened: Callable[..., Viewer]):
+    viewer = opened(dallas())
+    viewer.button("Circuit")
+    assert viewer.page.locator(".empty").first.is_visible()
+    viewer.button("Pin the main steps")
+    assert len(viewer.state("pins")) > 3
+    assert viewer.page.locator(".empty").first.is_hidden()
+    assert viewer.page.evaluate("() => __viewer.view.scene.links.length") > 2
+    viewer.press("z")
+    assert viewer.state("pins") == []
+
+
 def test_holding_g_and_clicking_groups_as_circuit_tracer_does(opened: Callable[..., Viewer]):
     viewer = opened(dallas())
     viewer.page.locator(".stage").first.focus()
@@ -331,8 +343,9 @@ def test_the_heads_of_an_edge_and_what_made_them_look_are_shown(opened: Callable
     edge = f"{ids[strongest['source']]}__{ids[row]}"
     place = graph.nodes["position"][row].as_py()
     heads = {
-        "edge": [edge] * 3, "layer": [2, 2, 2], "head": [3, -1, -3], "query": [place, None, None],
-        "key": [1, None, None], "loading": [1.5, 0.25, -0.1],
+        "edge": [edge] * 4, "layer": [2] * 4, "head": [3, 3, -1, -3],
+        "query": [None, place, None, None], "key": [None, 1, None, None],
+        "loading": [1.5, 1.25, 0.25, -0.1],
     }  # fmt: skip
     why = {
         "explanation": [0], "layer": [2], "head": [3], "query": [place], "key": [1],
@@ -344,7 +357,7 @@ def test_the_heads_of_an_edge_and_what_made_them_look_are_shown(opened: Callable
         "node": [ids[row], "E_37_7"],
         "weight": [2.0, 1.0],
     }
-    pairs = {"explanation": [0], "node_q": [ids[row]], "node_k": ["rest"], "weight": [0.5]}
+    pairs = {"explanation": [0], "node_q": ["1_9_3"], "node_k": ["rest"], "weight": [0.5]}
     named = {
         "heads": heads,
         "attention": why,
@@ -355,12 +368,14 @@ def test_the_heads_of_an_edge_and_what_made_them_look_are_shown(opened: Callable
     viewer = opened(graph, beside=Beside(tables=tables)).click("say a capital")
     viewer.page.locator(".heads summary").first.click()
     text = viewer.panel()
-    for part in ("head 2.3, ", "stays in the stream", "heads not listed"):
+    for part in ("head 2.3, most where “is” reads “The”: 1.5", "stays in the stream", "heads not"):
         assert part in text
+    assert text.count("head 2.3") == 1
     viewer.page.locator(".attention summary").first.click()
     text = viewer.panel()
     for part in ("Head 2.3", "log-odds 4.5", "read the sums with care", "Pairs", "What asks"):
         assert part in text
+    assert "feature 9 (L1, at “of”) × the rest" in " ".join(text.split())
 
 
 def test_paths_lead_from_a_to_b(opened: Callable[..., Viewer]):

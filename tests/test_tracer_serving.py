@@ -1,9 +1,12 @@
 """The viewer's server gives nothing to strangers and writes nowhere but beside its graphs."""
 
+import gzip
 import http.client
 import json
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -252,16 +255,63 @@ def test_what_is_not_of_the_graph_is_not_saved(server: Server, folder: Path, wan
     assert sorted(file.name for file in folder.iterdir()) == ["edges.arrow", "nodes.arrow"]
 
 
-def test_a_zip_keeps_labels_and_says_what_it_cannot_keep(tmp_path: Path):
-    path = tmp_path / "dallas.zip"
+@pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-Infinity"])
+def test_a_view_keeps_no_number_that_a_page_could_not_read(
+    server: Server, folder: Path, number: bytes
+):
+    body = b'{"labels": {"E_37_7": "x"}, "view": {"zoom": [1, 2, %s]}}' % number
+    status, _, content = ask(server, "/api/graphs/0/save", body)
+    assert (status, content[:15]) == (422, b"the view is no ")
+    assert "x" not in AttributionGraph.load(folder).nodes["label"].to_pylist()
+
+
+def test_a_fault_of_ours_is_one_line_and_no_traceback(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def broken(*_: object) -> bytes:
+        raise RuntimeError("secret path")
+
+    monkeypatch.setattr(Served, "packed", broken)
+    status, _, content = ask(server, "/api/graphs/0")
+    assert (status, content) == (500, b"this is a fault of tracer: RuntimeError")
+    with socket.create_connection(("127.0.0.1", server.access.port)) as gone:
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.send(b"GET / HTTP/1.1")
+    assert ask(server, "/api/graphs/9")[0] == 404
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_link_in_a_graph_leads_no_writing_out_of_its_folder(server: Server, folder: Path):
+    secret = folder.parent / "secret.txt"
+    for name in ("groups.json", "view.json"):
+        (folder / name).symlink_to(secret)
+    assert ask(server, "/api/graphs/0/save", {"view": {"pins": []}})[0] == 422
+    for name in ("groups.json", "view.json"):
+        (folder / name).unlink()
+    (folder / "view.json").symlink_to(secret)
+    status, _, content = ask(server, "/api/graphs/0")
+    assert (status, b"secret\n" in content) == (422, False)
+    assert ask(server, "/api/graphs/0/save", {"view": {"pins": ["E_37_7"]}})[0] == 200
+    assert secret.read_text() == "secret"
+    assert not (folder / "view.json").is_symlink()
+
+
+def test_a_zip_keeps_labels_groups_and_view(tmp_path: Path):
+    path = tmp_path / "alone" / "dallas.zip"
+    path.parent.mkdir()
     dallas().save(path)
+    group = {"name": "Texas", "members": ["E_37_7"], "place": None}
+    wanted = {"labels": {"E_37_7": "x"}, "groups": [group], "view": {"pins": ["E_37_7"]}}
     with serving(Served(path)) as server:
-        status, _, content = ask(
-            server, "/api/graphs/0/save", {"labels": {"E_37_7": "x"}, "view": {"pins": ["E_37_7"]}}
-        )
-    assert status == 422
-    assert b"is a .zip" in content
-    assert "x" in AttributionGraph.load(path).nodes["label"].to_pylist()
+        assert ask(server, "/api/graphs/0/save", wanted)[0] == 200
+        packed = gzip.decompress(ask(server, "/api/graphs/0")[2])
+        assert ask(server, "/api/graphs/0/save", {"view": {"pins": []}})[0] == 200
+    saved = AttributionGraph.load(path)
+    assert "x" in saved.nodes["label"].to_pylist()
+    assert b'"view":{"pins":["E_37_7"]}' in packed
+    assert b'"groups":[{"name":"Texas"' in packed
+    assert saved.groups == ()
+    assert [one.name for one in path.parent.iterdir()] == ["dallas.zip"]
 
 
 def test_without_a_model_what_if_says_how_to_have_one(server: Server):
@@ -320,6 +370,9 @@ def test_the_model_answers_what_intervene_answers(traced: tuple[Path, WhatIf], m
         },
         {"mode": "free", "changes": [{"layer": "0", "position": 1, "feature": 2, "scale": 1}]},
         {"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 2, "scale": 1e999}]},
+        b'{"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 2, "scale": 1%s}]}'
+        % (b"0" * 400),
+        {"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 10**30, "scale": 1}]},
         {"mode": "free", "changes": [{"layer": 99, "position": 1, "feature": 2, "scale": 1}]},
         {"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 2, "scale": 1}] * 1001},
     ],

@@ -198,6 +198,21 @@ def _from_folder(path: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if content is not None}
 
 
+def content_of(path: Path, name: str) -> bytes | None:
+    """One file of a graph's folder or .zip, as `BESIDE` names them.
+
+    Returns:
+        What it holds, None where it is not there.
+
+    Raises:
+        GraphError: it is there, but cannot be read.
+    """
+    try:
+        return _from_zip(path).get(name) if path.is_file() else _content(path, name)
+    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
+        raise GraphError(f"cannot read {path}: {_line(error)}") from error
+
+
 def _content(folder: Path, name: str) -> bytes | None:
     """What a file holds, also where another process moves it meanwhile; None where it is not."""
     for _ in range(TRIES):

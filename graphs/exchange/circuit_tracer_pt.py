@@ -1,9 +1,10 @@
 """The `.pt` graphs of circuit-tracer, as tables.
 
 A dense matrix over features, errors (a layer after another), tokens and targets; see circuit-tracer
-`graph.py`. The file has token ids but not their text.
+`graph.py`. The file has token ids but not their text, which the model's tokenizer knows.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,14 @@ TENSORS = {
 """Name -> dimensions."""
 
 
-def read_circuit_tracer_pt(content: bytes) -> Imported:
+def read_circuit_tracer_pt(
+    content: bytes, token_text: Callable[[int], str] | None = None
+) -> Imported:
     """A graph from the bytes of a `.pt` file, without running anything in it.
+
+    Args:
+        content: of the file.
+        token_text: the text of a vocabulary id; None: tokens are named by id, as [1027].
 
     Returns:
         Its nodes, effects and metadata.
@@ -36,7 +43,10 @@ def read_circuit_tracer_pt(content: bytes) -> Imported:
     layers = _layers(value.get("cfg"))
     tokens = held["input_tokens"].astype(np.int64).tolist()
     targets = _targets(value.get("logit_targets", value.get("logit_tokens")))
-    rows = _rows(held, layers, tokens, targets)
+    named = token_text or "[{}]".format
+    rows = _rows(held, layers, tokens, [(text or named(token), token) for text, token in targets])
+    for row in rows[-len(targets) - len(tokens) : -len(targets)]:
+        row["text"] = named(row["token"])
     matrix = held["adjacency_matrix"]
     if matrix.shape != (len(rows), len(rows)):
         raise GraphError(f"adjacency_matrix has shape {matrix.shape}, expected {(len(rows),) * 2}: "
@@ -47,14 +57,18 @@ def read_circuit_tracer_pt(content: bytes) -> Imported:
     columns = {name: [row.get(name) for row in rows] for name in GIVEN}
     about = {
         "prompt": str(value.get("input_string") or ""),
-        "tokens": [f"[{token}]" for token in tokens],
+        "tokens": [named(token) for token in tokens],
+        "token_ids": tokens,
         "model": _model(value.get("cfg")),
         "transcoders": str(value.get("scan") or ""),
         "layers": layers,
         "imported": {"from": "circuit-tracer .pt"},
     }
-    note = "the file holds token ids without text: columns are named by id, as [1027]"
-    return Imported(columns, effect, about, (), [], [note], whole=False)
+    note = (
+        "the file holds token ids without text: columns are named by id, as [1027] (--model FOLDER "
+        "takes their text from the model's tokenizer)"
+    )
+    return Imported(columns, effect, about, (), [], [] if token_text else [note], whole=False)
 
 
 def _tensor(value: dict[Any, Any], name: str, rank: int) -> np.ndarray:
@@ -102,7 +116,7 @@ def _rows(
     held: dict[str, np.ndarray],
     layers: int,
     tokens: list[int],
-    targets: list[tuple[str | None, int]],
+    targets: list[tuple[str, int]],
 ) -> list[dict[str, Any]]:
     """Nodes in the order of the matrix, each with what ours are ordered by."""
     chosen = held["selected_features"].astype(np.int64)
@@ -128,13 +142,13 @@ def _rows(
     ]  # fmt: skip
     rows += [
         {"kind": "embedding", "id": f"E_{token}_{position}", "layer": -1, "position": position,
-         "token": token, "text": f"[{token}]", "rank": (-1, 0)}
+         "token": token, "rank": (-1, 0)}
         for position, token in enumerate(tokens)
     ]  # fmt: skip
     chances = held["logit_probabilities"].astype(np.float64).tolist()
     rows += [
         {"kind": "logit", "id": f"{layers + 1}_{token}_{last}", "layer": layers, "position": last,
-         "token": token, "text": text or f"[{token}]", "probability": chance, "rank": (layers, 0)}
+         "token": token, "text": text, "probability": chance, "rank": (layers, 0)}
         for (text, token), chance in zip(targets, chances, strict=True)
     ]  # fmt: skip
     return rows

@@ -23,6 +23,10 @@ OPEN = re.compile(r"(?<=[{(\[,;])\n|\n(?=[})\].?:&|])")
 holds both."""
 
 
+SPACE = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[^\w$+\-]) +| +(?=[^\w$+\-])""")
+"""Texts, which stay as they are, and spaces that part no words and no signs."""
+
+
 @cache
 def style() -> str:
     """The style sheet.
@@ -72,8 +76,15 @@ def _wrapped(name: str) -> str:
     )
     if left := re.search(r"^(?:import|export)\b.*", body, re.MULTILINE):
         raise ValueError(f"{name}.mjs: cannot join {left[0]!r}")
-    body = OPEN.sub("", INDENT.sub("", COMMENT.sub("", body)))
+    lines = INDENT.sub("", COMMENT.sub("", body)).split("\n")
+    body = OPEN.sub("", "\n".join(map(_squeezed, lines)))
     return f"const {name}$ = (() => {{\n{body}return {{ {', '.join(exports)} }};\n}})();\n"
+
+
+def _squeezed(line: str) -> str:
+    """A line without needless spaces; one with a template, a division or a pattern as it is."""
+    whole = "`" in line or "/" in line
+    return line if whole else SPACE.sub(lambda found: found[1] or "", line)
 
 
 def _constants(found: re.Match[str]) -> str:

@@ -14,18 +14,20 @@ from typing import Any
 import pyarrow as pa
 
 from graphs.viewer import modules
-from graphs.viewer.payload import Extras, pack
+from graphs.viewer.payload import Beside, Extras, pack
 from graphs.viewer.thresholds import MOST_EDGES, strongest_edges
 
 
 def document(nodes: pa.Table, edges: pa.Table, metadata: Mapping[str, Any]) -> bytes:
-    """A graph as a page, with nothing beside it; of a large one the strongest edges.
+    """A graph as a page, with the groups in its metadata; of a large one the strongest edges.
 
     Returns:
         HTML in UTF-8, the same bytes for the same graph.
     """
     nodes, edges, held = strongest_edges(nodes, edges, MOST_EDGES)
-    return page([pack(nodes, edges, metadata, Extras(held=held))], str(metadata.get("prompt", "")))
+    about = {name: value for name, value in metadata.items() if name != "groups"}
+    extras = Extras(held=held, beside=Beside(groups=metadata.get("groups", ())))
+    return page([pack(nodes, edges, about, extras)], str(metadata.get("prompt", "")))
 
 
 def page(

@@ -36,9 +36,10 @@ class Beside:
     name: str = ""
     """Of the graph, where several are shown."""
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
-    """Of attention, by the name of their file: heads, attention, attention_marginals, ..."""
+    """Of attention, by the name of their file: heads, attention, attention_marginals, ...; the
+    graph's own where there are none."""
     groups: Sequence[Mapping[str, Any]] = ()
-    """As groups.json has them: name, members (node ids), place."""
+    """As groups.json has them: name, members (node ids), place; the graph's own where none."""
     view: Mapping[str, Any] = field(default_factory=dict)
     """What a viewer saved: pins, thresholds, places; see modules/state.mjs."""
 
@@ -133,7 +134,7 @@ def _tables(
 ) -> dict[str, dict[str, list[Any]]]:
     """Tables of attention as columns; of heads, those of the most influential edges."""
     found = dict(tables)
-    if "heads" in found and pa.types.is_string(found["heads"].schema.field("edge").type):
+    if "heads" in found:
         order = np.argsort(-edges["influence"].to_numpy(), kind="stable")[:PANEL_EDGES]
         ids = nodes["id"].to_pylist()
         source, target = (edges[name].to_numpy()[order] for name in ("source", "target"))

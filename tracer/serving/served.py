@@ -1,20 +1,25 @@
 """A graph that the viewer shows: read from its folder, and what a user made of it written back."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graphs import AttributionGraph, NodeKind
-from graphs.viewer.beside import read_beside, write_beside
+import pyarrow as pa
+
+from graphs import AttributionGraph, GraphError, NodeKind
+from graphs.exchange.arrow import GROUPS, VIEW
+from graphs.exchange.files import write_together
+from graphs.exchange.views import with_view
+from graphs.groups import Group, check, from_json, to_bytes
+from graphs.viewer.beside import read_beside
 from graphs.viewer.payload import Extras
 from tracer.errors import TraceError
 from tracer.features.panel import panels
 from tracer.features.store import FeatureStore
 
-NAME, LABEL = 200, 2000
-"""Characters of a group's name and of a label, at most."""
+LABEL = 2000
+"""Characters of a label, at most."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Served:
         return graph.packed(Extras(known, opening, beside=read_beside(self.path)))
 
     def save(self, wanted: object) -> None:
-        """Write labels, groups and view back, each whole or not at all.
+        """Write labels, groups and view back, all or nothing.
 
         Args:
             wanted: `{labels: {id: text}, groups: [{name, members, place}], view: {...}}`, as JSON
@@ -60,17 +65,12 @@ class Served:
             GraphError: the place cannot be written.
         """
         graph = self.graph()
-        labels, groups, view = checked(wanted, {*graph.nodes["id"].to_pylist()})
-        if self.path.is_file() and (groups or view):
-            if labels:
-                _relabelled(graph, labels).save(self.path)
-            raise TraceError(
-                f"{self.path.name} is a .zip, which keeps labels only: groups and view need the "
-                "graph as a folder (tracer prune GRAPH.zip -o FOLDER --nodes 1 --edges 1)"
-            )
-        if labels:
-            _relabelled(graph, labels).save(self.path)
-        write_beside(self.path, groups, view)
+        labels, groups, view = checked(wanted, graph.nodes["id"].to_pylist())
+        if labels or self.path.is_file():
+            _relabelled(graph, labels).with_groups(groups).save(self.path, view=view)
+        else:
+            files = {GROUPS: to_bytes(groups), VIEW: with_view(view)}
+            write_together(self.path, {name: pa.py_buffer(one) for name, one in files.items()})
 
 
 def _relabelled(graph: AttributionGraph, labels: Mapping[str, str]) -> AttributionGraph:
@@ -85,8 +85,8 @@ def _relabelled(graph: AttributionGraph, labels: Mapping[str, str]) -> Attributi
 
 
 def checked(
-    wanted: object, ids: set[str]
-) -> tuple[dict[str, str], list[Mapping[str, Any]], dict[str, Any]]:
+    wanted: object, ids: Sequence[str]
+) -> tuple[dict[str, str], tuple[Group, ...], dict[str, Any]]:
     """What a page asks to be saved, if it is that.
 
     Args:
@@ -94,7 +94,7 @@ def checked(
         ids: of the graph's nodes.
 
     Returns:
-        Labels by node id, groups as groups.json has them, the view.
+        Labels by node id, the groups, the view.
 
     Raises:
         TraceError: something is not of the kind it should be, or too long.
@@ -107,33 +107,14 @@ def checked(
     )
     if not (isinstance(labels, dict) and isinstance(groups, list) and isinstance(view, dict)):
         raise TraceError("cannot save: labels and view must be objects, groups a list")
+    known = {*ids}
     for name, text in labels.items():
-        if name not in ids or not isinstance(text, str) or len(text) > LABEL:
+        if name not in known or not isinstance(text, str) or len(text) > LABEL:
             raise TraceError(f"cannot save: {name[:80]!r} is no node, or its label no text "
                              f"of at most {LABEL} characters")  # fmt: skip
-    found = [_group(one, ids) for one in groups]
-    names = [one["name"] for one in found]
-    members = [member for one in found for member in one["members"]]
-    if len({*names}) < len(names) or len({*members}) < len(members):
-        raise TraceError(
-            "cannot save: two groups have one name, or a node stands in two: give each its own"
-        )
+    try:
+        found = from_json(groups)
+        check(found, ids)
+    except GraphError as error:
+        raise TraceError(f"cannot save: {error}") from error
     return labels, found, view
-
-
-def _group(group: object, ids: set[str]) -> Mapping[str, Any]:
-    given: dict[str, Any] = group if isinstance(group, dict) else {}
-    name, members = given.get("name"), given.get("members")
-    named = isinstance(name, str) and 0 < len(name.strip()) <= len(name) <= NAME
-    if not (named and isinstance(members, list) and members and ids.issuperset(map(str, members))):
-        raise TraceError(
-            f"cannot save: {str(group)[:80]!r} is no group: expected a name of at most {NAME} "
-            "characters and members that are nodes of the graph"
-        )
-    return {"name": name, "members": members, "place": _place(given.get("place"))}
-
-
-def _place(value: object) -> list[float] | None:
-    pair = value if isinstance(value, list) and len(value) == 2 else []
-    finite = [at for at in pair if isinstance(at, int | float) and abs(at) < math.inf]
-    return finite if len(finite) == 2 else None

@@ -81,6 +81,9 @@ class Server(ThreadingHTTPServer):
         self.viewing = viewing
         self.access = Access(self.server_address[1])
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that went away in the middle of an answer."""
+
 
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
@@ -108,6 +111,10 @@ class Handler(BaseHTTPRequestHandler):
         except OURS as error:
             status, kind = HTTPStatus.UNPROCESSABLE_ENTITY, "text/plain"
             content = " ".join(str(error).splitlines()).encode("utf-8", "replace")
+        except Exception as error:
+            self.close_connection = True
+            status, kind = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain"
+            content = f"this is a fault of tracer: {type(error).__name__}".encode()
         self.send(status, kind, content)
 
     def get(self) -> tuple[HTTPStatus, str, bytes]:

@@ -1,6 +1,5 @@
 """What the model answers when features of a graph are changed."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,8 @@ MODES: dict[str, dict[str, Any]] = {
 }
 """As the page names them -> settings of `tracer.intervene`."""
 MOST_CHANGES = 1000
+LARGEST = 1e30
+"""Of a value or a factor: float32, in which models run, ends at 3.4e38."""
 STRONGEST = 5
 """Tokens that are listed beside the graph's own answers, before and after."""
 
@@ -136,7 +137,7 @@ def _change(one: object) -> "Intervention":
         how = {
             name: float(number)
             for name in ("value", "scale")
-            if isinstance(number := one.get(name), int | float) and abs(number) < math.inf
+            if isinstance(number := one.get(name), int | float) and abs(number) <= LARGEST
         }
         if layer is not None and position is not None and feature is not None and len(how) == 1:
             return Intervention(layer=layer, position=position, feature=feature, **how)

@@ -238,9 +238,10 @@ export class App {
 
   // What changes the state.
 
-  /** A change that undo brings back. */
+  /** A change that undo brings back. `key` names a slider, whose steps the panel need not follow at once. */
   edit(patch, key = "") {
     this.history.note(this.state, key, performance.now());
+    this.sliding = Boolean(key);
     this.set(patch);
   }
 
@@ -277,7 +278,7 @@ export class App {
     this.view.weight = graph.weightOf.reduce((sum, one) => sum + one, 0);
     this.stage.show(this.view, state.zoom);
     if (this.other) this.showOther(shared[1]);
-    const empty = state.mode === "circuit" && !this.view.scene.marks.length;
+    const empty = state.mode === "circuit" && !this.view.scene.links.length;
     this.stage.empty.hidden = !empty;
     if (empty)
       this.stage.empty.replaceChildren(
@@ -287,7 +288,10 @@ export class App {
     this.said = said(graph, state, this.view, counts(this.view.kept));
     this.toolbar.update(this.view, counts(this.view.kept));
     this.showHead();
-    this.showPanel();
+    clearTimeout(this.later);
+    if (this.sliding) this.later = setTimeout(() => this.showPanel(), 90);
+    else this.showPanel();
+    this.sliding = false;
     this.remember();
   }
 

@@ -19,14 +19,8 @@ function headIndex(graph) {
   if (!graph.headIndex) {
     graph.headIndex = new Map();
     for (const one of rowsOfTable((graph.tables || {}).heads)) {
-      const key =
-        typeof one.edge === "string"
-          ? one.edge
-          : one.source !== undefined
-            ? `${one.source}__${one.target}`
-            : `#${one.edge}`;
-      if (!graph.headIndex.has(key)) graph.headIndex.set(key, []);
-      graph.headIndex.get(key).push(one);
+      if (!graph.headIndex.has(one.edge)) graph.headIndex.set(one.edge, []);
+      graph.headIndex.get(one.edge).push(one);
     }
   }
   return graph.headIndex;
@@ -36,30 +30,45 @@ function at(graph, position) {
   return graph.tokens[position] === undefined ? `position ${position}` : `“${token(graph.tokens[position])}”`;
 }
 
-/** What carries an edge at every layer it passes, in words, the largest first. */
+/** What a table of attention names that is no node, as graphs/attention_words.py has it. */
+const CONSTANTS = {
+  "constant.positions": "learned positions",
+  "constant.biases": "biases",
+  "constant.skipped": "positions without nodes",
+  sink: "the head’s sink",
+  rest: "the rest",
+};
+
+/** What carries an edge at every layer it passes, in words, the largest first; of a head its strongest cell. */
 export function headsOf(graph, edge) {
   const index = headIndex(graph);
   if (!index.size) return [];
-  const found =
-    index.get(`${graph.id[graph.source[edge]]}__${graph.id[graph.target[edge]]}`) ||
-    index.get(`#${edge}`) ||
-    [];
+  const found = index.get(`${graph.id[graph.source[edge]]}__${graph.id[graph.target[edge]]}`) || [];
   const whole = Math.abs(graph.weight[edge]) || 1;
-  return [...found]
-    .sort((a, b) => Math.abs(b.loading ?? 0) - Math.abs(a.loading ?? 0))
+  const size = (one) => Math.abs(one.loading ?? 0),
+    cells = found.filter((one) => one.key !== null).sort((a, b) => size(b) - size(a));
+  return found
+    .filter((one) => one.key === null)
+    .sort((a, b) => size(b) - size(a))
     .map((one) => {
-      const who = NO_HEAD[one.head ?? -3] ?? `head ${one.layer}.${one.head}`;
-      const where =
-        one.head >= 0 && one.query !== null && one.query !== undefined
-          ? `, ${at(graph, one.query)} reads ${at(graph, one.key)}`
-          : "";
+      const who = NO_HEAD[one.head] ?? `head ${one.layer}.${one.head}`,
+        cell = cells.find(({ layer, head }) => layer === one.layer && head === one.head);
+      const where = cell ? `, most where ${at(graph, cell.query)} reads ${at(graph, cell.key)}` : "";
       return `layer ${one.layer}: ${who}${where}: ${number(one.loading)} (${Math.round((100 * (one.loading ?? 0)) / whole)}% of the edge)`;
     });
 }
 
+/** A node that the graph does not have, by its id. */
+function elsewhere(graph, id) {
+  const [, layer, feature, position] = /^(\d+)_(-?\d+)_(\d+)$/.exec(id) || [];
+  if (layer === undefined) return visible(id);
+  const what = feature === "-1" ? "error" : `feature ${feature}`;
+  return `${what} (L${layer}, at ${at(graph, Number(position))})`;
+}
+
 function named(app, id) {
   const row = app.graph.row.get(id);
-  if (row === undefined) return h("span", {}, visible(id));
+  if (row === undefined) return h("span", {}, CONSTANTS[id] ?? elsewhere(app.graph, id));
   return h(
     "button",
     { type: "button", class: "node", data: { id }, on: { click: (event) => app.choose(row, event) } },

@@ -3,6 +3,7 @@
 import { ERROR } from "./data.mjs";
 import { textWidth } from "./layout.mjs";
 import { tier, tint } from "./theme.mjs";
+import { clipped } from "./words.mjs";
 
 /** The curve of an edge: leaves at the top of its source, enters at the bottom of its target. */
 export function route(from, to) {
@@ -149,6 +150,16 @@ export function drawMarks(pen, view) {
 /** Below this scale the labels of boxes cannot be read: they are written at full size where there is room. */
 export const LEGIBLE = 0.62;
 
+/** Where a name is tried: so many characters of it, so far above or below its box. */
+const NEAR = [
+  [40, 0],
+  [14, 0],
+  [26, -17],
+  [26, 17],
+  [10, -17],
+  [10, 17],
+];
+
 /** Labels of the most influential boxes over a picture that is too small for them. */
 export function drawNames(pen, view, [x, y, k], width, height, only = null) {
   const { scene, theme, graph } = view,
@@ -161,13 +172,17 @@ export function drawNames(pen, view, [x, y, k], width, height, only = null) {
     .sort((a, b) => value(b) - value(a))
     .slice(0, 60);
   for (const mark of boxes) {
-    const w = textWidth(mark.label, 10.5) + 10,
-      middle = x + k * mark.x,
-      u = Math.max(2, Math.min(width - w - 2, middle - w / 2)),
-      v = y + k * mark.y - 8;
-    const apart = taken.every(([a, b, c]) => u > a + c + 3 || u + w + 3 < a || Math.abs(v - b) > 18);
-    if (!apart || middle < 0 || middle > width || v < 0 || v > height - 24) continue;
-    taken.push([u, v, w]);
+    const middle = x + k * mark.x,
+      centre = y + k * mark.y - 8;
+    if (middle < 0 || middle > width || centre < 0 || centre > height - 24) continue;
+    const spot = NEAR.map(([length, away]) => {
+      const text = clipped(mark.label, length),
+        w = textWidth(text, 10.5) + 10;
+      return [Math.max(2, Math.min(width - w - 2, middle - w / 2)), centre + away, w, text];
+    }).find(([u, v, w]) => taken.every(([a, b, c]) => u > a + c + 3 || u + w + 3 < a || Math.abs(v - b) > 16));
+    if (!spot) continue;
+    const [u, v, w, text] = spot;
+    taken.push(spot);
     pen.rect(
       u,
       v,
@@ -176,7 +191,7 @@ export function drawNames(pen, view, [x, y, k], width, height, only = null) {
       { fill: fillOf(mark, view), stroke: theme.outline, width: view.pinned.has(mark.row) ? 2 : 0.8 },
       4,
     );
-    pen.text(u + w / 2, v + 8, mark.label, { colour: theme.ink, size: 10.5 });
+    pen.text(u + w / 2, v + 8, text, { colour: theme.ink, size: 10.5 });
   }
 }
 

@@ -28,7 +28,7 @@ function slug(view) {
     .slice(0, 60);
 }
 
-function keyLine(pen, theme, y) {
+function keyLine(pen, theme, y, circuit) {
   let x = 12;
   const word = (text) => {
     pen.text(x, y, text, { colour: theme.soft, size: 10.5, align: "left" });
@@ -58,10 +58,13 @@ function keyLine(pen, theme, y) {
   );
   x += 16;
   word("error");
-  pen.circle(x + 5, y, 5, { fill: theme.node, stroke: theme.outline });
-  x += 15;
-  word("feature, area = influence");
-  word("width = influence on the answers");
+  if (circuit) word("×n: a group of n nodes");
+  else {
+    pen.circle(x + 5, y, 5, { fill: theme.node, stroke: theme.outline });
+    x += 15;
+    word("feature, area = influence");
+  }
+  word(circuit ? "width = share of the input" : "width = influence on the answers");
 }
 
 /** Draws a stage with title and key; the pen's page is `TITLE + FOOT` taller than the stage. */
@@ -83,7 +86,7 @@ function drawFigure(pen, stage, said) {
   });
   pen.text(12, 30, clipped(said, Math.floor(width / 5.6)), { colour: theme.soft, size: 10.5, align: "left" });
   pen.rect(0, height + TITLE, width, FOOT, { fill: theme.ground });
-  keyLine(pen, theme, height + TITLE + FOOT / 2);
+  keyLine(pen, theme, height + TITLE + FOOT / 2, Boolean(view.scene.links));
 }
 
 export function svgOf(stage, said) {

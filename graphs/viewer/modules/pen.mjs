@@ -17,6 +17,11 @@ export class CanvasPen {
     this.context.restore();
   }
 
+  /** A canvas keeps strokes for later; reading a point has them drawn now, so that time can be told. */
+  settle() {
+    this.context.getImageData(0, 0, 1, 1);
+  }
+
   fill(look) {
     const { context } = this;
     context.globalAlpha = look.alpha ?? 1;

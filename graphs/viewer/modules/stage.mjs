@@ -16,8 +16,10 @@ import { edgeBetween } from "./paths.mjs";
 import { CanvasPen } from "./pen.mjs";
 import { percent } from "./words.mjs";
 
-const AT_ONCE = 1500,
-  CHUNK = 5000,
+const AT_ONCE = 500,
+  CHUNK = 400,
+  SLICE = 12,
+  PAUSE = 150,
   MARGIN = 30,
   REACH = 30;
 
@@ -77,20 +79,20 @@ export class Stage {
     return [(width - k * scene.width) / 2 + 10, Math.max(8, (height - 24 - k * scene.height) / 2), k];
   }
 
-  pen(canvas) {
+  pen(canvas, settings) {
     const [width, height] = this.size,
       ratio = Math.min(2, window.devicePixelRatio || 1);
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
     }
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", settings);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     return new CanvasPen(context);
   }
 
-  /** At once with the strongest edges; with many, all of them over the next frames. */
+  /** At once with the strongest edges; with many, all of them in slices of time once nothing changes. */
   paint() {
     if (!this.view) return;
     const task = ++this.task,
@@ -101,16 +103,20 @@ export class Stage {
     this.paintOver();
     if (drawn <= AT_ONCE) return;
     const canvas = document.createElement("canvas"),
-      pen = this.pen(canvas);
+      pen = this.pen(canvas, { willReadFrequently: true });
     let from = drawn;
     this.ground(pen);
     pen.begin(this.place);
     drawBands(pen, this.view);
     const step = () => {
       if (task !== this.task) return;
-      const next = Math.max(0, from - CHUNK);
-      drawEdges(pen, this.view, next, from);
-      from = next;
+      const until = performance.now() + SLICE;
+      while (from > 0 && performance.now() < until) {
+        const next = Math.max(0, from - CHUNK);
+        drawEdges(pen, this.view, next, from);
+        from = next;
+        pen.settle();
+      }
       if (from > 0) requestAnimationFrame(step);
       else {
         drawMarks(pen, this.view);
@@ -122,7 +128,7 @@ export class Stage {
         this.element.dataset.complete = String(drawn);
       }
     };
-    setTimeout(step, 120);
+    setTimeout(step, PAUSE);
   }
 
   /** What is written over the picture at its own size. */
@@ -245,7 +251,10 @@ export class Stage {
       : `${whole} · ${percent(graph.influence[row] / weight)} of influence`;
     const left = Math.min(width - 40, Math.max(8, x + k * mark.x + 12));
     this.tip.style.setProperty("left", `${left > width - 230 ? Math.max(8, left - 250) : left}px`);
-    this.tip.style.setProperty("top", `${Math.max(6, y + k * (mark.y - mark.h / 2) - 34)}px`);
+    const end = (mark.h * k) / 2 + 8,
+      low = y + k * mark.y < 90 ? end : -end;
+    this.tip.style.setProperty("top", `${y + k * mark.y + low}px`);
+    this.tip.style.setProperty("transform", low > 0 ? "none" : "translateY(-100%)");
   }
 
   setHover(row) {
@@ -300,7 +309,7 @@ export class Stage {
   }
 
   down(event) {
-    if (event.button !== 0 || !this.view) return;
+    if (event.button !== 0 || !this.view || event.target.closest("button")) return;
     const mark = this.found(event),
       within = mark && this.view.scene.links ? mark : null;
     this.pointers = (this.pointers || new Map()).set(event.pointerId, event);
