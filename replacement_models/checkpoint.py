@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from replacement_models.errors import ModelError
+from replacement_models.formats.storage.finite import finite
 from replacement_models.gguf_file import (
     SUFFIX,
     bar_hidden,
@@ -62,8 +63,8 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         A causal language model of transformers, in evaluation mode.
 
     Raises:
-        ModelError: it brings code, is of no supported family, is torn, or its weights are not
-            those that its configuration asks for.
+        ModelError: it brings code, is of no supported family, is torn, its weights are not those
+            that its configuration asks for, or are no finite numbers.
     """
     from transformers import AutoConfig
 
@@ -73,6 +74,7 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         hint = f"; name the file in it, {inside[0]}" if inside else ""
         raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json){hint}")
     refuse_code(folder)
+    refuse_elsewhere(folder)
     try:
         config = AutoConfig.from_pretrained(folder, **AS_DATA, **options)
         check_family(config.model_type)
@@ -88,6 +90,7 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         if options:
             found["unexpected_keys"] = {*found["unexpected_keys"], *unplaced_tensors(place)}
         check_weights(place, found)
+        check_finite(place, model)
         if not quantised:
             model.to(device)
             store_outputs_first(model)
@@ -218,6 +221,45 @@ def check_weights(place: Path, found: Mapping[str, Any]) -> None:
                 f"{place}: weights {wrong}: {_first(names)}; the files are not of one model or "
                 "not whole: copy or download it again"
             )
+
+
+def check_finite(place: Path, model: Any) -> None:
+    """Refuse a model with a weight that is NaN or infinite.
+
+    Raises:
+        ModelError: names the tensor, and its file where the file calls it the same.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            finite(tensor, _file_of(place, name), name)
+
+
+def _file_of(place: Path, name: str) -> Path:
+    """The safetensors file that holds a tensor; the folder where none does."""
+    for path in sorted(place.glob("*.safetensors")) if place.is_dir() else ():
+        with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118
+                return path
+    return place
+
+
+def refuse_elsewhere(folder: Path) -> None:
+    """Refuse an index of weights that names files outside the folder.
+
+    Raises:
+        ModelError: which index, and which file.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            continue  # transformers says what is wrong with it
+        for name in listed:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ModelError(
+                    f"{index}: weight_map names {brief(name)}, expected files in this folder: copy "
+                    "or download the model again"
+                )
 
 
 def odd_experts(folder: Path) -> list[str]:

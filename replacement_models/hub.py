@@ -85,7 +85,10 @@ def folder_of(
     Raises:
         ModelError: neither a folder nor a loadable hub id.
     """
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise ModelError(f"{name}: no such folder ({error})") from error
     if path.is_dir():
         return path, ""
     if path.exists():

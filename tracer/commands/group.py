@@ -1,9 +1,12 @@
 """The command group: loads the command asked for, and says in one line what a user can mend."""
 
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from keyword import iskeyword
+from types import FrameType
 from typing import Any
 
 import click
@@ -24,9 +27,32 @@ class Failure(click.ClickException):
 
 
 class Interrupted(Failure):
-    """Ctrl-C, with the exit code that shells expect."""
+    """Ctrl-C or SIGTERM, with the exit code that shells expect."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C leaves tidy, it does too."""
+
+
+@contextmanager
+def tidy_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does; in other threads signals are none of ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def explain(error: Exception) -> str | None:
@@ -51,7 +77,8 @@ def one_line_errors() -> Iterator[None]:
     except (Failure, click.exceptions.NoArgsIsHelpError, BrokenPipeError):
         raise
     except KeyboardInterrupt as error:
-        raise Interrupted("interrupted") from error
+        code = 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
+        raise Interrupted("interrupted", code) from error
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -94,5 +121,5 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Parse and run the command."""
-        with one_line_errors():
+        with one_line_errors(), tidy_when_terminated():
             return super().invoke(ctx)
