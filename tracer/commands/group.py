@@ -1,5 +1,6 @@
 """The command group: loads the command asked for, and says in one line what a user can mend."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -86,6 +87,20 @@ def one_line_errors() -> Iterator[None]:
         raise Failure(message) from error
 
 
+def refuse_unwritable(word: str) -> None:
+    """Refuse a word that no shell can pass on and no file can be called by.
+
+    Raises:
+        Failure: it holds a NUL, or half of a character.
+    """
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError as error:
+        raise Failure(f"{word!r:.80} is no text ({error.reason})") from error
+    if "\0" in word:
+        raise Failure(f"{word!r:.80} holds a NUL, which no argument can")
+
+
 class Group(click.Group):
     """Shows bad input as one line with exit code 2; any other exception is a bug."""
 
@@ -117,6 +132,8 @@ class Group(click.Group):
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the options of the group itself."""
         with one_line_errors():
+            for word in args[1] if len(args) > 1 else ():
+                refuse_unwritable(word)
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:

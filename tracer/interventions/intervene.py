@@ -19,6 +19,7 @@ from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Outcome, Run, run, steering_hooks
 from tracer.interventions.freezing import Freezing
 from tracer.interventions.values import (
+    OVERFLOWN,
     Intervention,
     Placed,
     Steering,
@@ -187,6 +188,8 @@ def _check_range(placed: Sequence[Placed], layers: range) -> None:
 
 def _state(model: ReplacementModel, tokens: Sequence[int], how: Run) -> State:
     outcome = run(model, torch.tensor([list(tokens)], device=model.device), how)
+    if not bool(outcome.logits.isfinite().all()):
+        raise TraceError(OVERFLOWN)
     return state_of(outcome, 0)
 
 

@@ -12,6 +12,7 @@ from graphs.groups import find
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
 
+OVERFLOWN = "the answer is no number after these changes: they are too large for the model's dtype"
 SAME = 1e-6
 """Of several directions to remove, those that add less than this share of length to the span."""
 
