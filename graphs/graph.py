@@ -265,7 +265,7 @@ class AttributionGraph:
             A graph that shares everything else with this one.
 
         Raises:
-            GraphError: no node has one of the ids.
+            GraphError: no node has one of the ids, or a label is no text.
         """
         ids = self.nodes["id"].to_pylist()
         if unknown := sorted(set(labels) - set(ids)):
@@ -273,7 +273,12 @@ class AttributionGraph:
         old = self.nodes["label"].to_pylist()
         column = [labels.get(name, label) for name, label in zip(ids, old, strict=True)]
         place = self.nodes.column_names.index("label")
-        table = self.nodes.set_column(place, "label", pa.array(column, pa.string()))
+        try:
+            texts = pa.array(column, pa.string())
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise GraphError(f"a label is no text: {reason:.100}") from error
+        table = self.nodes.set_column(place, "label", texts)
         return self._of(**vars(self) | {"nodes": table})
 
     def group(

@@ -47,6 +47,8 @@ HARMLESS = re.compile(
 tied to others, and each class's `_keys_to_ignore_on_load_missing` and `_unexpected`."""
 EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 """Layer, number and weight in the name of an expert's tensor."""
+DEEPEST = 10_000
+"""Layers of a model: more is a mistake, and would be built without end."""
 NAMED = 3
 """Tensors that an error names."""
 
@@ -78,6 +80,7 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, **AS_DATA, **options)
         check_family(config.model_type)
+        check_depth(place, config)
         # Some quantised models can be placed only as they are loaded.
         quantised = getattr(config, "quantization_config", None) is not None
         model, found = _weights(
@@ -90,8 +93,8 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         if options:
             found["unexpected_keys"] = {*found["unexpected_keys"], *unplaced_tensors(place)}
         check_weights(place, found)
-        check_finite(place, model)
         if not quantised:
+            check_finite(place, model)
             model.to(device)
             store_outputs_first(model)
         return model
@@ -221,6 +224,19 @@ def check_weights(place: Path, found: Mapping[str, Any]) -> None:
                 f"{place}: weights {wrong}: {_first(names)}; the files are not of one model or "
                 "not whole: copy or download it again"
             )
+
+
+def check_depth(place: Path, config: Any) -> None:
+    """Refuse a number of layers that nobody can build.
+
+    Raises:
+        ModelError: says it.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if layers is not None and (type(layers) is not int or not 0 < layers <= DEEPEST):
+        raise ModelError(
+            f"{place}: its configuration has {layers!r:.80} layers, expected 1 to {DEEPEST}"
+        )
 
 
 def check_finite(place: Path, model: Any) -> None:

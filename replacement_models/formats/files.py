@@ -58,7 +58,7 @@ LAZY_ABOVE = 2 << 30
 
 UNREADABLE = (
     *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
-    *(SafetensorError, OSError),
+    *(SafetensorError, OSError, MemoryError),
 )
 """What reading a foreign file fails with where its parts do not fit; RecursionError is a
 RuntimeError."""

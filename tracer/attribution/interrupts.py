@@ -11,6 +11,15 @@ PATIENCE = 5
 """Signals after which saving is given up: nobody has to kill what hangs."""
 
 
+class StoppedError(KeyboardInterrupt):
+    """What a signal raises."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+        """What shells expect of a process that the signal stopped."""
+
+
 class Stopping:
     """What the signals call."""
 
@@ -21,17 +30,17 @@ class Stopping:
         """Interrupt at the first signal, and at the last that patience allows."""
         self.signals.append(number)
         if len(self.signals) in (1, PATIENCE):
-            raise KeyboardInterrupt
+            raise StoppedError(number)
 
     @property
     def exit_code(self) -> int:
-        """What shells expect of a process that a signal stopped."""
+        """That of the first signal."""
         return 128 + (self.signals[0] if self.signals else signal.SIGINT)
 
 
 @contextmanager
 def stopped_once() -> Iterator[Stopping]:
-    """Raise KeyboardInterrupt at the first signal only, so that what follows it can finish.
+    """Raise `StoppedError` at the first signal only, so that what follows it can finish.
 
     Inside another one, and outside the main thread, signals are none of ours.
     """

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from tracer.attribution.interrupts import StoppedError
 from tracer.commands.say import shown
 from tracer.namesakes import namesake
 
@@ -35,10 +36,6 @@ class Interrupted(Failure):
         self.exit_code = exit_code
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM: what Ctrl-C leaves tidy, it does too."""
-
-
 @contextmanager
 def tidy_when_terminated() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does; in other threads signals are none of ours."""
@@ -47,7 +44,7 @@ def tidy_when_terminated() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
+        raise StoppedError(number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -78,8 +75,7 @@ def one_line_errors() -> Iterator[None]:
     except (Failure, click.exceptions.NoArgsIsHelpError, BrokenPipeError):
         raise
     except KeyboardInterrupt as error:
-        code = 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
-        raise Interrupted("interrupted", code) from error
+        raise Interrupted("interrupted", getattr(error, "exit_code", 130)) from error
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -69,15 +69,18 @@ class Labels:
         try:
             table = parquet.read_table(path, partitioning=None)
             about = json.loads((table.schema.metadata or {}).get(ABOUT, b"{}"))
-        except (OSError, ValueError, pa.ArrowException) as error:
+            table.validate(full=True)
+            rows = {(row["layer"], row["feature"]): row for row in table.to_pylist()}
+        except (OSError, ValueError, LookupError, RecursionError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:200]
             raise TraceError(f"{path}: cannot be read ({reason}); label the store anew") from error
+        if not isinstance(about, dict) or set(table.column_names) != set(COLUMNS.names):
+            raise TraceError(f"{path}: has other columns than labels have; label the store anew")
         if (about.get("format"), about.get("version")) != (NAME, VERSION):
             raise TraceError(
                 f"{path}: expected {NAME} of version {VERSION}, got {about.get('format')} of "
                 f"{about.get('version')}; label the store anew"
             )
-        rows = {(row["layer"], row["feature"]): row for row in table.to_pylist()}
         return cls(rows, about)
 
 
