@@ -11,6 +11,7 @@ import torch
 
 from replacement_models.errors import ModelError
 from replacement_models.formats.files import WRITABLE, save_transcoder
+from replacement_models.one_writer import one_writer
 from replacement_models.process import one_call
 from replacement_models.replaced import special_tokens
 from replacement_models.replacement import ReplacementModel
@@ -92,7 +93,7 @@ def train(
             f"run.format: expected one of {', '.join(sorted(WRITABLE))}, got {config.run.format!r}"
         )
     folder = _begun(config)
-    with one_call():
+    with one_writer(folder, "output"), one_call():
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         return _train(config, folder, told, score)

@@ -7,7 +7,6 @@ come out in the same bytes as without a disk (`tests/test_tracer_spill.py`).
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from scipy import sparse
 from torch import Tensor
 
 from replacement_models import Recording, ReplacementModel
+from replacement_models.one_writer import locked
 from tracer.attribution.finished import FinishedRows, FlooredRun, RowRun, Sums, WholeRun
 from tracer.attribution.local_model import LocalModel
 from tracer.attribution.targets import TargetRows
@@ -52,7 +52,6 @@ class Spill:
 
     folder: Path
     local: LocalModel
-    lock: TextIO
     made: int = 0
     """Blocks so far."""
     writes: bool = field(default=True)
@@ -119,10 +118,9 @@ def spilled(
             _remove_old(folder.parent)
             if shutil.disk_usage(folder.parent).free >= SPARE * size:
                 folder.mkdir(exist_ok=True)
-                lock = stack.enter_context((folder / LOCK).open("w"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.utime(folder)
-                found = Spill(folder, local, lock)
+                if stack.enter_context(locked(folder / LOCK)):
+                    os.utime(folder)
+                    found = Spill(folder, local)
         yield found
 
 
@@ -156,9 +154,9 @@ def _remove_old(folder: Path) -> None:
     for entry in folder.iterdir():
         with contextlib.suppress(OSError):
             if entry.stat().st_mtime < time.time() - KEPT_DAYS * 86400:
-                with (entry / LOCK).open("w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry)
+                with locked(entry / LOCK) as mine:
+                    if mine:
+                        shutil.rmtree(entry)
 
 
 def _write(path: Path, block: FinishedRows) -> None:

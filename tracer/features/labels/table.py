@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from graphs.exchange.files import writing
 from tracer.errors import TraceError
 
 FILE = "labels.parquet"
@@ -88,6 +89,5 @@ def write(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], store: Pa
     """Write all labels, whole or not at all; the same bytes for the same labels."""
     said = json.dumps({"format": NAME, "version": VERSION, **about}, ensure_ascii=False)
     schema = COLUMNS.with_metadata({ABOUT: said.encode()})
-    partial = store / f"{FILE}.partial"
-    parquet.write_table(pa.Table.from_pylist([*rows], schema), partial, compression="zstd")
-    partial.replace(store / FILE)
+    with writing(store / FILE) as partial:
+        parquet.write_table(pa.Table.from_pylist([*rows], schema), partial, compression="zstd")
