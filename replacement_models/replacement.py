@@ -21,7 +21,7 @@ from replacement_models.gguf_file import gguf_file, note
 from replacement_models.host import Host
 from replacement_models.hosts import host_of
 from replacement_models.hosts.as_described import check_layout
-from replacement_models.hub import folder_of
+from replacement_models.hub import folder_of, local_path
 from replacement_models.process import one_call
 from replacement_models.recording import Recording, record
 from replacement_models.speed.threads import one_thread
@@ -337,7 +337,7 @@ def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:
 
 def _public_name(name: str | Path) -> str:
     """Hub ids as they are; of paths the last two parts, so that graphs hold no home folders."""
-    path = Path(name).expanduser()
+    path = local_path(name)
     if not path.exists():
         return str(name)
     if path.resolve().is_relative_to(EMBEDDED.resolve()):

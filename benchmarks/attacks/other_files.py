@@ -78,7 +78,7 @@ def spoiled_imports(rng: np.random.Generator, place: Path) -> Iterator[Attack]:
     """JSON of the web tools and .pt files with something changed: refused, or usable graphs."""
     graph = sample().prune(0.9, 0.9)
     made = [
-        graph.to_attribution_json(profile, About("a-name"))
+        graph.to_attribution_json(profile, About("a-name", source_set="a-set"))
         for profile in ("neuronpedia", "circuit-tracer")
     ]
     plain = saved(pt_graph(np.random.default_rng(0)) | {"logit_targets": torch.tensor([77, 78])})

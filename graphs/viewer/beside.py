@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from graphs.exchange.arrow import table_of
 from graphs.exchange.files import place_of, write_together
 from graphs.schema import GraphError
 from graphs.viewer.payload import Beside
@@ -76,7 +77,6 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 def _table(file: Path) -> pa.Table:
     try:
-        return pa.ipc.open_file(pa.BufferReader(file.read_bytes())).read_all()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise GraphError(f"{file}: is torn or no Arrow file: {reason}") from error
+        return table_of(file.read_bytes(), str(file))
+    except OSError as error:
+        raise GraphError(f"{file}: cannot be read: {error.strerror}") from error
