@@ -74,7 +74,7 @@ def _is_share(value: Any) -> bool:
 def _is_summary(value: Any) -> bool:
     """Whether a validation's summary can be shown."""
     try:
-        said = {"validation": value}
+        said = {"validation": value, "pruned": {"nodes": -1, "edges": -1}}
         texts = [validation_summary.subtitle(said), validation_summary.sentences(said)]
         for columns, rows in validation_summary.tables(value):
             texts += [*columns, *(cell for row in rows for cell in row)]
