@@ -17,6 +17,8 @@ from scipy import sparse
 
 from graphs import attention_tables, grouped, similarity, words
 from graphs import groups as grouping
+from graphs.conservation import CLAIM, broken, check_conservation
+from graphs.described import misdescribed
 from graphs.edges import edge_table, effect_matrix
 from graphs.exchange import arrow, networks, tables, versions
 from graphs.exchange.attribution_import import Imported, read_attribution_json
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 LEAST = 0.3
 """Likeness that features of an automatic group share."""
+MOST_STEPS = 1 << 24
+"""Nodes times paths that are looked for at once: 24 bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -91,6 +95,7 @@ class AttributionGraph:
         check_nodes(self.nodes, self.metadata)
         check_effect(self.effect, self.nodes)
         check_inputs(self._left, self.nodes)
+        check_conservation(self.effect, self.nodes, self.metadata)
         grouping.check(self.groups, self.nodes["id"].to_pylist())
         _freeze(self.effect)
 
@@ -260,7 +265,7 @@ class AttributionGraph:
             A graph that shares everything else with this one.
 
         Raises:
-            GraphError: no node has one of the ids.
+            GraphError: no node has one of the ids, or a label is no text.
         """
         ids = self.nodes["id"].to_pylist()
         if unknown := sorted(set(labels) - set(ids)):
@@ -268,7 +273,12 @@ class AttributionGraph:
         old = self.nodes["label"].to_pylist()
         column = [labels.get(name, label) for name, label in zip(ids, old, strict=True)]
         place = self.nodes.column_names.index("label")
-        table = self.nodes.set_column(place, "label", pa.array(column, pa.string()))
+        try:
+            texts = pa.array(column, pa.string())
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise GraphError(f"a label is no text: {reason:.100}") from error
+        table = self.nodes.set_column(place, "label", texts)
         return self._of(**vars(self) | {"nodes": table})
 
     def group(
@@ -423,10 +433,11 @@ class AttributionGraph:
             targets' weights.
 
         Raises:
-            GraphError: `count` is below 1.
+            GraphError: `count` is below 1, or more than memory should be spent on.
         """
-        if count < 1:
-            raise GraphError(f"count is {count}, expected at least 1 path")
+        most = max(1, MOST_STEPS // max(1, self.nodes.num_rows))
+        if not 1 <= count <= most:
+            raise GraphError(f"count is {count}, expected 1 to {most} paths in this graph")
         root = self._ends.token | self._ends.error
         return strongest(shares(self.effect, self._computed), self._weight, root, count)
 
@@ -472,6 +483,7 @@ class AttributionGraph:
         if all(value is None for name in DERIVED for value in columns[name]):
             return cls.build(columns, effect, metadata).with_groups(groups)
         nodes, plain = node_table(columns, COLUMNS), plain_metadata(metadata)
+        plain = _as_it_holds(effect, nodes, plain)
         return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
 
     def save(
@@ -516,9 +528,10 @@ class AttributionGraph:
 
         Raises:
             GraphError: nothing there, no graph, a torn or foreign file, another format version,
-                or contents that break an invariant.
+                contents that break an invariant, the conservation law among them, or files that
+                have changed since.
         """
-        nodes, edges, metadata, beside = arrow.read(pathlib.Path(path))
+        nodes, edges, metadata, beside, whole = arrow.read(pathlib.Path(path))
         metadata.pop("scores", None)
         digests = metadata.pop("tables", None)
         try:
@@ -528,7 +541,14 @@ class AttributionGraph:
             held = beside.get(grouping.FILE)
             groups = () if held is None else grouping.from_bytes(held)
             known = attention_tables.from_files(beside, digests)
-            return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups, tables=known)
+            graph = cls(nodes=nodes, effect=effect, metadata=plain, groups=groups, tables=known)
+            if not whole:
+                raise GraphError(
+                    f"{arrow.NODES} or {arrow.EDGES} is not as it was written (their digest is "
+                    "another one): copy or trace it again, or take "
+                    f"{arrow.DIGEST.decode()!r} out of both schemas if you changed them yourself"
+                )
+            return graph
         except GraphError as error:
             raise GraphError(f"{path}: {error}") from error
 
@@ -600,7 +620,7 @@ class AttributionGraph:
     def _imported(cls, read: Imported) -> tuple[AttributionGraph, Imported]:
         if read.whole:
             nodes = node_table(read.columns, COLUMNS)
-            metadata = plain_metadata(read.metadata)
+            metadata = _as_it_holds(read.effect, nodes, plain_metadata(read.metadata))
             graph = cls(nodes=nodes, effect=read.effect, metadata=metadata, groups=read.groups)
             held = _tables_left(read.attention, nodes["id"].to_pylist(), graph.effect)
             return graph.with_tables(held), read
@@ -901,6 +921,15 @@ def _plain(scores: dict[str, Any]) -> dict[str, Any]:
         name: _plain(value) if isinstance(value, dict) else None if isnan(value) else value
         for name, value in scores.items()
     }
+
+
+def _as_it_holds(
+    effect: sparse.csr_array, nodes: pa.Table, metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """Metadata without a conservation error that is not that of a graph edited elsewhere."""
+    if misdescribed(metadata) or not broken(effect, nodes, metadata):
+        return metadata
+    return {name: value for name, value in metadata.items() if name != CLAIM}
 
 
 def _tables_left(

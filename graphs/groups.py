@@ -38,6 +38,8 @@ class Group:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise GraphError(f"a group has the name {self.name!r}: expected some text")
+        if any("\ud800" <= char <= "\udfff" for char in self.name):
+            raise GraphError(f"group {self.name!r:.80} has half a character in its name")
         if len(self.name) > LONGEST:
             raise GraphError(f"group {self.name!r:.40} has a name of {len(self.name)} characters: "
                              f"expected at most {LONGEST}")  # fmt: skip

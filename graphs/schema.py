@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from scipy import sparse
 
 from graphs import node_sites
+from graphs.described import LAYERS, misdescribed
 
 FORMAT_VERSION = 2
 """Of the files and of the metadata. Raise it when a column changes its meaning. Version 1 had no
@@ -65,6 +66,12 @@ COLUMNS = GIVEN | DERIVED
 REQUIRED = ("id", "kind", "layer", "site", "position", *DERIVED)
 """Columns without nulls."""
 
+POSITIONS = 1 << 17
+"""Positions of a prompt at most, where the metadata do not list its tokens: pictures have a column
+for each."""
+
+LONGEST_ID = 200
+"""Characters of an id at most: formats of pictures have a limit."""
 _ID = re.compile(r"(?!.*__)[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9])?")
 """Safe in every format, and so that `a__b` names the edge from a to b without doubt."""
 
@@ -164,13 +171,16 @@ def check_nodes(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
     """Refuse a node table that breaks an invariant.
 
     Raises:
-        GraphError: a column is missing or of another type, a null or a number that is not
+        GraphError: metadata of another shape than `graphs.described.SCHEMA` has, a column is
+            missing or of another type, a null or a number that is not
             finite where there may be none, an unknown kind, an id that stands twice or holds
             other than letters and digits with single `_ . + -` between them, a layer outside
             the model or a position outside the prompt, a site that is none, does not go with
             kind and layer or comes too late, a negative weight, or a weight on something that is
             no logit.
     """
+    if said := misdescribed(metadata):
+        raise GraphError(said)
     _check_columns(nodes)
     _check_numbers(nodes)
     _check_ids(nodes["id"].to_pylist())
@@ -213,10 +223,10 @@ def _check_numbers(nodes: pa.Table) -> None:
 def _check_ids(ids: list[str]) -> None:
     seen: set[str] = set()
     for row, name in enumerate(ids):
-        if not _ID.fullmatch(name):
+        if len(name) > LONGEST_ID or not _ID.fullmatch(name):
             raise GraphError(
-                f"node {row} has id {name!r}: expected letters and digits, with single _ . + - "
-                "between them"
+                f"node {row} has id {name!r:.80}: expected at most {LONGEST_ID} letters and digits,"
+                " with single _ . + - between them"
             )
         if name in seen:
             raise GraphError(f"node id {name!r} stands twice, at rows {ids.index(name)} and {row}")
@@ -224,14 +234,11 @@ def _check_ids(ids: list[str]) -> None:
 
 
 def _check_places(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
-    tokens, layers = metadata.get("tokens"), metadata.get("layers")
-    if tokens is not None and not _is_strings(tokens):
-        raise GraphError(f"metadata['tokens'] must be a list of strings, got {tokens!r:.80}")
-    last = np.iinfo(np.int32).max
+    tokens, layers = metadata.get("tokens"), metadata.get("layers", LAYERS)
     inner = is_kind(nodes, NodeKind.FEATURE, NodeKind.ERROR)
     for name, end, some in (
-        ("position", len(tokens) if isinstance(tokens, list) else last, np.ones_like(inner)),
-        ("layer", layers if isinstance(layers, int) else last, inner),
+        ("position", POSITIONS if tokens is None else len(tokens), np.ones_like(inner)),
+        ("layer", layers, inner),
     ):
         value = nodes[name].to_numpy()
         outside = some & ((value < 0) | (value >= end))
@@ -246,10 +253,6 @@ def _check_sites(nodes: pa.Table) -> None:
     names = ("kind", "layer", "site")
     if wrong := node_sites.misplaced(*(nodes[name].to_pylist() for name in names)):
         raise GraphError(wrong)
-
-
-def _is_strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _where(nodes: pa.Table, row: int) -> str:

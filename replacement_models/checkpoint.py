@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from replacement_models.errors import ModelError
+from replacement_models.formats.storage.finite import finite
 from replacement_models.gguf_file import (
     SUFFIX,
     bar_hidden,
@@ -46,6 +47,8 @@ HARMLESS = re.compile(
 tied to others, and each class's `_keys_to_ignore_on_load_missing` and `_unexpected`."""
 EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 """Layer, number and weight in the name of an expert's tensor."""
+DEEPEST = 10_000
+"""Layers of a model: more is a mistake, and would be built without end."""
 NAMED = 3
 """Tensors that an error names."""
 
@@ -62,8 +65,8 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         A causal language model of transformers, in evaluation mode.
 
     Raises:
-        ModelError: it brings code, is of no supported family, is torn, or its weights are not
-            those that its configuration asks for.
+        ModelError: it brings code, is of no supported family, is torn, its weights are not those
+            that its configuration asks for, or are no finite numbers.
     """
     from transformers import AutoConfig
 
@@ -73,9 +76,11 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         hint = f"; name the file in it, {inside[0]}" if inside else ""
         raise ModelError(f"{folder}: is no Hugging Face model folder (no config.json){hint}")
     refuse_code(folder)
+    refuse_elsewhere(folder)
     try:
         config = AutoConfig.from_pretrained(folder, **AS_DATA, **options)
         check_family(config.model_type)
+        check_depth(place, config)
         # Some quantised models can be placed only as they are loaded.
         quantised = getattr(config, "quantization_config", None) is not None
         model, found = _weights(
@@ -89,6 +94,7 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
             found["unexpected_keys"] = {*found["unexpected_keys"], *unplaced_tensors(place)}
         check_weights(place, found)
         if not quantised:
+            check_finite(place, model)
             model.to(device)
             store_outputs_first(model)
         return model
@@ -218,6 +224,58 @@ def check_weights(place: Path, found: Mapping[str, Any]) -> None:
                 f"{place}: weights {wrong}: {_first(names)}; the files are not of one model or "
                 "not whole: copy or download it again"
             )
+
+
+def check_depth(place: Path, config: Any) -> None:
+    """Refuse a number of layers that nobody can build.
+
+    Raises:
+        ModelError: says it.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if layers is not None and (type(layers) is not int or not 0 < layers <= DEEPEST):
+        raise ModelError(
+            f"{place}: its configuration has {layers!r:.80} layers, expected 1 to {DEEPEST}"
+        )
+
+
+def check_finite(place: Path, model: Any) -> None:
+    """Refuse a model with a weight that is NaN or infinite.
+
+    Raises:
+        ModelError: names the tensor, and its file where the file calls it the same.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            finite(tensor, _file_of(place, name), name)
+
+
+def _file_of(place: Path, name: str) -> Path:
+    """The safetensors file that holds a tensor; the folder where none does."""
+    for path in sorted(place.glob("*.safetensors")) if place.is_dir() else ():
+        with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118
+                return path
+    return place
+
+
+def refuse_elsewhere(folder: Path) -> None:
+    """Refuse an index of weights that names files outside the folder.
+
+    Raises:
+        ModelError: which index, and which file.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            continue  # transformers says what is wrong with it
+        for name in listed:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ModelError(
+                    f"{index}: weight_map names {brief(name)}, expected files in this folder: copy "
+                    "or download the model again"
+                )
 
 
 def odd_experts(folder: Path) -> list[str]:

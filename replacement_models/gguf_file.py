@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from replacement_models.errors import ModelError
+from replacement_models.hub import local_path
 
 SUFFIX = ".gguf"
 NEEDED = ("gguf", "accelerate")
@@ -22,7 +23,7 @@ def gguf_file(name: str | Path) -> Path | None:
     Raises:
         ModelError: there is no such file, or a package that reads it is missing.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.suffix.lower() != SUFFIX or path.is_dir():
         return None
     if not path.is_file():

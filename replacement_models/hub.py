@@ -72,6 +72,18 @@ def download(
         ) from error
 
 
+def local_path(name: str | Path) -> Path:
+    """A path with `~` and `~somebody` spelled out.
+
+    Raises:
+        ModelError: nobody is called so.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"{name}: no such folder ({error})") from error
+
+
 def folder_of(
     name: str, patterns: Sequence[str] | None = None, without: Sequence[str] | None = None
 ) -> tuple[Path, str]:
@@ -85,7 +97,7 @@ def folder_of(
     Raises:
         ModelError: neither a folder nor a loadable hub id.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir():
         return path, ""
     if path.exists():

@@ -21,7 +21,7 @@ from replacement_models.gguf_file import gguf_file, note
 from replacement_models.host import Host
 from replacement_models.hosts import host_of
 from replacement_models.hosts.as_described import check_layout
-from replacement_models.hub import folder_of
+from replacement_models.hub import folder_of, local_path
 from replacement_models.process import one_call
 from replacement_models.recording import Recording, record
 from replacement_models.speed.threads import one_thread
@@ -304,9 +304,9 @@ class ReplacementModel:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        (torch.ones(1, device=device) + 1).tolist()
+    except Exception as error:  # backends that are not built in fail in many ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"device {name!r} cannot be used here ({reason})") from error
     return device
 
@@ -345,7 +345,7 @@ def vocabulary_text(tokenizer: Any, token: int) -> str:
 
 def public_name(name: str | Path) -> str:
     """Hub ids as they are; of paths the last two parts, so that graphs hold no home folders."""
-    path = Path(name).expanduser()
+    path = local_path(name)
     if not path.exists():
         return str(name)
     if path.resolve().is_relative_to(EMBEDDED.resolve()):

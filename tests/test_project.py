@@ -120,3 +120,11 @@ def test_setting_up_a_program_never_fails_and_says_what_to_type(
     assert said.format(program=program, cask=cask, page=page) in done.stdout
     assert done.stdout.startswith("Installing") == tried
     assert done.stderr == ""
+
+
+def test_every_test_that_the_list_of_faults_names_is_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
+    files = (ROOT / "tests").glob("test_*.py")
+    found = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+    assert len(named) > 50
+    assert named <= found, named - found

@@ -1,21 +1,23 @@
 """Graphs on disk: a folder, or a zip of it, with `nodes.arrow` and `edges.arrow`.
 
 Both are Arrow IPC files and carry the graph's metadata as JSON in their schema, so each tells
-what it belongs to. Beside them may stand what people made of the graph: its groups, and what a
-viewer saved; and tables about attention. The same graph gives the same bytes: no time stamps, fixed
-order.
+what it belongs to; beside it stands a digest of both files, by which turned bits are found. Beside
+the tables may stand what people made of the graph: its groups, and what a viewer saved; and tables
+about attention. The same graph gives the same bytes: no time stamps, fixed order.
 """
 
 import contextlib
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from graphs.exchange.arrow_size import unpacked_bytes
 from graphs.exchange.files import is_passing, place_of, write_together, writing
 from graphs.schema import GraphError
 
@@ -28,10 +30,13 @@ BESIDE = (GROUPS, VIEW, *ATTENTION)
 """What a graph may have beside its tables, also in a zip."""
 KEY = b"tracer.graph"
 """Under which the schema holds the metadata."""
+DIGEST = b"tracer.digest"
+"""Under which it holds the digest of both files, absent before version 0.2."""
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 LARGEST = 1 << 26
-"""Bytes a zip member may unpack to whatever its packed size; above it, at most `RATIO` times."""
+"""Bytes a zip member or a compressed table may unpack to whatever its packed size; above it, at
+most `RATIO` times."""
 RATIO = 100
 TRIES = 5
 """How often a folder is read where its files are of two graphs, as while another replaces them."""
@@ -59,7 +64,7 @@ def write(
         GraphError: the place is taken by something else or cannot be written.
     """
     check_replaceable(path)
-    files = {NODES: _bytes(nodes, metadata), EDGES: _bytes(edges, metadata)}
+    files = _sealed(nodes, edges, json.dumps(metadata).encode())
     files |= {name: pa.py_buffer(content) for name, content in (beside or {}).items()}
     if path.suffix == ".zip":
         with writing(path) as partial:
@@ -112,8 +117,34 @@ def _are_of_a_graph(names: list[str]) -> bool:
     return len(found) == len(names) and {NODES, EDGES} <= found <= {NODES, EDGES, *BESIDE}
 
 
-def _bytes(table: pa.Table, metadata: dict[str, Any]) -> pa.Buffer:
-    return _written(table.replace_schema_metadata({KEY: json.dumps(metadata).encode()}))
+def _sealed(nodes: pa.Table, edges: pa.Table, metadata: bytes) -> dict[str, pa.Buffer]:
+    """Both files, with a digest of both in each."""
+    place = _placeholder(metadata)
+    held = {KEY: metadata, DIGEST: place}
+    files = {
+        name: _written(table.replace_schema_metadata(held)).to_pybytes()
+        for name, table in ((NODES, nodes), (EDGES, edges))
+    }
+    digest = _digest(files.values(), place, place)
+    return {name: pa.py_buffer(content.replace(place, digest)) for name, content in files.items()}
+
+
+def _placeholder(metadata: bytes) -> bytes:
+    """What stands in for the digest while it is worked out: as long, and nowhere else in a file."""
+    return sha256(metadata).hexdigest().encode()
+
+
+def _digest(contents: Iterable[bytes], held: bytes, place: bytes) -> bytes:
+    """SHA-256 of some files, each with `place` where it holds `held`."""
+    found = sha256()
+    for content in contents:
+        rest, begin = memoryview(content), 0
+        while (at := content.find(held, begin)) >= 0:
+            found.update(rest[begin:at])
+            found.update(place)
+            begin = at + len(held)
+        found.update(rest[begin:])
+    return found.hexdigest().encode()
 
 
 def _written(table: pa.Table) -> pa.Buffer:
@@ -163,6 +194,8 @@ class Held(NamedTuple):
     metadata: dict[str, Any]
     beside: dict[str, bytes]
     """Name of `BESIDE` -> content, of those that are there."""
+    whole: bool
+    """Whether the digest is that of the files, or there is none."""
 
 
 def read(path: Path) -> Held:
@@ -179,11 +212,12 @@ def read(path: Path) -> Held:
             contents = _from_zip(path) if path.is_file() else _from_folder(path)
         except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
             raise GraphError(f"cannot read {path}: {_line(error)}") from error
-        nodes, metadata = _table(contents[NODES], f"{path}/{NODES}")
+        nodes, said = _table(contents[NODES], f"{path}/{NODES}")
         edges, other = _table(contents[EDGES], f"{path}/{EDGES}")
-        if metadata == other:
+        if said == other:
             beside = {name: contents[name] for name in BESIDE if name in contents}
-            return Held(nodes, edges, metadata, beside)
+            metadata = _metadata(said[KEY], f"{path}/{NODES}")
+            return Held(nodes, edges, metadata, beside, _is_whole(contents, said))
     raise GraphError(f"{path}: {NODES} and {EDGES} are of two graphs: trace or copy it again")
 
 
@@ -247,8 +281,21 @@ def _from_zip(path: Path) -> dict[str, bytes]:
             raise GraphError(f"cannot read {path}: {_line(error)}") from error
 
 
+def _is_whole(contents: Mapping[str, bytes], said: Mapping[bytes, bytes]) -> bool:
+    if DIGEST not in said:
+        return True
+    files = (contents[name] for name in (NODES, EDGES))
+    return _digest(files, said[DIGEST], _placeholder(said[KEY])) == said[DIGEST]
+
+
 def _checked(content: bytes, where: str) -> pa.Table:
     try:
+        size = unpacked_bytes(content)
+        if size > max(LARGEST, RATIO * len(content)):
+            raise GraphError(
+                f"{where} unpacks to {size} bytes, more than {RATIO} times its size: no graph of "
+                "ours does"
+            )
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -258,18 +305,26 @@ def _checked(content: bytes, where: str) -> pa.Table:
     return table
 
 
-def _table(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
+def _table(content: bytes, where: str) -> tuple[pa.Table, dict[bytes, bytes]]:
+    """A table, and what its schema says: the metadata as JSON, and the digest if there is one."""
     table = _checked(content, where)
-    held = (table.schema.metadata or {}).get(KEY)
-    try:
-        metadata = json.loads(held) if held is not None else None
-    except ValueError as error:
-        raise GraphError(f"{where}: its metadata is no JSON: {_line(error)}") from error
-    if not isinstance(metadata, dict):
+    held = table.schema.metadata or {}
+    if KEY not in held:
         raise GraphError(
             f"{where} is an Arrow file, but not of a graph: it has no {KEY.decode()!r}"
         )
-    return table.replace_schema_metadata(None), metadata
+    said = {key: held[key] for key in (KEY, DIGEST) if key in held}
+    return table.replace_schema_metadata(None), said
+
+
+def _metadata(held: bytes, where: str) -> dict[str, Any]:
+    try:
+        metadata = json.loads(held)
+    except (ValueError, RecursionError) as error:
+        raise GraphError(f"{where}: its metadata is no JSON: {_line(error)}") from error
+    if not isinstance(metadata, dict):
+        raise GraphError(f"{where}: its metadata is no JSON object")
+    return metadata
 
 
 def _line(error: BaseException) -> str:

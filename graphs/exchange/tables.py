@@ -12,6 +12,7 @@ from typing import Any
 
 import networkx as nx
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -21,6 +22,8 @@ from graphs.schema import GraphError
 from graphs.viewer.page import document
 
 Metadata = dict[str, Any]
+FORMULA = "^(\\s*[=+\\-@|%\uff1d\uff0b\uff0d\uff20]|[\\t\\r\\n])"
+"""How texts begin that spreadsheets run, in the characters of the wide forms too."""
 
 
 def edge_list_json(nodes: pa.Table, edges: pa.Table, metadata: Metadata) -> bytes:
@@ -43,6 +46,8 @@ def graphml(nodes: pa.Table, edges: pa.Table, metadata: Metadata) -> bytes:
 def edge_csv(nodes: pa.Table, edges: pa.Table, _: Metadata) -> bytes:
     r"""One line an edge: ids, numbers, then text and label of both ends.
 
+    A text that a spreadsheet would take for a formula has an apostrophe in front.
+
     >>> nodes = pa.table({"id": ["d", "t"], "text": [" Dallas", None], "label": [None, "Texas"]})
     >>> edges = pa.table({"source": [0], "target": [1], "weight": [2.5]})
     >>> print(edge_csv(nodes, edges, {}).decode(), end="")
@@ -50,7 +55,12 @@ def edge_csv(nodes: pa.Table, edges: pa.Table, _: Metadata) -> bytes:
     "d","t",2.5," Dallas",,,"Texas"
     """
     stream = io.BytesIO()
-    pa.csv.write_csv(_with_texts(nodes, edges), stream)
+    table = _with_texts(nodes, edges)
+    for at, name in enumerate(table.column_names):
+        if pa.types.is_string(table[name].type):
+            safe = pc.replace_substring_regex(table[name], FORMULA, r"'\1")
+            table = table.set_column(at, name, safe)
+    pa.csv.write_csv(table, stream)
     return stream.getvalue()
 
 

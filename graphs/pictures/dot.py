@@ -6,17 +6,22 @@ backslashes, quotes and ampersands are escaped. Coordinates are points, y upward
 
 from collections.abc import Iterable
 
-from graphs.words import visible
+from graphs.words import clipped, visible
+
+LONGEST = 1000
+"""Characters of a text that is drawn: Graphviz reads no string of more than 16,384 bytes, and one
+character may be spelled with eleven."""
 
 
 def text(value: str) -> str:
-    r"""`value` as it will be read, line breaks included.
+    r"""`value` as it will be read, line breaks included; the rest of a very long text is left out.
 
     >>> print(text('"AT&T"\n<bos> \\'))
     \"AT&amp;T\"\n<bos> \\
     """
     lines = (
-        visible(line).replace("\\", "\\\\").replace("&", "&amp;") for line in value.split("\n")
+        visible(line).replace("\\", "\\\\").replace("&", "&amp;")
+        for line in clipped(value, LONGEST).split("\n")
     )
     return "\\n".join(lines).replace('"', '\\"')
 

@@ -120,7 +120,7 @@ def save(transcoder: Transcoder, folder: Path) -> None:
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: cannot be read as YAML ({reason})") from error
     kind = config.get("model_kind") if isinstance(config, dict) else None
@@ -133,7 +133,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _point(config: dict[str, Any], field: str, known: dict[str, Any], folder: Path) -> Any:
     hook = config.get(field)
-    if hook not in known:
+    if not isinstance(hook, str) or hook not in known:
         raise ModelError(f"{folder / CONFIG}: {field} is {hook!r}, expected one of {sorted(known)}")
     return known[hook]
 

@@ -148,7 +148,7 @@ def _parts(path: Path) -> dict[str, Any]:
     """`init_args` of the model: its parts by name, each {class_path, init_args}."""
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ModelError(
             f"{path}: cannot be read as YAML ({' '.join(str(error).split())})"
         ) from error

@@ -56,6 +56,13 @@ SPRAWLING = "google/gemma-scope"
 LAZY_ABOVE = 2 << 30
 """Bytes of weight files from which decoder rows stay on disk unless the caller says otherwise."""
 
+UNREADABLE = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, OSError, MemoryError),
+)
+"""What reading a foreign file fails with where its parts do not fit; RecursionError is a
+RuntimeError."""
+
 
 def load_transcoder(name: str | Path, lazy: bool | None = None) -> Transcoder:
     """Read a transcoder in any known format.
@@ -85,6 +92,12 @@ def load_transcoder(name: str | Path, lazy: bool | None = None) -> Transcoder:
         if str(folder) in str(error):
             raise
         raise ModelError(f"{folder}: {error}") from error
+    except UNREADABLE as error:  # foreign files can say anything anywhere
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(
+            f"{folder}: cannot be read as {format.name}: a field or a tensor is not what the "
+            f"format says ({reason}); copy or download it again"
+        ) from error
 
 
 def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "tracer") -> Path:

@@ -22,6 +22,7 @@ from replacement_models.dictionaries.activation import JumpReLU
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
 from replacement_models.formats.contract import Format
+from replacement_models.formats.storage.finite import finite
 from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.points import with_gaps
 from replacement_models.formats.storage.rows import widened
@@ -31,6 +32,8 @@ from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 WEIGHTS = "params.npz"
 TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
+LARGEST, RATIO = 1 << 26, 100
+"""A compressed array unpacks to the first, in bytes, or to so many times its packed size."""
 LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a zip entry: lengths of the name and of the extra field, after which its bytes begin."""
 
@@ -97,12 +100,12 @@ def layer_from(path: Path, lazy: bool) -> TranscoderLayer:
         raise ModelError(f"{path}: W_dec has shape {arrays['W_dec'].shape}, expected (F, D)")
 
     def whole(name: str) -> Tensor:
-        return torch.from_numpy(np.array(arrays[name]))
+        return finite(torch.from_numpy(np.array(arrays[name])), path, name)
 
     return TranscoderLayer(
         W_enc=whole("W_enc").T.contiguous(),
         b_enc=whole("b_enc"),
-        decoder=loaded(MappedDecoder(arrays["W_dec"]), lazy),
+        decoder=loaded(MappedDecoder(arrays["W_dec"], path), lazy),
         b_dec=whole("b_dec"),
         activation=JumpReLU(whole("threshold").clamp(min=0)),
     )
@@ -134,6 +137,7 @@ class MappedDecoder:
     """Decoder rows in a NumPy array that may lie on disk."""
 
     array: "np.ndarray[tuple[int, int], np.dtype[np.floating]]"
+    path: Path
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 
@@ -146,11 +150,12 @@ class MappedDecoder:
     def rows(self, features: Int[Tensor, " rows"]) -> Float[Tensor, "rows targets d_model"]:
         """Read the rows of `features`, in that order."""
         found = torch.from_numpy(np.array(self.array[features.cpu().numpy()]))
+        finite(found, self.path, "W_dec (of the rows read)")
         return found[:, None].to(self.device, self.dtype)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "MappedDecoder":
         """The same rows, delivered on `device` in `dtype`."""
-        return MappedDecoder(self.array, device, dtype)
+        return MappedDecoder(self.array, self.path, device, dtype)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -172,6 +177,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(entry) as stream:
         if entry.compress_type != zipfile.ZIP_STORED:
+            if entry.file_size > max(LARGEST, RATIO * entry.compress_size):
+                raise ValueError(f"{entry.filename} unpacks to {entry.file_size} bytes")
             return np.lib.format.read_array(stream, allow_pickle=False)
         version = np.lib.format.read_magic(stream)
         read_header = {

@@ -7,6 +7,7 @@ Keys are layer/feature. Features without a name are described by what they promo
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from replacement_models.errors import ModelError
 
 FILE = "labels.json"
+PLACE = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
 FORMAT = {"format": "tracer-labels", "version": 1}
 
 
@@ -67,13 +69,15 @@ def write_labels(labels: Mapping[tuple[int, int], str], folder: Path) -> None:
 
 
 def _place(path: Path, key: str) -> tuple[int, int]:
-    layer, _, feature = key.partition("/")
-    if not (layer.isdecimal() and feature.isdecimal()):
-        raise ModelError(f"{path}: {key!r} is not layer/feature, as in 0/311")
-    return int(layer), int(feature)
+    place = PLACE.fullmatch(key)
+    if place is None:
+        raise ModelError(f"{path}: {key!r:.80} is not layer/feature, as in 0/311")
+    return int(place[1]), int(place[2])
 
 
 def _name(path: Path, key: str, name: object) -> str:
     if not isinstance(name, str):
-        raise ModelError(f"{path}: the label of {key} is {name!r}, expected a string")
+        raise ModelError(f"{path}: the label of {key} is {name!r:.80}, expected a string")
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise ModelError(f"{path}: the label of {key} holds half a character: {name!r:.80}")
     return name

@@ -44,6 +44,10 @@ FIELDS = {
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
 
 
+MOST, DEEPEST = 2**31 - 1, 10_000
+"""Features or dimensions, and layers: more is a mistake."""
+
+
 def recognise(folder: Path) -> bool:
     """Whether `folder` claims to hold this format."""
     return (folder / CONFIG).is_file()
@@ -161,10 +165,12 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
         if config.get(field) not in values:
             raise ModelError(f"{path}: {field} is {config.get(field)!r}, expected one of {values}")
     for field in ("layers", "features", "d_model"):
-        if type(config.get(field)) is not int or config[field] < 1:
+        if type(config.get(field)) is not int or not 1 <= config[field] <= MOST:
             raise ModelError(
-                f"{path}: {field} is {config.get(field)!r}, expected a count from 1 up"
+                f"{path}: {field} is {config.get(field)!r:.80}, expected a count from 1 up"
             )
+    if config["layers"] > DEEPEST:
+        raise ModelError(f"{path}: layers is {config['layers']}, expected at most {DEEPEST}")
     unknown = sorted(set(config) - FIELDS)
     if unknown:
         raise ModelError(f"{path}: field {unknown[0]!r} is not known, expected {sorted(FIELDS)}")

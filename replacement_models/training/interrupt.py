@@ -1,4 +1,4 @@
-"""Ctrl-C between steps: what runs is finished and saved first; a second one ends it at once."""
+"""Ctrl-C or SIGTERM between steps: what runs is finished and saved first; the second ends it."""
 
 import signal
 import threading
@@ -22,13 +22,15 @@ class Asked:
 
 @contextmanager
 def between_steps() -> Iterator[Asked]:
-    """Take Ctrl-C for a wish; outside the main thread signals are none of ours."""
+    """Take Ctrl-C and SIGTERM for a wish; outside the main thread signals are none of ours."""
     asked = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.signal(signal.SIGINT, asked)
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, asked) for number in stops}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

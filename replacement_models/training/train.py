@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import mean
@@ -13,6 +14,7 @@ import torch
 
 from replacement_models.errors import ModelError
 from replacement_models.formats.files import WRITABLE, save_transcoder
+from replacement_models.one_writer import one_writer
 from replacement_models.process import one_call
 from replacement_models.replaced import special_tokens
 from replacement_models.replacement import ReplacementModel
@@ -103,7 +105,8 @@ def train(
         ranks.wait()
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
-        return _train(config, folder, told if ranks.first else _unheard, score, ranks)
+        with one_writer(folder, "output") if ranks.first else nullcontext():
+            return _train(config, folder, told if ranks.first else _unheard, score, ranks)
 
 
 def _unheard(words: str, done: int, total: int) -> None:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from replacement_models import Recording, ReplacementModel
 from tracer.attribution.finished import (
     INDEX,
-    RowRun,
+    FinishedRows,
     Sums,
     finished,
     scratch_numbers,
@@ -20,6 +20,7 @@ from tracer.attribution.frontier import Frontier
 from tracer.attribution.local_model import LocalModel, Reach
 from tracer.attribution.product import summed_in
 from tracer.attribution.sizes import Sizes
+from tracer.attribution.spill import Spill
 from tracer.attribution.sweep import sweep
 from tracer.attribution.targets import LogitTargets, TargetRows, feature_rows, runs
 
@@ -47,34 +48,32 @@ class Plan:
     keep_partial: bool
 
 
-@dataclass(frozen=True, eq=False)
-class FinishedRows:
-    """Some finished rows."""
-
-    columns: Int[np.ndarray, " rows"]
-    """Columns of the rows' own nodes; empty for logits."""
-    effects: list[RowRun]
-    """All of them, in order."""
-    constant: Float[np.ndarray, " rows"]
-    value: Float[np.ndarray, " rows"]
-    sums: Sums
-
-
 def finished_blocks(
     model: ReplacementModel,
     recording: Recording,
     local: LocalModel,
     logits: LogitTargets,
     plan: Plan,
+    spill: Spill | None = None,
 ) -> Iterator[FinishedRows]:
-    """Finished rows: the logits, then the features, ranked again and again where there is a cap."""
+    """Finished rows: the logits, then the features, ranked again and again where there is a cap.
+
+    Those that `spill` has from an earlier run are not swept again.
+    """
     order = _reference_order(local)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     frontier = Frontier.over(order, local.columns)
     most = block_rows(local.columns, model.dtype.itemsize)
     room = Room.of(local, logits.rows, min(most, max(plan.features, len(logits.rows))))
-    first = _block(local, logits.rows, np.zeros(0, dtype=np.int64), plan.edge_floor, room)
+
+    def made(rows: TargetRows, columns: Int[np.ndarray, " rows"]) -> FinishedRows:
+        def sweep() -> FinishedRows:
+            return _block(local, rows, columns, plan.edge_floor, room)
+
+        return sweep() if spill is None else spill.block(columns, sweep)
+
+    first = made(logits.rows, np.zeros(0, dtype=np.int64))
     yield first
     ranked = plan.features < len(order)
     if ranked:
@@ -88,7 +87,7 @@ def finished_blocks(
             columns = chosen[begin : begin + most]
             columns = columns[place[columns].argsort()]
             rows = feature_rows(model, recording, local, columns)
-            block = _block(local, rows, columns, plan.edge_floor, room)
+            block = made(rows, columns)
             yield block
             if ranked:
                 none = np.zeros(len(columns))
@@ -124,19 +123,22 @@ def _block(
 ) -> FinishedRows:
     """Sweep some rows and keep what reaches them, less what lies below the floor."""
     effects = sweep(local, rows, room.dense[: len(rows)])
-    runs, sums = [], []
+    runs, sums, places = [], [], []
     for run, reach in _runs(local, rows):
+        place = int(rows.site[run.start]), int(rows.position[run.start])
         for begin in range(run.start, run.stop, PART):
             dense = effects.sources[begin : min(begin + PART, run.stop)]
             kept, added = finished(dense, reach, floor, room.scratch)
             runs.append(kept)
             sums.append(added)
+            places.append(place)
     return FinishedRows(
         columns=columns,
         effects=runs,
         constant=effects.constant.double().cpu().numpy(),
         value=rows.value.double().cpu().numpy(),
         sums=Sums.joined(sums),
+        places=places,
     )
 
 

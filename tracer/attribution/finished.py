@@ -170,6 +170,21 @@ class Sums:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class FinishedRows:
+    """Some finished rows."""
+
+    columns: Int[np.ndarray, " rows"]
+    """Columns of the rows' own nodes; empty for logits."""
+    effects: list[RowRun]
+    """All of them, in order."""
+    constant: Float[np.ndarray, " rows"]
+    value: Float[np.ndarray, " rows"]
+    sums: Sums
+    places: list[tuple[int, int]]
+    """Site and position that each of `effects` reads at."""
+
+
 def finished(
     dense: Float[Tensor, "rows columns"], reach: Reach, floor: float, scratch: Tensor
 ) -> tuple[RowRun, Sums]:

@@ -254,6 +254,10 @@ def token_id(model: ReplacementModel, name: str | int) -> int:
 
 
 def _pieces(model: ReplacementModel, text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TraceError(f"target {text!r} is not valid Unicode ({error.reason})") from error
     ids: list[int] = list(model.tokenizer(text, add_special_tokens=False).input_ids)
     return ids
 

@@ -1,7 +1,7 @@
 """Trace a prompt: record, linearise, sweep the logits and then the features, build the graph."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from replacement_models.process import one_call
 from replacement_models.speed.allocator import give_back, keep_freed
 from tracer.attribution import product
 from tracer.attribution.assemble import Traced, assemble, metadata
-from tracer.attribution.blocks import FinishedRows, Plan, Progress, finished_blocks
-from tracer.attribution.finished import Sums
+from tracer.attribution.blocks import Plan, Progress, entries, entry_bytes, finished_blocks
+from tracer.attribution.finished import FinishedRows, Sums
+from tracer.attribution.interrupts import stopped_once
 from tracer.attribution.local_model import LocalModel, linearise
-from tracer.attribution.memory import Estimate, check, estimate, sizes_of
+from tracer.attribution.memory import GB, Estimate, check, estimate, sizes_of
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.skip_alone import skip_alone
+from tracer.attribution.spill import Spill, spilled
 from tracer.attribution.targets import (
     Difference,
     Direction,
@@ -59,6 +61,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     split_products: bool = False,
     products: Mapping[str, str] | None = None,
     memory_limit: float | None = None,
+    spill_above: float = 1.0,
     store: FeatureStore | str | Path | None = None,
     on_recording: Callable[[Recording], None] | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
@@ -91,14 +94,17 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             again; None, and for classes that it leaves out, is what is fastest here, measured once.
         memory_limit: gigabytes (10^9 bytes) that tracing may take once the prompt is recorded;
             None is what the model's device has free, infinity never refuses.
+        spill_above: gigabytes that a trace must be estimated to take for its rows to go to disk as
+            they are made (in the cache folder, `XDG_CACHE_HOME`); the same trace again, after the
+            process was killed, then goes on where it was. Infinity never writes.
         store: feature store, or its folder, whose labels the nodes get; None is the one that stands
             beside the dictionary (`FOLDER.features`), if any.
         on_recording: called with the forward pass that is traced, which ends at `position` and has
             the logits there.
         on_estimate: called with the memory that tracing will take, before it starts.
         progress: called after every block of rows.
-        keep_partial: when interrupted (Ctrl-C), return the graph of the rows finished so far; its
-            metadata says `partial`.
+        keep_partial: when interrupted (Ctrl-C or SIGTERM, in the main thread), return the graph of
+            the rows finished so far; its metadata says `partial`. Further signals wait for it.
 
     Returns:
         The unpruned graph, edges in units of the target's pre-activation or logit.
@@ -115,10 +121,10 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     noting = product.noted_products(products)
     tokens = model.tokenize(prompt)
     _check_counts(max_features, rank_every, skip_positions)
-    _check_amounts(edge_floor, memory_limit)
+    _check_amounts(edge_floor, memory_limit, spill_above)
     last = _position(position, len(tokens))
     known, refused = store_of(model, store)
-    with noting as used:
+    with stopped_once() if keep_partial else nullcontext(), noting as used:
         keep = _fits(model, last + 1) if recompute_patterns is None else not recompute_patterns
         recording = model.record(tokens[: last + 1], keep_patterns=keep, last_logits=True)
         if on_recording is not None:
@@ -133,14 +139,11 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             rank_every=rank_every,
             edge_floor=edge_floor,
         )
-        _make_room(model, sizes, memory_limit, on_estimate)
+        need = _make_room(model, sizes, memory_limit, on_estimate)
         bare = skip_alone(model, recording, logits, skip_positions)
         local = linearise(model, recording, skip_positions, sizes.explained)
         give_back()
         plan = Plan(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial)
-        # Eager attention is for patterns made anew, from several threads.
-        with eager_attention(model.host.model), splitting:
-            traced = _sweep_all(model, recording, local, logits, plan)
         settings = {
             "max_features": max_features,
             "rank_every": rank_every,
@@ -155,8 +158,20 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         }
-        about = metadata(model, prompt, tokens, settings) | bare
-        graph = assemble(model, local, logits, traced, about)
+        what = [settings, products, sizes.explained, sizes.rank_every]
+        aside: AbstractContextManager[Spill | None] = nullcontext()
+        if need.whole >= spill_above * GB:
+            held = entries(sizes)[0] * entry_bytes(sizes)
+            aside = spilled(model, recording, local, (logits.rows, what), held)
+        # Eager attention is for patterns made anew, from several threads.
+        with aside as spill:
+            with eager_attention(model.host.model), splitting:
+                traced = _sweep_all(model, recording, local, logits, plan, spill)
+            whole = traced.complete
+            about = metadata(model, prompt, tokens, settings) | bare
+            graph = assemble(model, local, logits, traced, about)
+            if spill is not None and whole:
+                spill.done()
     if known is not None:
         graph = with_labels(graph, known)
     elif refused:
@@ -176,7 +191,9 @@ def _check_counts(max_features: int | None, rank_every: int | None, skip_positio
             raise TraceError(f"{name} is {count}, expected {least} or more")
 
 
-def _check_amounts(edge_floor: float, memory_limit: float | None) -> None:
+def _check_amounts(edge_floor: float, memory_limit: float | None, spill_above: float) -> None:
+    if not spill_above >= 0:
+        raise TraceError(f"spill_above is {spill_above} GB, expected 0 or more")
     if not 0 <= edge_floor < 1:
         raise TraceError(f"edge_floor is {edge_floor}, expected a share from 0 to below 1")
     if memory_limit is not None and not memory_limit > 0:
@@ -188,13 +205,14 @@ def _make_room(
     sizes: Sizes,
     memory_limit: float | None,
     on_estimate: Callable[[Estimate], None] | None,
-) -> None:
+) -> Estimate:
     """Settle what becomes of freed memory, refuse a trace that does not fit, tell what it takes."""
     keep_freed(estimate(sizes).whole < ROOMY)
     give_back()
     need = check(model, sizes, memory_limit)
     if on_estimate is not None:
         on_estimate(need)
+    return need
 
 
 def _fits(model: ReplacementModel, positions: int) -> bool:
@@ -227,12 +245,13 @@ def _sweep_all(
     local: LocalModel,
     logits: LogitTargets,
     plan: Plan,
+    spill: Spill | None,
 ) -> Traced:
     """Sweep the logit rows, then features block by block; an interruption keeps what is done."""
     done: list[FinishedRows] = []
     complete, held = True, 0
     try:
-        for block in finished_blocks(model, recording, local, logits, plan):
+        for block in finished_blocks(model, recording, local, logits, plan, spill):
             done.append(block)
             held += sum(run.nbytes for run in block.effects)
             if held > SPARE:

@@ -1,13 +1,18 @@
 """The command group: loads the command asked for, and says in one line what a user can mend."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from keyword import iskeyword
+from types import FrameType
 from typing import Any
 
 import click
 
+from tracer.attribution.interrupts import StoppedError
 from tracer.commands.say import shown
 from tracer.namesakes import namesake
 
@@ -24,9 +29,28 @@ class Failure(click.ClickException):
 
 
 class Interrupted(Failure):
-    """Ctrl-C, with the exit code that shells expect."""
+    """Ctrl-C or SIGTERM, with the exit code that shells expect."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def tidy_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does; in other threads signals are none of ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedError(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def explain(error: Exception) -> str | None:
@@ -51,12 +75,26 @@ def one_line_errors() -> Iterator[None]:
     except (Failure, click.exceptions.NoArgsIsHelpError, BrokenPipeError):
         raise
     except KeyboardInterrupt as error:
-        raise Interrupted("interrupted") from error
+        raise Interrupted("interrupted", getattr(error, "exit_code", 130)) from error
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
         raise Failure(message) from error
+
+
+def refuse_unwritable(word: str) -> None:
+    """Refuse a word that no shell can pass on and no file can be called by.
+
+    Raises:
+        Failure: it holds a NUL, or half of a character.
+    """
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError as error:
+        raise Failure(f"{word!r:.80} is no text ({error.reason})") from error
+    if "\0" in word:
+        raise Failure(f"{word!r:.80} holds a NUL, which no argument can")
 
 
 class Group(click.Group):
@@ -90,9 +128,11 @@ class Group(click.Group):
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the options of the group itself."""
         with one_line_errors():
+            for word in args[1] if len(args) > 1 else ():
+                refuse_unwritable(word)
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Parse and run the command."""
-        with one_line_errors():
+        with one_line_errors(), tidy_when_terminated():
             return super().invoke(ctx)

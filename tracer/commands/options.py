@@ -64,7 +64,8 @@ def together(*options: Command) -> Command:
     return decorate
 
 
-POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
+MOST = 2**31 - 1
+POSITIVE, COUNT = click.IntRange(1, MOST), click.IntRange(0, MOST)
 SHARE = click.FloatRange(0, 1, min_open=True)
 EXISTING = click.Path(path_type=Path)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
+from tracer.attribution.interrupts import Stopping, stopped_once
 from tracer.commands.graph_files import refuse_unwritable_graph
 from tracer.commands.group import Failure, Interrupted
 from tracer.commands.models import load_model
@@ -123,6 +124,14 @@ trace_options = together(
         show_default="the one beside the dictionary",
     ),
     click.option(
+        "--spill-above",
+        type=click.FloatRange(min=0),
+        default=1.0,
+        metavar="GB",
+        help="Write rows to disk as they are made where a trace takes more, to go on from there "
+        "if it is killed and run again; inf never does.",
+    ),
+    click.option(
         "--memory-limit",
         type=click.FloatRange(min=0, min_open=True),
         metavar="GB",
@@ -146,6 +155,18 @@ def trace(
     prompt: str | None, tokens: list[int] | None, output: Path | None, **options: Any
 ) -> None:
     """Explain the next token after PROMPT; write the whole graph."""
+    with stopped_once() as stopping:
+        _trace(prompt, tokens, output, options, stopping)
+
+
+def _trace(
+    prompt: str | None,
+    tokens: list[int] | None,
+    output: Path | None,
+    options: dict[str, Any],
+    stopping: Stopping,
+) -> None:
+    """Trace, save and print; once stopped, do the rest with what is finished."""
     text = only_one(prompt, tokens)
     output = output or Path(f"{slug(text)}.graph")
     refuse_unwritable_graph(output)
@@ -171,7 +192,7 @@ def trace(
     place, picture = (shlex.quote(str(path)) for path in (output, output.with_suffix(".svg")))
     say(f"Saved {output}. To draw it: tracer render {place} -o {picture}")
     if partial:
-        raise Interrupted(f"interrupted; {output} holds what was finished")
+        raise Interrupted(f"interrupted; {output} holds what was finished", stopping.exit_code)
 
 
 def products_of(graph: Path | None) -> dict[str, str] | None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from replacement_models import ReplacementModel
+from replacement_models.one_writer import one_writer
 from replacement_models.process import one_call
 from replacement_models.replaced import special_tokens
 from replacement_models.text.documents import Corpus, documents
@@ -90,12 +91,24 @@ def build(  # noqa: PLR0913  keyword arguments are those of FeatureStore.build
     if not model.transcoder.present:
         raise TraceError("the model has no dictionary at any layer: there are no features to know")
     check_lens(model, lens)
-    say = progress or (lambda done, total, what: None)
+    texts = documents(corpus, field, lines)
+    with one_writer(path, "features"):
+        _built(model, texts, path, settings, lens, progress or (lambda done, total, what: None))
+
+
+def _built(
+    model: ReplacementModel,
+    texts: Any,
+    path: Path,
+    settings: Settings,
+    lens: AffineLens | None,
+    say: Progress,
+) -> None:
     beside = path.with_name(path.name + BUILDING)
     begun = beside.exists()
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        packed = _packed(model, documents(corpus, field, lines), settings, beside, say)
+        packed = _packed(model, texts, settings, beside, say)
         about = _about(model, packed, settings, lens)
         _check_plan(beside, about)
     except BaseException:

@@ -14,6 +14,7 @@ from pyarrow import compute, parquet
 
 from graphs import words
 from tracer.errors import TraceError
+from tracer.features import described
 from tracer.features.feature import Example, Feature, Place
 from tracer.features.labels import own
 from tracer.features.labels.named import Named, named
@@ -70,7 +71,7 @@ class FeatureStore:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise TraceError(_missing(folder)) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TraceError(
                 f"{folder / ABOUT}: cannot be read ({error}); build it anew"
             ) from error
@@ -81,6 +82,8 @@ class FeatureStore:
                 f"{folder}: is a feature store of version {about.get('version')}, expected "
                 f"{VERSION}; build it anew"
             )
+        if wrong := described.misdescribed(about):
+            raise TraceError(f"{folder / ABOUT}: {wrong}; build it anew")
         return cls(folder, about)
 
     @classmethod
@@ -429,7 +432,12 @@ class FeatureStore:
         self, rows: Sequence[Mapping[str, Any]], texts: Mapping[int, Sequence[str]]
     ) -> tuple[Example, ...]:
         special = {*self.about["special"]}
-        return tuple(_example(row, texts[row["window"]], special) for row in rows)
+        try:
+            return tuple(_example(row, texts[row["window"]], special) for row in rows)
+        except (LookupError, TypeError, ValueError) as error:
+            raise TraceError(
+                f"{self.path}: examples and {WINDOWS} do not belong together; build the store anew"
+            ) from error
 
     def _examples_in_order(self, layer: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """Features of a layer that have examples, with their rows."""
@@ -492,9 +500,12 @@ def _read(file: Path, *, filters: Any = None, columns: list[str] | None = None) 
     try:
         if filters is None:  # pyarrow's datasets take long to import
             with parquet.ParquetFile(file) as opened:
-                return opened.read(columns)
-        return parquet.read_table(file, partitioning=None, filters=filters, columns=columns)
-    except (OSError, pa.ArrowException) as error:
+                table = opened.read(columns)
+        else:
+            table = parquet.read_table(file, partitioning=None, filters=filters, columns=columns)
+        table.validate(full=True)
+        return table
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise TraceError(f"{file}: cannot be read ({reason}); build the store anew") from error
 

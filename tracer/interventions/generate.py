@@ -14,7 +14,7 @@ from replacement_models.process import one_call
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Run, run, steering_hooks
 from tracer.interventions.intervene import place
-from tracer.interventions.values import Intervention, Placed, Steering, positions_in
+from tracer.interventions.values import OVERFLOWN, Intervention, Placed, Steering, positions_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,11 @@ class Comparison:
     __repr__ = one_line
 
 
+COLDEST = 1e-6
+"""Of temperatures above 0: logits divided by less are no numbers."""
+SEEDS = 1 << 62
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How next tokens are chosen."""
@@ -54,8 +59,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise TraceError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise TraceError(f"temperature is {self.temperature}, expected a number from 0 up")
+        if self.temperature != 0 and not COLDEST <= self.temperature < float("inf"):
+            raise TraceError(
+                f"temperature is {self.temperature}, expected 0, or a number from {COLDEST} up"
+            )
+        if not 0 <= self.seed < SEEDS:
+            raise TraceError(f"seed is {self.seed}, expected a whole number from 0 to 2^62")
 
     def generators(self, rows: Sequence[int]) -> list[torch.Generator]:
         """One for each row of a batch."""
@@ -65,6 +74,8 @@ class Sampling:
         self, logits: Float[Tensor, "rows vocabulary"], draws: Sequence[torch.Generator]
     ) -> list[int]:
         """The next token of every row."""
+        if not bool(logits.isfinite().all()):
+            raise TraceError(OVERFLOWN)
         if self.temperature == 0:
             return [int(row.argmax()) for row in logits]
         odds = (logits.double().cpu() / self.temperature).softmax(-1)

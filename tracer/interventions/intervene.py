@@ -22,6 +22,7 @@ from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Outcome, Run, run, steering_hooks
 from tracer.interventions.freezing import Freezing
 from tracer.interventions.values import (
+    OVERFLOWN,
     Intervention,
     Placed,
     Steering,
@@ -203,7 +204,7 @@ def _state(model: ReplacementModel, tokens: Sequence[int], how: Run, patterns: b
     ids = torch.tensor([list(tokens)], device=model.device)
     if how.frozen is not None and how.frozen.attention:
         held = [layer.attention_pattern() for layer in how.frozen.recording.layers]
-        found = state_of(run(model, ids, how), 0)
+        found = _ran(model, ids, how)
         return replace(found, patterns=held) if patterns else found
     seen: list[Tensor] = []
 
@@ -215,8 +216,15 @@ def _state(model: ReplacementModel, tokens: Sequence[int], how: Run, patterns: b
         hooks = [*how.hooks, *((block.attention, keep) for block in model.host.blocks)]
         how, watched = replace(how, hooks=hooks), eager_attention(model.host.model)
     with watched:
-        found = state_of(run(model, ids, how), 0)
+        found = _ran(model, ids, how)
     return replace(found, patterns=seen) if patterns else found
+
+
+def _ran(model: ReplacementModel, ids: Tensor, how: Run) -> State:
+    outcome = run(model, ids, how)
+    if not bool(outcome.logits.isfinite().all()):
+        raise TraceError(OVERFLOWN)
+    return state_of(outcome, 0)
 
 
 def state_of(outcome: Outcome, row: int) -> State:

@@ -12,6 +12,7 @@ from graphs.groups import find
 from replacement_models import ReplacementModel
 from tracer.errors import TraceError
 
+OVERFLOWN = "the answer is no number after these changes: they are too large for the model's dtype"
 SAME = 1e-6
 """Of several directions to remove, those that add less than this share of length to the span."""
 
@@ -45,7 +46,17 @@ class Intervention:
             )
 
     def change(self, activation: Float[Tensor, " positions"]) -> Float[Tensor, " positions"]:
-        """By how much the activation changes."""
+        """By how much the activation changes.
+
+        Raises:
+            TraceError: the number is too large for the type of the activations.
+        """
+        number = self.value if self.value is not None else self.scale or self.add or 0.0
+        if abs(number) > torch.finfo(activation.dtype).max:
+            raise TraceError(
+                f"intervention at layer {self.layer}, feature {self.feature}: {number:g} is more "
+                f"than {str(activation.dtype).removeprefix('torch.')} can hold"
+            )
         if self.value is not None:
             return self.value - activation
         if self.scale is not None:

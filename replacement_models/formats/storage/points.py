@@ -32,6 +32,8 @@ WRITE = {
     "mlp.c_proj.output": WritePoint.MLP_OUTPUT,
     "post_feedforward_layernorm.output": WritePoint.POST_NORM,
 }
+DEEPEST = 10_000
+"""Layers of a model: more is a mistake in a name."""
 LAYERED = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+|\{\})\.(.+)")
 Point = TypeVar("Point", ReadPoint, WritePoint)
 Found = TypeVar("Found")
@@ -117,6 +119,8 @@ def with_gaps(found: list[tuple[int, TranscoderLayer]], where: Path) -> list[Tra
     if len(set(layers)) < len(layers):
         twice = next(layer for layer in layers if layers.count(layer) > 1)
         raise ModelError(f"{where}: layer {twice} is there more than once (found layers {layers})")
+    if layers[-1] > DEEPEST:
+        raise ModelError(f"{where}: has a layer {layers[-1]}, expected at most {DEEPEST}")
     by_layer, like = dict(found), found[0][1].b_dec
     return [
         by_layer[at] if at in by_layer else TranscoderLayer.empty(like, 1)
@@ -132,7 +136,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also numbers of 5,000 digits
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
+from replacement_models.formats.storage.finite import finite
 from replacement_models.formats.storage.tensors import TensorFile, runs
 
 
@@ -58,7 +59,8 @@ class StoredRows:
         with safe_open(self.file.path, "pt") as file:
             stored = file.get_slice(self.key)
             parts = [self._part(stored, *run) for run in runs(features + self.first)]
-        found = widened(torch.cat(parts))
+        found = finite(torch.cat(parts), self.file.path, f"{self.key} (of the rows read)")
+        found = widened(found)
         if self.by_target is not None:
             found = found * self.by_target
         return found if self.by_feature is None else found * self.by_feature[features, None]

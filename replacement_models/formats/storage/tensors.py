@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from replacement_models.errors import ModelError
+from replacement_models.formats.storage.finite import finite
 from replacement_models.transcoder import Decoder, DenseDecoder
 
 
@@ -52,20 +53,21 @@ class TensorFile:
         """One whole tensor of floating point numbers.
 
         Raises:
-            ModelError: the file has no such key, or it holds whole numbers.
+            ModelError: the file has no such key, or it holds whole numbers, NaN or infinity.
         """
         self.shape(key)
         with safe_open(self.path, "pt") as file:
             found: Tensor = file.get_tensor(key)
         if not found.is_floating_point():
             raise ModelError(f"{self.path}: {key} holds {found.dtype}, expected weights")
-        return found
+        return finite(found, self.path, key)
 
     def part(self, key: str, at: int) -> Tensor:
         """One entry of a stack of tensors, without reading the others.
 
         Raises:
-            ModelError: the file has no such key, or the stack is too short.
+            ModelError: the file has no such key, the stack is too short, or the entry holds NaN or
+                infinity.
         """
         if len(self.shape(key)) < 2 or self.shapes[key][0] <= at:
             raise ModelError(
@@ -73,7 +75,7 @@ class TensorFile:
             )
         with safe_open(self.path, "pt") as file:
             found: Tensor = file.get_slice(key)[at]
-        return found
+        return finite(found, self.path, f"{key}[{at}]")
 
     def optional(self, key: str) -> Tensor | None:
         """One whole tensor, or None where the file has no such key."""
@@ -142,6 +144,7 @@ class StoredDecoder:
             parts = [stored[first:last] for first, last in runs(features)]
         _, targets, d_model = self.shape
         rows = torch.cat(parts).reshape(len(features), self.first_target + targets, d_model)
+        finite(rows, self.file.path, f"{self.key} (of the rows read)")
         return rows[:, self.first_target :].to(self.device, self.dtype)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "StoredDecoder":

@@ -15,6 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from graphs.exchange.files import writing
 from tracer.errors import TraceError
 
 KEY = "OPENAI_API_KEY"
@@ -78,10 +79,9 @@ class Endpoint:
         answer = self._content(self._request(sent))
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_name(f"{kept.name}.partial")
             said = json.dumps({"request": body, "answer": answer}, ensure_ascii=False)
-            partial.write_text(said, encoding="utf-8")
-            partial.replace(kept)
+            with writing(kept) as partial:
+                partial.write_text(said, encoding="utf-8")
         return answer
 
     def _kept(self, sent: bytes) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from graphs.exchange.files import writing
 from tracer.errors import TraceError
 
 FILE = "labels.parquet"
@@ -71,15 +72,18 @@ class Labels:
             with parquet.ParquetFile(path) as file:
                 table = file.read()
             about = json.loads((table.schema.metadata or {}).get(ABOUT, b"{}"))
-        except (OSError, ValueError, pa.ArrowException) as error:
+            table.validate(full=True)
+            rows = {(row["layer"], row["feature"]): row for row in table.to_pylist()}
+        except (OSError, ValueError, LookupError, RecursionError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:200]
             raise TraceError(f"{path}: cannot be read ({reason}); label the store anew") from error
+        if not isinstance(about, dict) or set(table.column_names) != set(COLUMNS.names):
+            raise TraceError(f"{path}: has other columns than labels have; label the store anew")
         if (about.get("format"), about.get("version")) != (NAME, VERSION):
             raise TraceError(
                 f"{path}: expected {NAME} of version {VERSION}, got {about.get('format')} of "
                 f"{about.get('version')}; label the store anew"
             )
-        rows = {(row["layer"], row["feature"]): row for row in table.to_pylist()}
         return cls(rows, about)
 
 
@@ -87,6 +91,5 @@ def write(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], store: Pa
     """Write all labels, whole or not at all; the same bytes for the same labels."""
     said = json.dumps({"format": NAME, "version": VERSION, **about}, ensure_ascii=False)
     schema = COLUMNS.with_metadata({ABOUT: said.encode()})
-    partial = store / f"{FILE}.partial"
-    parquet.write_table(pa.Table.from_pylist([*rows], schema), partial, compression="zstd")
-    partial.replace(store / FILE)
+    with writing(store / FILE) as partial:
+        parquet.write_table(pa.Table.from_pylist([*rows], schema), partial, compression="zstd")

@@ -1,0 +1,1 @@
+"""Attacks on everything that tracer reads, by class; `benchmarks.faults` runs them."""

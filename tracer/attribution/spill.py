@@ -1,0 +1,247 @@
+"""Finished rows on disk: a killed trace goes on where it was, and memory need not hold them.
+
+Blocks of rows are written as they are made, a safetensors file each, and read back mapped. They
+stand in the user's cache folder under a hash of all that they depend on: what the forward pass
+recorded, what is explained, how. The same trace again finds them; one that ends removes them. Rows
+come out in the same bytes as without a disk (`tests/test_tracer_spill.py`).
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from safetensors.numpy import save_file
+from scipy import sparse
+from torch import Tensor
+
+from replacement_models import Recording, ReplacementModel
+from replacement_models.one_writer import locked
+from tracer.attribution.finished import FinishedRows, FlooredRun, RowRun, Sums, WholeRun
+from tracer.attribution.local_model import LocalModel
+from tracer.attribution.targets import TargetRows
+
+KEPT_DAYS = 7
+"""After which rows of a trace that nobody took up again are removed."""
+SPARE = 1.2
+"""Times the size of the rows that must be free on the disk."""
+LOCK = "lock"
+NUMPY = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64}
+"""Types as safetensors names them."""
+
+
+def unfinished() -> Path:
+    """The folder of all traces that are not finished."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tracer" / "unfinished"
+
+
+@dataclass
+class Spill:
+    """The rows of one trace on disk, as far as they are finished."""
+
+    folder: Path
+    local: LocalModel
+    made: int = 0
+    """Blocks so far."""
+    writes: bool = field(default=True)
+    """Until the disk is full."""
+
+    def block(
+        self, columns: Int[np.ndarray, " rows"], sweep: Callable[[], FinishedRows]
+    ) -> FinishedRows:
+        """The next block of rows: from the disk where an earlier run left it there, else swept.
+
+        Args:
+            columns: of the rows' own nodes.
+            sweep: makes the block.
+
+        Returns:
+            Its rows, mapped from the disk unless that is full.
+        """
+        path = self.folder / f"{self.made:06}.safetensors"
+        self.made += 1
+        if (found := _read(path, self.local)) and np.array_equal(found.columns, columns):
+            return found
+        block = sweep()
+        if not self.writes:
+            return block
+        try:
+            _write(path, block)
+        except OSError:
+            self.writes = False
+            path.unlink(missing_ok=True)
+            return block
+        return _read(path, self.local, checked=False) or block
+
+    def done(self) -> None:
+        """Remove the files; what is mapped of them stays readable."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def spilled(
+    model: ReplacementModel,
+    recording: Recording,
+    local: LocalModel,
+    what: tuple[TargetRows, object],
+    size: float,
+) -> Iterator[Spill | None]:
+    """Where the rows of a trace go on disk; removed if nothing is raised and `done` was called.
+
+    Args:
+        model: what is traced.
+        recording: its forward pass.
+        local: its local model.
+        what: the targets, and all else that the rows depend on.
+        size: bytes that they will take.
+
+    Yields:
+        The place; None where there is no room, no such folder can be made, or another process is
+        at the same trace.
+    """
+    folder = unfinished() / _key(model, recording, what)
+    with contextlib.ExitStack() as stack:
+        found = None
+        with contextlib.suppress(OSError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_old(folder.parent)
+            if shutil.disk_usage(folder.parent).free >= SPARE * size:
+                folder.mkdir(exist_ok=True)
+                if stack.enter_context(locked(folder / LOCK)):
+                    os.utime(folder)
+                    found = Spill(folder, local)
+        yield found
+
+
+def _key(model: ReplacementModel, recording: Recording, what: tuple[TargetRows, object]) -> str:
+    """A hash of all that the rows of a trace depend on."""
+    found = sha256()
+    threads, (targets, settings) = torch.get_num_threads(), what
+    names = (model.name, model.revision, model.transcoder_name, model.transcoder_hash)
+    about = [*names, recording.tokens, str(model.device), torch.__version__, threads, settings]
+    found.update(json.dumps(about, default=str).encode())
+    features = recording.features
+    for tensor in (
+        *recording.residuals,
+        *recording.between,
+        *recording.inputs,
+        *recording.outputs,
+        *(features.layer, features.position, features.feature, features.activation),
+        *(recording.logits_before_cap, targets.vector, targets.bias, targets.value),
+    ):
+        found.update(_bytes(tensor))
+    return found.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove rows that nobody took up again, unless somebody just does."""
+    for entry in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if entry.stat().st_mtime < time.time() - KEPT_DAYS * 86400:
+                with locked(entry / LOCK) as mine:
+                    if mine:
+                        shutil.rmtree(entry)
+
+
+def _write(path: Path, block: FinishedRows) -> None:
+    """Write a block beside its place and rename it there."""
+    arrays: dict[str, np.ndarray] = {
+        "columns": block.columns.astype(np.int64),
+        "constant": block.constant,
+        "value": block.value,
+        "signed": block.sums.signed,
+        "absolute": block.sums.absolute,
+        "floored": np.ascontiguousarray(block.sums.floored),
+    }
+    runs: list[dict[str, Any]] = []
+    for at, run in enumerate(block.effects):
+        parts, about = _parts(run)
+        arrays |= {f"{at}.{name}": part for name, part in parts.items()}
+        runs.append(about)
+    about = {"runs": json.dumps(runs), "places": json.dumps(block.places)}
+    check = str(_checksum(arrays))
+    partial = path.with_suffix(".partial")
+    save_file(arrays, partial, about | {"check": check})
+    partial.replace(path)
+
+
+def _parts(run: RowRun) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    if isinstance(run, WholeRun):
+        return {"values": run.values}, {"kind": "whole"}
+    assert isinstance(run, FlooredRun)
+    effects = run.effects
+    parts = {"data": effects.data, "indices": effects.indices, "indptr": effects.indptr}
+    return parts, {"kind": "floored", "shape": list(effects.shape)}
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> int:
+    check = 0
+    for name in sorted(arrays):
+        check = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8), check)
+    return check
+
+
+def _read(path: Path, local: LocalModel, checked: bool = True) -> FinishedRows | None:
+    """A block that `_write` wrote, mapped; None where there is none, or none that is whole."""
+    try:
+        arrays, about = _mapped(path)
+        if checked and about["check"] != str(_checksum(arrays)):
+            return None
+        places = [(int(site), int(at)) for site, at in json.loads(about["places"])]
+        runs = json.loads(about["runs"])
+        effects = [
+            _run(run, {name: arrays[f"{at}.{name}"] for name in _names(run)}, local, place)
+            for at, (run, place) in enumerate(zip(runs, places, strict=True))
+        ]
+        sums = Sums(*(np.array(arrays[name]) for name in ("signed", "absolute", "floored")))
+        first = (np.array(arrays[name]) for name in ("columns", "constant", "value"))
+        columns, constant, value = first
+        return FinishedRows(columns, effects, constant, value, sums, places)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _names(run: dict[str, Any]) -> tuple[str, ...]:
+    return ("values",) if run["kind"] == "whole" else ("data", "indices", "indptr")
+
+
+def _run(
+    about: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    local: LocalModel,
+    place: tuple[int, int],
+) -> RowRun:
+    if about["kind"] == "whole":
+        return WholeRun(local.reach(place[0], place[1]), arrays["values"])
+    parts = (arrays["data"], arrays["indices"], arrays["indptr"])
+    return FlooredRun(sparse.csr_array(parts, shape=tuple(about["shape"]), copy=False))
+
+
+def _mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays of a safetensors file, mapped, and its metadata."""
+    held = np.memmap(path, np.uint8, "r")
+    length = int(held[:8].view("<u8")[0])
+    header = json.loads(held[8 : 8 + length].tobytes())
+    about = header.pop("__metadata__")
+    arrays = {}
+    for name, one in header.items():
+        begin, end = (8 + length + offset for offset in one["data_offsets"])
+        flat = np.asarray(held[begin:end]).view(NUMPY[one["dtype"]])
+        arrays[name] = flat.reshape(one["shape"])
+    return arrays, about
