@@ -17,7 +17,7 @@ from graphs import AttributionGraph, GraphError
 from graphs.exchange.files import is_passing
 from replacement_models import ReplacementModel
 
-STEPS = 40
+STEPS = 10
 """Changes to the file system that saving a graph makes at most."""
 
 
