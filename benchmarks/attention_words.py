@@ -64,8 +64,8 @@ class Resampled:
 
     features: dict[Place, float]
     """Place -> activation there."""
-    swap: tuple[int, int]
-    """Position, and the token put there."""
+    swap: str
+    """What the prompt differs in."""
 
 
 def active(recording: Recording) -> dict[Place, float]:
@@ -102,25 +102,48 @@ def features_of(seen: Seen, side: str) -> list[tuple[Place, float]]:
     return found
 
 
+def others(
+    seen: Seen, own: Sequence[int], words: Sequence[int]
+) -> Iterator[tuple[list[int], int, int]]:
+    """Prompts that differ in one token, those that differ near the features first.
+
+    A token in the place of another, or put in: what fires after the start, or after a word, fires
+    whatever stands there.
+
+    Yields:
+        The tokens, the position that changed, and by how many those from there on have moved.
+    """
+    rng, tokens = random.Random(f"{SEED} {seen.tokens}"), seen.tokens
+    for at in own:
+        for word in rng.sample(words, THERE):
+            yield [*tokens[:at], word, *tokens[at + 1 :]], at, 0
+    for at in own:
+        for word in rng.sample(words, THERE):
+            yield [*tokens[:at], word, *tokens[at:]], at, 1
+    for at in range(1, len(tokens)):
+        for word in rng.sample(words, ELSEWHERE) if at not in own else ():
+            yield [*tokens[:at], word, *tokens[at + 1 :]], at, 0
+
+
 def resampled(
     model: ReplacementModel, seen: Seen, chosen: Sequence[tuple[Place, float]], words: Sequence[int]
 ) -> Resampled | None:
     """A prompt with another token somewhere in which the features are least active."""
     own = list(dict.fromkeys(place[1] for place, _ in chosen))
-    order = [*own, *(at for at in range(1, len(seen.tokens)) if at not in own)]
-    rng, best, least = random.Random(f"{SEED} {seen.tokens}"), None, 1.0
-    whole = sum(weight for _, weight in chosen)
-    for number, at in enumerate(order):
-        if number == len(own) and least <= LESS:
+    whole, best, least = sum(weight for _, weight in chosen), None, 1.0
+    for number, (tokens, at, moved_by) in enumerate(others(seen, own, words)):
+        if number and number % (len(own) * THERE) == 0 and least <= LESS:
             break
-        for other in rng.sample(words, THERE if number < len(own) else ELSEWHERE):
-            changed = [*seen.tokens[:at], other, *seen.tokens[at + 1 :]]
-            found = active(model.record(changed, last_logits=True))
-            values = {place: found.get(place, 0.0) for place, _ in chosen}
-            parts = (weight * values[place] / seen.active[place] for place, weight in chosen)
-            left = sum(parts) / whole
-            if left < least:
-                best, least = Resampled(values, (at, other)), left
+        found = active(model.record(tokens, last_logits=True))
+        values = {}
+        for (layer, position, feature), _ in chosen:
+            there = position + moved_by * (position >= at)
+            values[layer, position, feature] = found.get((layer, there, feature), 0.0)
+        left = sum(weight * values[place] / seen.active[place] for place, weight in chosen) / whole
+        if left < least:
+            before = "" if moved_by else model.token_string(seen.tokens[at])
+            swap = f"{before} -> {model.token_string(tokens[at])} at {at}"
+            best, least = Resampled(values, swap), left
     return best if least <= LESS else None
 
 
@@ -196,9 +219,8 @@ def judged(model: ReplacementModel, seen: Seen, side: str, words: Sequence[int])
     beside = controls(seen, places)
     left = sum(share.values()) / len(share)
     control = moved(model, seen, {place: left * seen.active[place] for place in beside})
-    at, token = other.swap
     told |= {
-        "swap": f"{model.token_string(seen.tokens[at])} -> {model.token_string(token)}",
+        "swap": other.swap,
         "predicted": predicted,
         "measured": found,
         "all recomputed": moved(model, seen, other.features, "free"),
