@@ -341,9 +341,14 @@ def _own_swaps(
     """What swaps the facts of the model that ships with the project; None for any other model."""
     if folder.resolve() != (EMBEDDED / "model").resolve():
         return None
+    return partial(_swapped, tokenizer)
+
+
+def _swapped(tokenizer: Any, model: Any, transcoder: Transcoder, count: int) -> Mapping[str, Any]:
+    """Import it when it is asked for: loading a model shall not wait."""
     from replacement_models.tiny.recipe.own_swaps import own_swaps
 
-    return partial(own_swaps, tokenizer)
+    return own_swaps(tokenizer, model, transcoder, count)
 
 
 def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:

@@ -167,8 +167,12 @@ def together(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def own_swaps(subject: Subject, count: int) -> dict[str, Any] | None:
-    """Swaps of what a model is known to know; None where nothing is, as of all but the embedded
-    model, and for a dictionary that lacks layers or whose layers differ in width."""
+    """Swaps of what the embedded model is known to know.
+
+    Returns:
+        Shares of pairs; None for other models, and for a dictionary that lacks layers or whose
+        layers differ in width.
+    """
     model = subject.model
     fits = len(subject.layers) == len(model.host.blocks) and len(set(subject.widths)) == 1
     if model.swaps is None or model.device.type != "cpu" or not fits or not count:

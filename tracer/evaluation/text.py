@@ -81,10 +81,14 @@ class Text:
         return self.measured[: int(np.searchsorted(held, tokens)) + 1] if tokens else held[:0]
 
     def prompts(self) -> list[list[int]]:
-        """The beginnings of some measured rows."""
-        rows = self.packed.tokens[self.measured, : self.settings.prompt_tokens]
-        whole = rows[(rows != FILL).all(1)][: self.settings.prompts]
-        return [[int(token) for token in row] for row in whole]
+        """The beginnings of some measured rows, less than all of a row."""
+        found = []
+        for row in self.packed.tokens[self.measured]:
+            held = int((row != FILL).sum())
+            length = min(self.settings.prompt_tokens, held - 1)
+            if length > 1 and len(found) < self.settings.prompts:
+                found.append([int(token) for token in row[:length]])
+        return found
 
 
 @contextmanager
