@@ -82,7 +82,7 @@ class Text:
 
     def prompts(self) -> list[list[int]]:
         """The beginnings of some measured rows, less than all of a row."""
-        found = []
+        found: list[list[int]] = []
         for row in self.packed.tokens[self.measured]:
             held = int((row != FILL).sum())
             length = min(self.settings.prompt_tokens, held - 1)
