@@ -56,6 +56,9 @@ class ReplacementModel:
     corpus: Callable[[], Sequence[str | Sequence[int]]] | None = None
     """Makes prompts like those the model was trained on, to take means over; None where no such
     corpus is known."""
+    swaps: Callable[[Any, Transcoder, int], Mapping[str, Any]] | None = None
+    """Swaps what the model knows in so many pairs, through features of a dictionary of all its
+    layers; None where nothing is known of it."""
     notes: tuple[str, ...] = ()
     """What a user should know of how it was loaded, a line each."""
 
@@ -128,6 +131,7 @@ class ReplacementModel:
             labels={} if place is None else read_labels(place),
             dictionary_folder=folder if place is None else place,
             corpus=_own_corpus(folder, tokenizer),
+            swaps=_own_swaps(folder, tokenizer),
             notes=_notes(file, dtype),
         )
 
@@ -165,6 +169,7 @@ class ReplacementModel:
             name=public_name(name),
             revision=revision,
             corpus=_own_corpus(folder, tokenizer),
+            swaps=_own_swaps(folder, tokenizer),
             notes=_notes(file, dtype),
         )
 
@@ -324,6 +329,22 @@ def _own_corpus(folder: Path, tokenizer: Any) -> Callable[[], Sequence[str]] | N
     from replacement_models.tiny.recipe.corpus import own_sentences
 
     return partial(own_sentences, tokenizer)
+
+
+def _own_swaps(
+    folder: Path, tokenizer: Any
+) -> Callable[[Any, Transcoder, int], Mapping[str, Any]] | None:
+    """What swaps the facts of the model that ships with the project; None for any other model."""
+    if folder.resolve() != (EMBEDDED / "model").resolve():
+        return None
+    return partial(_swapped, tokenizer)
+
+
+def _swapped(tokenizer: Any, model: Any, transcoder: Transcoder, count: int) -> Mapping[str, Any]:
+    """Import it when it is asked for: loading a model shall not wait."""
+    from replacement_models.tiny.recipe.own_swaps import own_swaps
+
+    return own_swaps(tokenizer, model, transcoder, count)
 
 
 def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:

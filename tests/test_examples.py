@@ -76,7 +76,9 @@ def test_learning_is_drawn_from_what_a_run_wrote_down(tmp_path: Path):
     measured = {"error": 0.5, "error_weighted": 0.4, "divergence": 2.0, "agreement": 0.5}
     run = tmp_path / "run"
     run.mkdir()
-    lines = [{"step": 0, "tokens": 0, "cpu_seconds": 0.0, "measured": measured}, {"step": 1}]
+    lines = [{"step": 0, "tokens": 0, "cpu_seconds": 0.0, "measured": measured}]
+    step = {"step": 1, "tokens": 512, "cpu_seconds": 5.0, "error": 0.6, "error_unweighted": 0.7}
+    lines.append(step | {"l0": 4.0, "dead": 0.0})
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
         **{"tokens": 512, "cpu_seconds": 5.0, "replaced": measured},
@@ -88,11 +90,13 @@ def test_learning_is_drawn_from_what_a_run_wrote_down(tmp_path: Path):
     (saved / "state.json").write_text('{"notes": {"start_cpu_seconds": 2.0}}')
     sys.argv = ["learning.py", str(run), str(tmp_path / "out")]
     runpy.run_path(str(SMOLLM2 / "learning.py"), run_name="__main__")
-    first, last = json.loads((tmp_path / "out" / "learning.json").read_text())
+    found = json.loads((tmp_path / "out" / "learning.json").read_text())
+    first, last = found["measured"]
+    assert found["training"] == [lines[1] | {"cpu_seconds": 7.0}]
     assert (first["cpu_seconds"], first["error"]) == (2.0, 0.5)
     assert (last["cpu_seconds"], last["tokens"]) == (7.0, 512)
     assert last["error"] == pytest.approx(0.3)
-    assert (tmp_path / "out" / "learning.svg").read_text().count("<polyline") == 8
+    assert (tmp_path / "out" / "learning.svg").read_text().count("<polyline") == 12
 
 
 def test_text_of_packages_is_cut_into_documents(tmp_path: Path):

@@ -1,8 +1,9 @@
 """What a run learnt, against tokens and CPU seconds: `learning.py RUN FOLDER`.
 
-Writes FOLDER/learning.json and FOLDER/learning.svg. Points are the measurements that the run wrote
-each `run.measure_every` steps, thresholds as they stood, and the finished dictionary at the end;
-CPU seconds are those of the start and of all steps, harvesting included, measurements left out.
+Writes FOLDER/learning.json and FOLDER/learning.svg. `measured` are the measurements on held-out
+text that the run wrote each `run.measure_every` steps, thresholds as they stood, and the finished
+dictionary at the end; `training` are errors of the batches themselves, by step. CPU seconds are
+those of the start and of all steps, harvesting included, measurements left out.
 """
 
 import json
@@ -16,8 +17,9 @@ from replacement_models.training.journal import FILE, entries
 from replacement_models.training.loop import CHECKPOINTS
 from tracer.training.curves import beside
 
+TRAINING = ("step", "tokens", "cpu_seconds", "error", "error_unweighted", "l0", "dead")
 CHARTS = (
-    ("Error", "share of variance", ("error", "error_weighted")),
+    ("Error, held-out text", "share of variance", ("error", "error_weighted")),
     ("All MLPs replaced", "KL, nats a token", ("divergence",)),
     ("All MLPs replaced", "next token agrees", ("agreement",)),
     ("Graphs", "share", ("replacement_score", "completeness_score", "replacement_score_of_skip")),
@@ -51,12 +53,25 @@ def _start(run: Path) -> float:
     return float(checkpoint.read_state(path)["notes"]["start_cpu_seconds"])
 
 
-def charts(found: list[dict[str, float]]) -> str:
+def steps(run: Path) -> list[dict[str, float]]:
+    """What the log says of every step it has."""
+    start = _start(run)
+    return [
+        {name: line[name] for name in TRAINING} | {"cpu_seconds": start + line["cpu_seconds"]}
+        for line in entries(run / FILE)
+        if line["step"]
+    ]
+
+
+def charts(found: list[dict[str, float]], trained: list[dict[str, float]]) -> str:
     """Two rows of charts: over tokens, and over CPU seconds."""
     rows = []
     for name, label in (("tokens", "tokens"), ("cpu_seconds", "CPU seconds")):
         x = (label, [point[name] for point in found])
-        rows.append(beside([chart(found, x, *one) for one in CHARTS]))
+        every = [chart(found, x, *one) for one in CHARTS]
+        x = (label, [point[name] for point in trained])
+        every.append(chart(trained, x, "Error, batches", "share of variance", TRAINING[3:5]))
+        rows.append(beside(every))
     return stacked(rows)
 
 
@@ -77,17 +92,17 @@ def stacked(rows: list[str]) -> str:
     """SVGs one below the other."""
     height = 300
     placed = [row.replace("<svg ", f'<svg y="{height * at}" ', 1) for at, row in enumerate(rows)]
-    size = f'width="{420 * len(CHARTS)}" height="{height * len(rows)}"'
+    size = f'width="{420 * (1 + len(CHARTS))}" height="{height * len(rows)}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{"".join(placed)}</svg>\n'
 
 
 def main(run: Path, folder: Path) -> None:
     """Write both files."""
-    found = points(run)
+    found, trained = points(run), steps(run)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=1) + "\n"
+    text = json.dumps({"measured": found, "training": trained}, indent=1) + "\n"
     (folder / "learning.json").write_text(text, encoding="utf-8")
-    (folder / "learning.svg").write_text(charts(found), encoding="utf-8")
+    (folder / "learning.svg").write_text(charts(found, trained), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tracer.evaluation.graph_scores import together as scores_together
 from tracer.evaluation.labelled import label_figures
 from tracer.evaluation.settings import Settings
 from tracer.evaluation.subject import Given, Subject, subject_of
-from tracer.evaluation.swaps import Swap, embedded_swaps, read_swaps, swapped
+from tracer.evaluation.swaps import Swap, own_swaps, read_swaps, swapped
 from tracer.evaluation.swaps import together as swaps_together
 from tracer.evaluation.text import Text, text_of
 from tracer.evaluation.widths import compared
@@ -192,7 +192,7 @@ def _swapped(
 ) -> dict[str, Any] | None:
     if swaps is None:
         said("Swapping", 0, 0)
-        return embedded_swaps(subject, count)
+        return own_swaps(subject, count)
     done = []
     for number, swap in enumerate(swaps):
         said("Swapping", number, len(swaps))

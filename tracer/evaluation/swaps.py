@@ -166,39 +166,15 @@ def together(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def embedded_swaps(subject: Subject, count: int) -> dict[str, Any] | None:
-    """Swaps of the states that the embedded model knows, as its own figures are made.
-
-    On the cities choices are made on, not those kept for final figures: this is for choosing among
-    dictionaries.
+def own_swaps(subject: Subject, count: int) -> dict[str, Any] | None:
+    """Swaps of what the embedded model is known to know.
 
     Returns:
-        Shares of pairs of states whose answer becomes the other's capital or stays, at the city and
-        the last position, and with random features of equal norm instead; None for other models and
-        for a dictionary that lacks layers or whose layers differ in width.
+        Shares of pairs; None for other models, and for a dictionary that lacks layers or whose
+        layers differ in width.
     """
-    from replacement_models.tiny.recipe import swaps
-    from replacement_models.tiny.recipe.corpus import Source, whole_words
-    from replacement_models.tiny.recipe.facts import load_facts, split_cities
-
     model = subject.model
     fits = len(subject.layers) == len(model.host.blocks) and len(set(subject.widths)) == 1
-    if model.corpus is None or model.device.type != "cpu" or not fits or not count:
+    if model.swaps is None or model.device.type != "cpu" or not fits or not count:
         return None
-    facts = load_facts()
-    cities = split_cities(facts)
-    source = Source(facts, cities, cities.seen, whole_words(model.tokenizer))
-    host: Any = model.host.model
-    lab = swaps.Laboratory(host, model.tokenizer, subject.transcoder, source)
-    profile = lab.profile(cities.seen)
-    pairs = swaps.ordered_pairs(lab, cities.choice)
-    every = max(1, len(pairs) // count)
-    swap = swaps.Swap(pairs[::every][:count], (1, 1), swaps.CHOSEN)
-    found, control = swaps.run(lab, profile, swap), swaps.random_control(lab, profile, swap)
-    return {
-        "source": "states of the embedded model, choice cities",
-        "pairs": found.pairs,
-        "flipped": found.flipped,
-        "kept": found.kept,
-        "flipped_by_random_features": control.flipped,
-    }
+    return dict(model.swaps(model.host.model, subject.transcoder, count))

@@ -3,7 +3,7 @@
 Rows stand in a file that is mapped into memory and gone afterwards.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,8 +23,6 @@ from tracer.errors import TraceError
 from tracer.evaluation.settings import LOGITS, Settings
 
 LONGEST_CONTEXT = 256
-OWN_SEED = 555
-"""Of the embedded model's sentences, that no dictionary was trained on."""
 FITTED = 0.25
 """Share of the rows that baselines are fitted on."""
 FEWEST = 16
@@ -83,10 +81,14 @@ class Text:
         return self.measured[: int(np.searchsorted(held, tokens)) + 1] if tokens else held[:0]
 
     def prompts(self) -> list[list[int]]:
-        """The beginnings of some measured rows."""
-        rows = self.packed.tokens[self.measured, : self.settings.prompt_tokens]
-        whole = rows[(rows != FILL).all(1)][: self.settings.prompts]
-        return [[int(token) for token in row] for row in whole]
+        """The beginnings of some measured rows, less than all of a row."""
+        found: list[list[int]] = []
+        for row in self.packed.tokens[self.measured]:
+            held = int((row != FILL).sum())
+            length = min(self.settings.prompt_tokens, held - 1)
+            if length > 1 and len(found) < self.settings.prompts:
+                found.append([int(token) for token in row[:length]])
+        return found
 
 
 @contextmanager
@@ -116,7 +118,7 @@ def text_of(
     context = _context(model, settings)
     found: Iterable[Document]
     if corpus is None:
-        found, alone = _own(model, context), True
+        found, alone = _own(model), True
     else:
         found = documents(corpus, field, lines)
     with TemporaryDirectory(prefix="tracer-evaluate-") as folder:
@@ -149,10 +151,8 @@ def _context(model: ReplacementModel, settings: Settings) -> int:
     return wanted
 
 
-def _own(model: ReplacementModel, context: int) -> Iterable[Sequence[int]]:
-    """Sentences of the kind that the embedded model knows."""
-    if model.corpus is None or model.tokenizer is None:
+def _own(model: ReplacementModel) -> Iterable[Document]:
+    """Text of the kind that the model knows, if any is known."""
+    if model.corpus is None:
         raise TraceError("corpus is missing: no text of this model is known; name some")
-    from replacement_models.tiny.recipe.corpus import own_rows
-
-    return own_rows(model.tokenizer, context, OWN_SEED)
+    return model.corpus()
