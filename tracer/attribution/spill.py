@@ -146,7 +146,7 @@ def _key(model: ReplacementModel, recording: Recording, what: tuple[TargetRows, 
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _remove_old(folder: Path) -> None:
@@ -193,7 +193,8 @@ def _parts(run: RowRun) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def _checksum(arrays: dict[str, np.ndarray]) -> int:
     check = 0
     for name in sorted(arrays):
-        check = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8), check)
+        flat = np.ascontiguousarray(arrays[name]).reshape(-1)
+        check = zlib.crc32(flat.view(np.uint8).data, check)
     return check
 
 

@@ -33,7 +33,7 @@ class Interrupted(Failure):
 
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        vars(self)["exit_code"] = exit_code
 
 
 @contextmanager

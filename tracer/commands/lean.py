@@ -80,7 +80,9 @@ def _stand_ins(*names: str) -> Iterator[dict[str, Any]]:
 class _StandIn(ModuleType):
     """A module's place: what is named in `ASKED`, and callables that import the module."""
 
-    __path__ = ()
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
