@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from replacement_models.errors import ModelError
-from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.sites import STAGES, ReadPoint, Stage, WritePoint
 from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 READ = {
@@ -32,8 +32,10 @@ WRITE = {
     "mlp.c_proj.output": WritePoint.MLP_OUTPUT,
     "post_feedforward_layernorm.output": WritePoint.POST_NORM,
 }
+STAGED = {f"hook_{stage.name.lower()}": stage for stage in Stage if stage in range(STAGES)}
+"""Places that autoencoders read, in TransformerLens's names."""
 LAYERED = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+|\{\})\.(.+)")
-Point = TypeVar("Point", ReadPoint, WritePoint)
+Point = TypeVar("Point", ReadPoint, WritePoint, Stage)
 Found = TypeVar("Found")
 
 
@@ -81,8 +83,9 @@ def one_of(points: set[Point], field: str, path: Path) -> Point:
         ModelError: they do not share one.
     """
     if len(points) != 1:
+        names = sorted(point.name.lower() for point in points)
         raise ModelError(
-            f"{path}: {field} differs between layers: {', '.join(sorted(points))}; "
+            f"{path}: {field} differs between layers: {', '.join(names)}; "
             "one place for all layers is supported"
         )
     return next(iter(points))
