@@ -1,8 +1,10 @@
-"""SAELens transcoders: a folder a layer with `cfg.json` and `sae_weights.safetensors`.
+"""SAELens' dictionaries: a folder a layer with `cfg.json` and `sae_weights.safetensors`.
 
 W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); `threshold` (before version 6 `log_threshold`) for
 JumpReLU; W_skip (D_out, D_in), applied as `x @ W_skip.T`. `cfg.json` names architecture and, at the
-top or under `metadata`, hook_name and hook_name_out. JumpReLU and TopK keep what is positive only.
+top or under `metadata`, hook_name and, of transcoders, hook_name_out. JumpReLU and TopK keep what
+is positive only. An autoencoder may take b_dec off what it reads, which is folded in; BatchTopK is
+written as the JumpReLU it is.
 A mean norm that was taken out of the activations (`expected_average_only_in`) is folded in from
 `activation_scaler.json`. Layouts as of SAELens 6.
 """
@@ -16,14 +18,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replacement_models.dictionaries.activation import Activation, JumpReLU, ReLU, ReLUTopK
+from replacement_models.dictionaries.activation import (
+    Activation,
+    BatchTopK,
+    JumpReLU,
+    ReLU,
+    ReLUTopK,
+)
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
+from replacement_models.dictionaries.sae import SparseAutoencoder
 from replacement_models.errors import ModelError
 from replacement_models.formats.contract import Format
 from replacement_models.formats.storage.limits import Limits, plain
 from replacement_models.formats.storage.members import members
 from replacement_models.formats.storage.points import (
     READ,
+    STAGED,
     WRITE,
     hook_read,
     hook_written,
@@ -35,18 +45,24 @@ from replacement_models.formats.storage.points import (
 )
 from replacement_models.formats.storage.rows import StackedDecoder, StoredRows, widened
 from replacement_models.formats.storage.tensors import TensorFile, all_rows, loaded
+from replacement_models.sites import Stage, WritePoint
 from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
-PLAIN = {"transcoder", "skip_transcoder"}
-JUMPING = {"jumprelu_transcoder", "jumprelu_skip_transcoder"}
+SINCE = "6.0.0"
+"""SAELens's version whose layout is written; it rewrites what says none as an older one."""
+AUTOENCODERS = {"standard", "jumprelu", "topk"}
+PLAIN = {"transcoder", "skip_transcoder", "standard", "topk"}
+JUMPING = {"jumprelu_transcoder", "jumprelu_skip_transcoder", "jumprelu"}
 TENSORS = (
     *("W_enc", "b_enc", "W_dec", "b_dec", "W_skip"),
     *("threshold", "log_threshold", "scaling_factor"),
 )
 
 
-LIMITS = Limits("SAELens", (PerLayerTranscoder,), (ReLU, JumpReLU), skip=True)
+LIMITS = Limits("SAELens", (PerLayerTranscoder,), (ReLU, JumpReLU, BatchTopK), skip=True)
+ENCODING = (ReLU, JumpReLU, BatchTopK, ReLUTopK)
+"""Activations of autoencoders."""
 
 
 def recognise(folder: Path) -> bool:
@@ -55,7 +71,7 @@ def recognise(folder: Path) -> bool:
 
 
 def load(folder: Path, lazy: bool) -> Transcoder:
-    """Read a set of transcoders, one folder a layer.
+    """Read a set of transcoders or of autoencoders, one folder a layer.
 
     Args:
         folder: holds the folders, at any depth.
@@ -64,10 +80,18 @@ def load(folder: Path, lazy: bool) -> Transcoder:
     Raises:
         ModelError: a file is missing or torn, a layer is, or a variant is not supported.
     """
+    paths = members(folder, CONFIG, WEIGHTS)
+    configs = [(path, _config(path / CONFIG)) for path in paths]
+    kinds = {config["architecture"] in AUTOENCODERS for _, config in configs}
+    if len(kinds) > 1:
+        raise ModelError(f"{folder}: holds autoencoders beside transcoders; load one kind alone")
+    return _autoencoders(folder, configs, lazy) if True in kinds else _set(folder, configs, lazy)
+
+
+def _set(folder: Path, configs: list[tuple[Path, dict[str, Any]]], lazy: bool) -> Transcoder:
     found, reads, writes, models = [], set(), set(), set()
-    for member in members(folder, CONFIG, WEIGHTS):
+    for member, config in configs:
         path = member / CONFIG
-        config = _config(path)
         layer, read = placed(config.get("hook_name"), READ, "hook_name", path)
         _, write = placed(config.get("hook_name_out"), WRITE, "hook_name_out", path)
         reads.add(read)
@@ -78,6 +102,27 @@ def load(folder: Path, lazy: bool) -> Transcoder:
         with_gaps(found, folder),
         read=one_of(reads, "hook_name", folder),
         write=one_of(writes, "hook_name_out", folder),
+        model=models.pop() if len(models) == 1 else "",
+    )
+
+
+def _autoencoders(
+    folder: Path, configs: list[tuple[Path, dict[str, Any]]], lazy: bool
+) -> SparseAutoencoder:
+    found, stages, models = [], set(), set()
+    for member, config in configs:
+        path = member / CONFIG
+        layer, stage = placed(config.get("hook_name"), STAGED, "hook_name", path)
+        stages.add(stage)
+        models.add(str(config.get("model_name", "")))
+        made = _layer(TensorFile.open(member / WEIGHTS), config, lazy)
+        if config.get("apply_b_dec_to_input"):
+            made = replace(made, b_enc=made.b_enc - made.W_enc @ made.b_dec)
+        found.append((layer, made))
+    stage = one_of(stages, "hook_name", folder)
+    return SparseAutoencoder(
+        [replace(one, stage=stage) for one in with_gaps(found, folder)],
+        write=WritePoint.POST_NORM,
         model=models.pop() if len(models) == 1 else "",
     )
 
@@ -93,10 +138,11 @@ def _config(path: Path) -> dict[str, Any]:
         raise ModelError(
             f"{path}: architecture is {architecture!r}, expected one of {sorted(PLAIN | JUMPING)}"
         )
+    autoencoder = architecture in AUTOENCODERS
     refuse(
         config,
         path,
-        apply_b_dec_to_input=(False,),
+        apply_b_dec_to_input=(False, True) if autoencoder else (False,),
         finetuning_scaling_factor=(False, None),
         reshape_activations=("none", None),
         rescale_acts_by_decoder_norm=(False,),
@@ -152,7 +198,7 @@ def _activation(file: TensorFile, config: dict[str, Any]) -> Activation:
     log = file.optional("log_threshold")
     threshold = file.optional("threshold") if log is None else log.exp()
     name = config.get("activation_fn")
-    if name == "topk":
+    if name == "topk" or config["architecture"] == "topk":
         k = (config.get("activation_fn_kwargs") or {}).get("k", config.get("k"))
         if type(k) is not int:
             raise ModelError(f"{file.path.parent / CONFIG}: activation_fn topk needs k, got {k!r}")
@@ -171,36 +217,65 @@ def _activation(file: TensorFile, config: dict[str, Any]) -> Activation:
 def save(transcoder: Transcoder, folder: Path) -> None:
     """Write a folder `layer_{l}` for each layer into `folder`, which must exist.
 
+    Autoencoders may lack layers; the last one written is then the last one read.
+
     Raises:
         ModelError: the format has no place for what the transcoder holds.
     """
-    LIMITS.check(transcoder)
+    autoencoder = isinstance(transcoder, SparseAutoencoder)
+    if autoencoder:
+        replace(LIMITS, kinds=(SparseAutoencoder,), activations=ENCODING, gaps=True).check(
+            transcoder
+        )
+    else:
+        LIMITS.check(transcoder)
     for index, layer in enumerate(transcoder.layers):
+        if layer.is_empty:
+            continue
         member = folder / f"layer_{index}"
         member.mkdir()
-        config = _described(transcoder, index)
+        places = _autoencoder(layer, index) if autoencoder else _transcoder(transcoder, index)
+        config = _described(transcoder, layer) | places
+        config["metadata"] |= {"model_name": transcoder.model, "sae_lens_version": SINCE}
         (member / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file(plain(_tensors(layer)), member / WEIGHTS)
 
 
-def _described(transcoder: Transcoder, index: int) -> dict[str, Any]:
-    layer = transcoder.layers[index]
-    skip = "" if layer.W_skip is None else "skip_"
-    jump = "jumprelu_" if isinstance(layer.activation, JumpReLU) else ""
+def _described(transcoder: Transcoder, layer: TranscoderLayer) -> dict[str, Any]:
     return {
-        "architecture": f"{jump}{skip}transcoder",
         "d_in": transcoder.d_model,
-        "d_out": transcoder.d_model,
         "d_sae": len(layer.W_enc),
         "dtype": str(layer.W_enc.dtype).removeprefix("torch."),
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
         "reshape_activations": "none",
+    }
+
+
+def _transcoder(transcoder: Transcoder, index: int) -> dict[str, Any]:
+    """What only transcoders say."""
+    layer = transcoder.layers[index]
+    skip = "" if layer.W_skip is None else "skip_"
+    jump = "" if isinstance(layer.activation, ReLU) else "jumprelu_"
+    return {
+        "architecture": f"{jump}{skip}transcoder",
+        "d_out": transcoder.d_model,
         "metadata": {
-            "model_name": transcoder.model,
             "hook_name": hook_read(transcoder, index),
             "hook_name_out": hook_written(transcoder, index),
         },
+    }
+
+
+def _autoencoder(layer: TranscoderLayer, index: int) -> dict[str, Any]:
+    """What only autoencoders say."""
+    stage = Stage.MLP_OUT if layer.stage is None else layer.stage
+    named: dict[str, Any] = {"metadata": {"hook_name": f"blocks.{index}.hook_{stage.name.lower()}"}}
+    if isinstance(layer.activation, ReLUTopK):
+        named |= {"k": layer.activation.k, "rescale_acts_by_decoder_norm": False}
+        return named | {"architecture": "topk"}
+    return named | {
+        "architecture": "standard" if isinstance(layer.activation, ReLU) else "jumprelu"
     }
 
 
@@ -213,6 +288,8 @@ def _tensors(layer: TranscoderLayer) -> dict[str, Tensor]:
     }
     if isinstance(layer.activation, JumpReLU):
         found["threshold"] = layer.activation.threshold
+    if isinstance(layer.activation, BatchTopK):
+        found["threshold"] = layer.activation.threshold.clamp(min=0).expand(len(layer.W_enc))
     if layer.W_skip is not None:
         found["W_skip"] = layer.W_skip.T
     return found

@@ -24,6 +24,8 @@ class Limits:
     read: tuple[ReadPoint, ...] = tuple(ReadPoint)
     write: tuple[WritePoint, ...] = tuple(WritePoint)
     skip: bool = False
+    gaps: bool = False
+    """Whether layers may be without a dictionary."""
     uniform: bool = False
     """Whether every layer must have as many features and the same activation."""
 
@@ -37,6 +39,8 @@ class Limits:
         self._one_of("read point", transcoder.read, self.read, lambda point: point.value)
         self._one_of("write point", transcoder.write, self.write, lambda point: point.value)
         for index, layer in enumerate(transcoder.layers):
+            if layer.is_empty and self.gaps:
+                continue
             if layer.is_empty:
                 raise ModelError(
                     f"{self.format} has no place for a layer without a dictionary, as layer {index}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from replacement_models.errors import ModelError
-from replacement_models.sites import ReadPoint, WritePoint
+from replacement_models.sites import STAGES, ReadPoint, Stage, WritePoint
 from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 READ = {
@@ -34,8 +34,10 @@ WRITE = {
 }
 DEEPEST = 10_000
 """Layers of a model: more is a mistake in a name."""
+STAGED = {f"hook_{stage.name.lower()}": stage for stage in Stage if stage in range(STAGES)}
+"""Places that autoencoders read, in TransformerLens's names."""
 LAYERED = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+|\{\})\.(.+)")
-Point = TypeVar("Point", ReadPoint, WritePoint)
+Point = TypeVar("Point", ReadPoint, WritePoint, Stage)
 Found = TypeVar("Found")
 
 
@@ -83,8 +85,9 @@ def one_of(points: set[Point], field: str, path: Path) -> Point:
         ModelError: they do not share one.
     """
     if len(points) != 1:
+        names = sorted(point.name.lower() for point in points)
         raise ModelError(
-            f"{path}: {field} differs between layers: {', '.join(sorted(points))}; "
+            f"{path}: {field} differs between layers: {', '.join(names)}; "
             "one place for all layers is supported"
         )
     return next(iter(points))
