@@ -13,13 +13,14 @@ from replacement_models import Recording, ReplacementModel
 from replacement_models.hooks import eager_attention
 from replacement_models.process import one_call
 from replacement_models.speed.allocator import give_back, keep_freed
+from tracer.attention.steering import keep_attention as keeping_attention
 from tracer.attribution import product
 from tracer.attribution.assemble import Traced, assemble, metadata
 from tracer.attribution.blocks import FinishedRows, Plan, Progress, finished_blocks
 from tracer.attribution.finished import Sums
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.memory import Estimate, check, estimate, sizes_of
-from tracer.attribution.sizes import Sizes
+from tracer.attribution.sizes import PATTERNS, Sizes
 from tracer.attribution.skip_alone import skip_alone
 from tracer.attribution.targets import (
     Difference,
@@ -37,8 +38,6 @@ SPARE = 1 << 24
 """Bytes of finished effects after which memory that was freed on the way is given back."""
 ROOMY = 1e9
 """Bytes below which a trace keeps what it frees for its next tensor."""
-PATTERNS = 1 << 30
-"""Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
 
 
 @one_call()
@@ -60,6 +59,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     products: Mapping[str, str] | None = None,
     memory_limit: float | None = None,
     store: FeatureStore | str | Path | None = None,
+    keep_attention: bool = False,
     on_recording: Callable[[Recording], None] | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
     progress: Progress | None = None,
@@ -93,6 +93,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             None is what the model's device has free, infinity never refuses.
         store: feature store, or its folder, whose labels the nodes get; None is the one that stands
             beside the dictionary (`FOLDER.features`), if any.
+        keep_attention: find out what steers attention as well (`tracer.keep_attention`), in about
+            three more sweeps, so that pruning keeps it; not of an interrupted trace.
         on_recording: called with the forward pass that is traced, which ends at `position` and has
             the logits there.
         on_estimate: called with the memory that tracing will take, before it starts.
@@ -161,6 +163,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         graph = with_labels(graph, known)
     elif refused:
         graph.metadata["labels_refused"] = refused
+    if keep_attention and "partial" not in graph.metadata:
+        graph = keeping_attention(model, graph)
     # Labels came last, and made products of their own.
     graph.metadata["versions"]["products"] = dict(sorted(used.items()))
     return graph

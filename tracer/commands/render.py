@@ -7,7 +7,14 @@ import click
 
 from tracer.commands.graph_files import pruned
 from tracer.commands.group import Failure
-from tracer.commands.options import POSITIVE, examples, folder, output, prune_options
+from tracer.commands.options import (
+    POSITIVE,
+    attention_option,
+    examples,
+    folder,
+    output,
+    prune_options,
+)
 from tracer.commands.say import say
 
 
@@ -19,6 +26,7 @@ from tracer.commands.say import say
 )
 @folder
 @prune_options
+@attention_option
 @click.option(
     "--max-edges",
     type=POSITIVE,
@@ -32,14 +40,20 @@ from tracer.commands.say import say
 )
 @output("Picture to write: .svg, .png, .pdf or .dot.", required=True)
 def render(
-    folder: Path, nodes: float, edges: float, max_edges: int | None, summary: bool, output: Path
+    folder: Path,
+    nodes: float,
+    edges: float,
+    keep_attention: bool | None,
+    max_edges: int | None,
+    summary: bool,
+    output: Path,
 ) -> None:
     """Draw what matters most of a graph.
 
     A summary shows the graph's groups (`tracer group`), or groups found for it, and what a
     validation measured, where `tracer validate` left its tables in the FOLDER.
     """
-    graph, kept = pruned(folder, nodes, edges)
+    graph, kept = pruned(folder, nodes, edges, keep_attention)
     if summary:
         if max_edges is not None:
             raise click.UsageError(
