@@ -11,10 +11,12 @@ from dataclasses import replace
 from graphs import AttributionGraph, steering
 from graphs.schema import plain_metadata
 from replacement_models import ReplacementModel
+from replacement_models.process import one_call
 from tracer.attention.effects import attention_effects
 from tracer.errors import TraceError
 
 
+@one_call()
 def keep_attention(model: ReplacementModel, graph: AttributionGraph) -> AttributionGraph:
     """The same graph, pruned from now on so that what steers attention and norms is kept.
 

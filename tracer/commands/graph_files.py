@@ -24,12 +24,13 @@ def dropped(
     graph: "AttributionGraph", small: "AttributionGraph", shares: tuple[float, float]
 ) -> str:
     """What pruning dropped of a graph, in words."""
+    from graphs import words
+
     rows, links = graph.nodes.num_rows, graph.effect.nnz
-    steering = small.metadata.get("pruned", {}).get("only_steering")
-    kept = "" if steering is None else f", {steering} of them only for what they steer,"
+    steering = words.steering(small.metadata.get("pruned", {}))
     return (
-        f"Kept {small.nodes.num_rows} of {rows} nodes{kept} and {small.effect.nnz} of {links} "
-        f"edges (--nodes {shares[0]:g} --edges {shares[1]:g}; 1 and 1 keep all)"
+        f"Kept {small.nodes.num_rows} of {rows} nodes and {small.effect.nnz} of {links} edges "
+        f"(--nodes {shares[0]:g} --edges {shares[1]:g}; 1 and 1 keep all{steering})"
     )
 
 
