@@ -116,6 +116,7 @@ def standing(rows: Sequence[dict[str, Any]], rule: str, silent: str, row: int | 
         kept.append(above(point[silent], one["nothing"][silent]))
     known = np.array([value for value in kept if value is not None])
     return {
+        "prompts": len(kept),
         "stand": float(((known >= INSIDE[0]) & (known <= INSIDE[1])).mean()),
         "lost": float((known < LOST).mean()),
         "kept": spread(known),
@@ -179,16 +180,15 @@ def reasons(found: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def chart(rows: Sequence[dict[str, Any]], rules: Sequence[str]) -> str:
-    """Median size against the share of prompts whose circuit stands, a line a rule."""
-    points = {
-        f"{rule}; {silent}": [
-            (mine["size"]["median"], mine["stand"])
-            for row in range(len(NODES))
-            for mine in [standing(rows, rule, silent, row)]
-        ]
-        for rule in rules
-        for silent in (MEANS, SILENT)
-    }
+    """Median size against the share of prompts whose circuit stands, a line a rule.
+
+    Of the first rule a second line, with silent features left alone.
+    """
+    points = {}
+    for rule, silent in ((rules[0], SILENT), *((rule, MEANS) for rule in rules)):
+        found = [standing(rows, rule, silent, row) for row in range(len(NODES))]
+        name = rule if silent == MEANS else f"{rule}; {silent}"
+        points[name] = [(one["size"]["median"], one["stand"]) for one in found]
     sizes = sorted({size for line in points.values() for size, _ in line})
     series = {name: [dict(line).get(size) for size in sizes] for name, line in points.items()}
     axis = ("median share of the nodes in the circuit", sizes)
