@@ -31,7 +31,7 @@ from tracer.validation.means import Means
 from tracer.validation.spread import spread
 from tracer.validation.subject import Subject, subject
 
-NODES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95)
+NODES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97)
 DRAWS = 10
 """Random circuits of the chosen circuit's size."""
 INSIDE, LOST, MOST, ENOUGH = (0.8, 1.2), 0.2, 0.4, 0.7
