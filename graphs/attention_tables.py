@@ -2,8 +2,9 @@
 
 `heads`: every edge split over the heads of each layer it passes. `attention`: heads explained, a
 row each; `attention_marginals` and `attention_pairs`: by which nodes. Scores of heads are bilinear
-in the nodes, so none of this enters effects, influence or pruning. Nodes are named by their ids:
-those of an explanation may be nodes that the graph does not have.
+in the nodes, so none of this enters effects or influence. `steering`: what nodes change through
+scores and norms to the first order, which pruning reads where it is asked to (`steering.py`). All
+but that name nodes by their ids: those of an explanation may be nodes that the graph does not have.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,6 +13,7 @@ from hashlib import sha256
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from graphs import steering
 from graphs.exchange import arrow
 from graphs.schema import GraphError
 
@@ -59,6 +61,7 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "node_k": pa.string(),
         "weight": pa.float64(),
     },
+    steering.NAME: steering.COLUMNS,
 }
 """Columns of every table. In `heads`, rows without query and key split the edge (heads, STAY,
 ABOVE, REST add up to it at every layer); rows with both are the strongest cells of a head."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from scipy import sparse
 
-from graphs import attention_tables, grouped, similarity, words
+from graphs import attention_tables, grouped, similarity, steering, words
 from graphs import groups as grouping
 from graphs.conservation import CLAIM, broken, check_conservation
 from graphs.described import misdescribed
@@ -32,7 +32,7 @@ from graphs.paths import NodePath, strongest
 from graphs.pictures import captions, picture, render
 from graphs.pictures.scene import Content, Style
 from graphs.pictures.summary_source import draw_summary, summary_source
-from graphs.prune import Ends, cut, prune
+from graphs.prune import Ends, Kept, connected, cut, prune, prune_steered
 from graphs.schema import (
     COLUMNS,
     DERIVED,
@@ -92,6 +92,8 @@ class AttributionGraph:
 
     def __post_init__(self) -> None:
         attention_tables.check(self.tables)
+        if steering.NAME in self.tables:
+            steering.check(self.tables[steering.NAME], self.nodes.num_rows)
         check_nodes(self.nodes, self.metadata)
         check_effect(self.effect, self.nodes)
         check_inputs(self._left, self.nodes)
@@ -207,7 +209,9 @@ class AttributionGraph:
     def _pair(self, total: Float[np.ndarray, " nodes"], reached: np.ndarray) -> ScorePair:
         return score_pair(self.effect, total, reached, self._weight, self._ends.roots)
 
-    def prune(self, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
+    def prune(
+        self, nodes: float = 0.8, edges: float = 0.98, keep_attention: bool | None = None
+    ) -> AttributionGraph:
         """The part that holds the given shares of node and edge influence; see `graphs.prune`.
 
         Columns, shares and scores keep referring to the rows as traced (`scores.uncovered` is the
@@ -217,23 +221,32 @@ class AttributionGraph:
         rule applies to what is left of it, with the influence among what is left, while columns,
         counts and scores still refer to the graph as traced.
 
+        Edges take attention patterns and norms as recorded, so what set those has no part in
+        influence. With `keep_attention` it has, as far as the first order tells, and so has what
+        drove it: circuits then stand better when attention is made anew.
+
         Args:
             nodes: share of node influence, in (0, 1].
             edges: share of edge influence, in (0, 1].
+            keep_attention: keep what steers the edges kept as well; None: where the graph was made
+                to (`tracer.keep_attention`), or was pruned so.
 
         Returns:
-            The part, with the shares and the counts of nodes and edges in `metadata["pruned"]`;
-            this graph itself where nothing is dropped.
+            The part, with the shares and the counts of nodes and edges in `metadata["pruned"]`,
+            and of nodes that no path of edges would keep, where attention is kept; this graph
+            itself where nothing is dropped.
 
         Raises:
-            GraphError: a share outside (0, 1].
+            GraphError: a share outside (0, 1], or nothing is known of what steers attention.
         """
         _check_shares(nodes, edges)
         before = self.metadata.get("pruned", {"nodes": 1, "edges": 1})
+        steered = self.keeps_attention if keep_attention is None else keep_attention
+        if steered and steering.NAME not in self.tables:
+            raise GraphError(steering.MISSING)
         if nodes >= before["nodes"] and edges >= before["edges"]:
             return self
-        among = self._reached_left
-        kept = prune(self.effect, self._weight, among, self._ends, (nodes, edges))
+        kept = self._kept((nodes, edges), steered)
         table, effect = cut(self.nodes, self.effect, kept)
         counts = {
             "nodes": nodes,
@@ -245,6 +258,8 @@ class AttributionGraph:
         }
         if self._uncovered > 0:
             counts["uncovered"] = self._uncovered
+        if steered:
+            counts |= {"keep_attention": True, "only_steering": self._only_steering(kept)}
         metadata = plain_metadata(self.metadata | {"pruned": counts})
         ids = table["id"].to_pylist()
         return self._of(
@@ -252,8 +267,41 @@ class AttributionGraph:
             effect=effect,
             metadata=metadata,
             groups=grouping.left(self.groups, ids),
-            tables=_tables_left(self.tables, ids, effect),
+            tables=self._tables_left(kept, ids, effect),
         )
+
+    @property
+    def keeps_attention(self) -> bool:
+        """Whether pruning also keeps what steers attention, unless it is told otherwise."""
+        told = self.metadata.get("pruned", self.metadata.get("settings"))
+        asked = isinstance(told, Mapping) and told.get("keep_attention") is True
+        return asked and steering.NAME in self.tables
+
+    def _kept(self, quantiles: tuple[float, float], steered: bool) -> Kept:
+        """What pruning keeps."""
+        if not steered:
+            return prune(self.effect, self._weight, self._reached_left, self._ends, quantiles)
+        steers = steering.matrix(self.tables[steering.NAME], self.nodes.num_rows)
+        return prune_steered(self.effect, steers, self._weight, self._ends, quantiles)
+
+    def _only_steering(self, kept: Kept) -> int:
+        """How many nodes are kept that lie on no path of edges kept."""
+        target, source = self.effect.tocoo().coords
+        on_paths = connected(source[kept.edges], target[kept.edges], self._ends)
+        return int((kept.nodes & ~on_paths).sum())
+
+    def _tables_left(
+        self, kept: Kept, ids: Sequence[str], effect: sparse.csr_array
+    ) -> dict[str, pa.Table]:
+        """Tables of the part of this graph that has these nodes and effects."""
+        if not self.tables:
+            return {}
+        found = attention_tables.left(self.tables, _edge_names(ids, effect))
+        if (known := found.get(steering.NAME)) is not None:
+            every = np.ones(known.num_rows, dtype=bool)
+            entries = every if kept.steering is None else kept.steering
+            found[steering.NAME] = steering.left(known, kept.nodes, entries)
+        return found
 
     def relabel(self, labels: Mapping[str, str]) -> AttributionGraph:
         """The same graph with the labels of some nodes changed.
@@ -345,6 +393,8 @@ class AttributionGraph:
             GraphError: an unknown name, or other columns than `graphs.attention_tables.COLUMNS`.
         """
         attention_tables.check(tables)
+        if steering.NAME in tables:
+            steering.check(tables[steering.NAME], self.nodes.num_rows)
         return self._of(**vars(self) | {"tables": {**self.tables, **tables}})
 
     def group_features(
@@ -622,8 +672,8 @@ class AttributionGraph:
             nodes = node_table(read.columns, COLUMNS)
             metadata = _as_it_holds(read.effect, nodes, plain_metadata(read.metadata))
             graph = cls(nodes=nodes, effect=read.effect, metadata=metadata, groups=read.groups)
-            held = _tables_left(read.attention, nodes["id"].to_pylist(), graph.effect)
-            return graph.with_tables(held), read
+            edges = _edge_names(nodes["id"].to_pylist(), graph.effect)
+            return graph.with_tables(attention_tables.left(read.attention, edges)), read
         graph = cls.build(read.columns, read.effect, read.metadata)
         return graph.with_groups(read.groups), read
 
@@ -932,17 +982,10 @@ def _as_it_holds(
     return {name: value for name, value in metadata.items() if name != CLAIM}
 
 
-def _tables_left(
-    known: Mapping[str, pa.Table], ids: Sequence[str], effect: sparse.csr_array
-) -> dict[str, pa.Table]:
-    """Tables of a graph with these nodes and effects."""
-    if not known:
-        return {}
+def _edge_names(ids: Sequence[str], effect: sparse.csr_array) -> set[str]:
+    """Edges as tables of attention name them."""
     target, source = effect.tocoo().coords
-    edges = {
-        attention_tables.edge_name(ids[s], ids[t]) for s, t in zip(source, target, strict=True)
-    }
-    return attention_tables.left(known, edges)
+    return {attention_tables.edge_name(ids[s], ids[t]) for s, t in zip(source, target, strict=True)}
 
 
 def _emptied(path: pathlib.Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from graphs.influence import influence, input_absolute, row_sums, shares
 from graphs.schema import number
+from graphs.steering import joined, places
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +20,8 @@ class Kept:
 
     nodes: Bool[np.ndarray, " nodes"]
     edges: Bool[np.ndarray, " edges"]
+    steering: Bool[np.ndarray, " entries"] | None = None
+    """Over the entries of what steers, where pruning was told of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +80,36 @@ def prune(
     edges &= score >= threshold(score, quantiles[1])
     nodes &= connected(source[edges], target[edges], ends)
     return Kept(nodes, edges & nodes[target] & nodes[source])
+
+
+def prune_steered(
+    effect: sparse.csr_array,
+    steers: sparse.csr_array,
+    weight: Float[np.ndarray, " nodes"],
+    ends: Ends,
+    quantiles: tuple[float, float],
+) -> Kept:
+    """Keep what holds the given shares of influence where what steers attention has its part.
+
+    The rule of `prune` over |effect| + steers: what sets the attention patterns and norms that an
+    edge went through drives its target too, and what drives that node in turn. Influence is worked
+    out anew, rows scaled over both; a path may run along either.
+
+    Args:
+        effect: (nodes, nodes) strictly lower triangular, sorted indices.
+        steers: (nodes, nodes) non-negative, as `graphs.steering.matrix` gives it.
+        weight: (nodes,) w, of the targets.
+        ends: which nodes are tokens, errors and logits.
+        quantiles: (nodes, edges), each in (0, 1]; 1 drops nothing.
+
+    Returns:
+        Masks over the nodes, over the entries of `effect` and over those of `steers`.
+    """
+    whole = joined(effect, steers)
+    reached = influence(shares(whole, input_absolute(whole)), weight)
+    kept = prune(whole, weight, reached, ends, quantiles)
+    edges, steering = (kept.edges[places(part, whole)] for part in (effect, steers))
+    return Kept(kept.nodes, edges, steering)
 
 
 def cut(nodes: pa.Table, effect: sparse.csr_array, kept: Kept) -> tuple[pa.Table, sparse.csr_array]:

@@ -35,7 +35,8 @@ def subtitle(metadata: Mapping[str, Any]) -> str | None:
     if short is None:
         return None
     shown = metadata.get("pruned") or {}
-    same = all(shown.get(name) == verdict.get(name) for name in ("nodes", "edges"))
+    names = ("nodes", "edges", "keep_attention")
+    same = all(shown.get(name) == verdict.get(name) for name in names)
     which = "" if same else f" (of thresholds {verdict['nodes']:g} and {verdict['edges']:g})"
     return f"{short}{which}"
 

@@ -87,6 +87,17 @@ def percent(share: float) -> str:
     return f"{value:.1f}%" if 0 < value < 9.95 else f"{value:.0f}%"
 
 
+def steering(pruned: Mapping[str, Any]) -> str:
+    """That pruning kept what steers attention, to add to its thresholds; empty where it did not.
+
+    >>> steering({"keep_attention": True, "only_steering": 12})
+    '; what steers attention kept: 12 nodes only for that'
+    """
+    if pruned.get("keep_attention") is not True:
+        return ""
+    return f"; what steers attention kept: {pruned.get('only_steering', 0)} nodes only for that"
+
+
 def scores(found: Scores, metadata: Mapping[str, Any], digits: int) -> dict[str, str]:
     """Scores as people read them, those beside them that say what they owe to what.
 

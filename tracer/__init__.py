@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tracer.attention.logits import head_logits
     from tracer.attention.patterns import attention_patterns
     from tracer.attention.scores import head_scores
+    from tracer.attention.steering import keep_attention
     from tracer.attention.weights import head_composition, head_virtual_weights
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
@@ -134,6 +135,7 @@ __all__ = [
     "head_scores",
     "head_virtual_weights",
     "intervene",
+    "keep_attention",
     "lens",
     "load_transcoder",
     "local_lens",
@@ -213,6 +215,7 @@ _PLACES = {
     "head_scores": "tracer.attention.scores",
     "head_virtual_weights": "tracer.attention.weights",
     "intervene": "tracer.interventions.intervene",
+    "keep_attention": "tracer.attention.steering",
     "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
     "local_lens": "tracer.lenses.local",

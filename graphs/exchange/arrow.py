@@ -25,6 +25,7 @@ NODES, EDGES = "nodes.arrow", "edges.arrow"
 GROUPS, VIEW = "groups.json", "view.json"
 ATTENTION = (
     *("heads.arrow", "attention.arrow", "attention_marginals.arrow", "attention_pairs.arrow"),
+    "steering.arrow",
 )
 BESIDE = (GROUPS, VIEW, *ATTENTION)
 """What a graph may have beside its tables, also in a zip."""

@@ -112,7 +112,8 @@ def _facts(scene: Scene) -> list[str]:
         parts = [
             f"{nodes:,} of {pruned['total_nodes']:,} nodes, "
             f"{edges:,} of {pruned['total_edges']:,} edges "
-            f"(thresholds {pruned['nodes']:g} and {pruned['edges']:g})"
+            f"(thresholds {pruned['nodes']:g} and {pruned['edges']:g}"
+            f"{words.steering(pruned)})"
         ]
     if shown < edges:
         parts.append(f"{shown:,} strongest edges drawn, {edges - shown:,} hidden")

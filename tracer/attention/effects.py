@@ -5,6 +5,7 @@ nodes: these matrices say by how much each node moves each target by moving them
 at what was recorded. They stand beside `effect` and are no part of it: nothing adds up in them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,6 +27,8 @@ from tracer.attribution.targets import TargetRows
 ENTRIES = 1 << 24
 """Numbers of patterns by row, or of gradients, held at once."""
 STEPS = (Live(False, False), Live(True, False), Live(True, True))
+ODDS = (Live(False, False), Live(True, False, True), Live(True, True, True))
+"""The same by QK attribution: what decides where heads look, rather than what would move them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +74,22 @@ def attention_effects(model: ReplacementModel, graph: AttributionGraph) -> First
     Raises:
         TraceError: the graph is of another model, or a target is a direction.
     """
+    return answers(model, graph, STEPS)
+
+
+@one_call()
+@torch.no_grad()
+def answers(
+    model: ReplacementModel, graph: AttributionGraph, steps: Sequence[Live]
+) -> FirstOrderEffects:
+    """What each step adds to the one before it: STEPS or ODDS."""
     about = explained(model, graph)
     ids = graph.nodes["id"].to_pylist()
     targets = np.flatnonzero(is_kind(graph.nodes, NodeKind.FEATURE, NodeKind.LOGIT))
     sources = np.array([row for row, name in enumerate(ids) if name in about.column])
     columns = np.array([about.column[ids[row]] for row in sources], dtype=np.int64)
     rows = about.rows([ids[row] for row in targets])
-    found = [_matrix(about, rows, columns, live) for live in STEPS]
+    found = [_matrix(about, rows, columns, live) for live in steps]
     kind = graph.effect.dtype
     parts = []
     for lower, upper in pairwise(found):

@@ -13,8 +13,8 @@ from graphs import AttributionGraph, NodeKind
 from replacement_models import Recording, ReplacementModel
 from tracer.attention.queries_keys import QueryKeyMap, query_key_maps
 from tracer.attribution.local_model import LocalModel, linearise
+from tracer.attribution.sizes import PATTERNS
 from tracer.attribution.targets import Difference, Target, TargetRows, feature_rows, logit_targets
-from tracer.attribution.trace import PATTERNS
 from tracer.errors import TraceError
 
 

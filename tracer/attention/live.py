@@ -19,6 +19,8 @@ from tracer.attention.plain_streams import head_gradients, join, pulled_values
 from tracer.attention.queries_keys import QueryKeyMap, Reached, Scores
 from tracer.attribution.targets import TargetRows
 
+SURE = 1e-2
+"""Attention left for the other keys below which log-odds count no further."""
 Visit = Callable[[int, Float[Tensor, "rows positions d_model"]], None]
 
 
@@ -28,6 +30,10 @@ class Live:
 
     attention: bool
     norms: bool
+    odds: bool = False
+    """Weigh scores by QK attribution instead of by their slope: what went through a key, times what
+    the scores do to its log-odds against the other keys. A head that looks at one key alone has
+    almost no slope, but what made it look there counts in full."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +114,7 @@ def pull_live(
             read = _post_norm_answers(norm, known.attended, frozen.attention_post_scale, read)
         pulled = pulled_values(maps, head_gradients(maps, read))
         if live.attention:
-            pulled = pulled + _through_scores(about, layer, known, read)
+            pulled = pulled + _through_scores(about, layer, known, read, live.odds)
         norm = known.block.attention_norm
         if live.norms and norm is not None:
             stream = recording.residuals[layer]
@@ -192,7 +198,11 @@ def _skipped(about: Explained, layer: int, above: Tensor, live: Live) -> Tensor 
 
 
 def _through_scores(
-    about: Explained, layer: int, known: LiveLayer, read: Float[Tensor, "rows positions d_model"]
+    about: Explained,
+    layer: int,
+    known: LiveLayer,
+    read: Float[Tensor, "rows positions d_model"],
+    odds: bool,
 ) -> Float[Tensor, "rows positions d_model"]:
     """What a gradient of attention's output is as one of the stream, by way of the scores."""
     maps, frozen, scores = about.local.layers[layer], about.recording.layers[layer], known.scores
@@ -201,11 +211,24 @@ def _through_scores(
     if frozen.attention_post_scale is not None:
         worth = worth / frozen.attention_post_scale[:, :, None]
     values = torch.einsum("rqhi,khi->rhqk", worth, known.values)
-    mean = (known.pattern * values).sum(-1, keepdim=True)
-    moved = known.pattern * (values - mean) * known.slope
+    moved = _moved(known.pattern, values, odds) * known.slope
     group = heads // kv_heads
     keys = scores.keys.detach().repeat_interleave(group, 0)
     queries = torch.einsum("rhqk,hki->rhqi", moved, keys)
     into_keys = torch.einsum("rhqk,hqi->rhki", moved, scores.queries.detach())
     into_keys = into_keys.unflatten(1, (kv_heads, group)).sum(2)
     return pulled_to_stream(about, layer, known.reached.pulled(queries, into_keys))[0]
+
+
+def _moved(
+    pattern: Float[Tensor, "heads queries keys"],
+    values: Float[Tensor, "rows heads queries keys"],
+    odds: bool,
+) -> Float[Tensor, "rows heads queries keys"]:
+    """What scores after the cap are worth, by what attention to each key is worth."""
+    carried = pattern * values
+    if not odds:
+        return pattern * (values - carried.sum(-1, keepdim=True))
+    against = carried / (1 - pattern).clamp(min=SURE)
+    moved = carried - pattern * (against.sum(-1, keepdim=True) - against)
+    return torch.where(pattern < 1, moved, 0.0)  # a key alone has no odds

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+PATTERNS = 1 << 30
+"""Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sizes:

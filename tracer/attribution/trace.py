@@ -13,6 +13,7 @@ from replacement_models import Recording, ReplacementModel
 from replacement_models.hooks import eager_attention
 from replacement_models.process import one_call
 from replacement_models.speed.allocator import give_back, keep_freed
+from tracer.attention.steering import keep_attention as keeping_attention
 from tracer.attribution import product
 from tracer.attribution.assemble import Traced, assemble, metadata
 from tracer.attribution.blocks import Plan, Progress, entries, entry_bytes, finished_blocks
@@ -20,7 +21,7 @@ from tracer.attribution.finished import FinishedRows, Sums
 from tracer.attribution.interrupts import stopped_once
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.memory import GB, Estimate, check, estimate, sizes_of
-from tracer.attribution.sizes import Sizes
+from tracer.attribution.sizes import PATTERNS, Sizes
 from tracer.attribution.skip_alone import skip_alone
 from tracer.attribution.spill import Spill, spilled
 from tracer.attribution.targets import (
@@ -39,8 +40,6 @@ SPARE = 1 << 24
 """Bytes of finished effects after which memory that was freed on the way is given back."""
 ROOMY = 1e9
 """Bytes below which a trace keeps what it frees for its next tensor."""
-PATTERNS = 1 << 30
-"""Bytes of attention patterns kept in memory; beyond, they are made anew layer by layer."""
 
 
 @one_call()
@@ -63,6 +62,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     memory_limit: float | None = None,
     spill_above: float = 1.0,
     store: FeatureStore | str | Path | None = None,
+    keep_attention: bool = False,
     on_recording: Callable[[Recording], None] | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
     progress: Progress | None = None,
@@ -99,6 +99,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             process was killed, then goes on where it was. Infinity never writes.
         store: feature store, or its folder, whose labels the nodes get; None is the one that stands
             beside the dictionary (`FOLDER.features`), if any.
+        keep_attention: find out what steers attention as well (`tracer.keep_attention`), in about
+            three more sweeps, so that pruning keeps it; not of an interrupted trace.
         on_recording: called with the forward pass that is traced, which ends at `position` and has
             the logits there.
         on_estimate: called with the memory that tracing will take, before it starts.
@@ -172,12 +174,22 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             graph = assemble(model, local, logits, traced, about)
             if spill is not None and whole:
                 spill.done()
-    if known is not None:
-        graph = with_labels(graph, known)
-    elif refused:
-        graph.metadata["labels_refused"] = refused
+    graph = _labelled(graph, known, refused)
+    if keep_attention and "partial" not in graph.metadata:
+        graph = keeping_attention(model, graph)
     # Labels came last, and made products of their own.
     graph.metadata["versions"]["products"] = dict(sorted(used.items()))
+    return graph
+
+
+def _labelled(
+    graph: AttributionGraph, known: FeatureStore | None, refused: str | None
+) -> AttributionGraph:
+    """With the labels of a store, or word of why one has none for it."""
+    if known is not None:
+        return with_labels(graph, known)
+    if refused:
+        graph.metadata["labels_refused"] = refused
     return graph
 
 

@@ -9,7 +9,15 @@ import click
 import tracer
 from tracer.commands.graph_files import pruned
 from tracer.commands.group import Failure
-from tracer.commands.options import EXISTING, POSITIVE, examples, folder, output, prune_options
+from tracer.commands.options import (
+    EXISTING,
+    POSITIVE,
+    attention_option,
+    examples,
+    folder,
+    output,
+    prune_options,
+)
 from tracer.commands.say import say
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 )
 @folder
 @prune_options
+@attention_option
 @click.option(
     "--to",
     type=click.Choice(["tracer", "neuronpedia", "self-hosted", "circuit-tracer"]),
@@ -78,7 +87,7 @@ def export(folder: Path, nodes: float, edges: float, to: str, output: Path, **op
     if output.suffix == ".html":
         write_page(folder, output, {"nodes": nodes, "edges": edges}, options)
     else:
-        graph, kept = pruned(folder, nodes, edges)
+        graph, kept = pruned(folder, nodes, edges, options["keep_attention"])
         if to == "tracer":
             graph.export(output)
         else:
@@ -104,6 +113,11 @@ def check_options(
         raise Failure(f"cannot export {output}: --to {to} writes .json")
     if output.suffix != ".html" and (page["store"] or page["compare"]):
         raise click.UsageError("--store and --compare go with a file that ends in .html", context)
+    if output.suffix == ".html" and page["keep_attention"] is not None:
+        raise click.UsageError(
+            "--keep-attention and --edges-alone do not go with .html, which holds the whole graph",
+            context,
+        )
 
 
 def export_json(

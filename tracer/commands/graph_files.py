@@ -11,16 +11,27 @@ if TYPE_CHECKING:
     from tracer import AttributionGraph
 
 
-def pruned(folder: Path, nodes: float, edges: float) -> "tuple[AttributionGraph, str]":
+def pruned(
+    folder: Path, nodes: float, edges: float, keep_attention: bool | None = None
+) -> "tuple[AttributionGraph, str]":
     """Load and prune a graph; return it and what was dropped, in words."""
     graph = tracer.AttributionGraph.load(folder)
-    small = graph.prune(nodes=nodes, edges=edges)
+    small = graph.prune(nodes, edges, keep_attention)
+    return small, dropped(graph, small, (nodes, edges))
+
+
+def dropped(
+    graph: "AttributionGraph", small: "AttributionGraph", shares: tuple[float, float]
+) -> str:
+    """What pruning dropped of a graph, in words."""
+    from graphs import words
+
     rows, links = graph.nodes.num_rows, graph.effect.nnz
-    kept = (
+    steering = words.steering(small.metadata.get("pruned", {}))
+    return (
         f"Kept {small.nodes.num_rows} of {rows} nodes and {small.effect.nnz} of {links} edges "
-        f"(--nodes {nodes:g} --edges {edges:g}; 1 and 1 keep all)"
+        f"(--nodes {shares[0]:g} --edges {shares[1]:g}; 1 and 1 keep all{steering})"
     )
-    return small, kept
 
 
 def refuse_unwritable_graph(path: Path) -> None:

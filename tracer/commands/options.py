@@ -98,6 +98,13 @@ prune_options = together(
     click.option("--edges", type=SHARE, default=0.98, help="Share of the edge influence to keep."),
 )
 
+attention_option = click.option(
+    "--keep-attention/--edges-alone",
+    default=None,
+    help="Keep what steers the attention of the edges kept, or what edges alone would keep.",
+    show_default="as the graph was traced, or pruned",
+)
+
 
 def output(help: str, **settings: Any) -> Command:
     """Make the -o option of a command."""

@@ -1,22 +1,55 @@
 """`tracer prune`: a graph in less of it."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tracer.commands.graph_files import pruned, refuse_unwritable_graph
-from tracer.commands.options import examples, folder, output, prune_options
+import tracer
+from tracer.commands.graph_files import dropped, refuse_unwritable_graph
+from tracer.commands.models import load_model
+from tracer.commands.options import (
+    attention_option,
+    examples,
+    folder,
+    model_options,
+    output,
+    prune_options,
+)
+from tracer.commands.progress import progress
 from tracer.commands.say import say
 
 
-@click.command(epilog=examples("tracer prune dallas.graph -o small.graph --nodes 0.8 --edges 0.98"))
+@click.command(
+    epilog=examples(
+        "tracer prune dallas.graph -o small.graph --nodes 0.8 --edges 0.98",
+        "tracer prune dallas.graph -o small.graph --keep-attention",
+    )
+)
 @folder
 @prune_options
+@attention_option
+@model_options
 @output("Folder or .zip to write.", required=True)
-def prune(folder: Path, nodes: float, edges: float, output: Path) -> None:
-    """Write what matters most of a graph as a graph."""
+def prune(
+    folder: Path,
+    nodes: float,
+    edges: float,
+    keep_attention: bool | None,
+    output: Path,
+    **options: Any,
+) -> None:
+    """Write what matters most of a graph as a graph.
+
+    The model is loaded only where attention is to be kept and the graph was not traced so.
+    """
     refuse_unwritable_graph(output)
-    graph, kept = pruned(folder, nodes, edges)
-    graph.save(output)
-    say(kept, err=True)
+    graph = tracer.AttributionGraph.load(folder)
+    if keep_attention and "steering" not in graph.tables:
+        model = load_model(options)
+        with progress("Finding what steers attention"):
+            graph = tracer.keep_attention(model, graph)
+    small = graph.prune(nodes, edges, keep_attention)
+    small.save(output)
+    say(dropped(graph, small, (nodes, edges)), err=True)
     say(f"Saved {output}")

@@ -8,7 +8,14 @@ import click
 
 from tracer.commands.graph_files import pruned
 from tracer.commands.group import Failure
-from tracer.commands.options import POSITIVE, examples, folder, output, prune_options
+from tracer.commands.options import (
+    POSITIVE,
+    attention_option,
+    examples,
+    folder,
+    output,
+    prune_options,
+)
 from tracer.commands.say import say
 
 if TYPE_CHECKING:
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 )
 @folder
 @prune_options
+@attention_option
 @click.option(
     "--max-edges",
     type=POSITIVE,
@@ -53,7 +61,7 @@ def render(folder: Path, nodes: float, edges: float, output: Path, **options: An
             "--max-edges and --heads go with the whole picture, not with --summary",
             click.get_current_context(),
         )
-    graph, kept = pruned(folder, nodes, edges)
+    graph, kept = pruned(folder, nodes, edges, options["keep_attention"])
     if heads and graph.heads is None:
         raise Failure(
             f"{folder} does not say which heads carried its edges: run tracer heads {folder} first"

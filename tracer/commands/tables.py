@@ -67,6 +67,8 @@ def print_summary(graph: "AttributionGraph") -> None:
         ("completeness score", scores["completeness"]),
         ("uncovered", f"{scores['uncovered']} of the influence ends in features {beyond}"),
     ]
+    if steering := words.steering(graph.metadata.get("pruned", {})):
+        rows.append(("pruned", steering.removeprefix("; ")))
     if dropped := graph.metadata.get("floored_share"):
         rows.append(("below the edge floor", f"{dropped:.2%} of all absolute effects"))
     if worst := graph.metadata.get("conservation"):

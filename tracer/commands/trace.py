@@ -132,6 +132,12 @@ trace_options = together(
         "if it is killed and run again; inf never does.",
     ),
     click.option(
+        "--keep-attention",
+        is_flag=True,
+        help="Find out what steers attention as well, so that pruning keeps it.",
+        show_default="off",
+    ),
+    click.option(
         "--memory-limit",
         type=click.FloatRange(min=0, min_open=True),
         metavar="GB",

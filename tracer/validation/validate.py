@@ -110,7 +110,8 @@ def validate(
     again with what attention scores, and norms too, answer to the first order. Faithfulness:
     what is left of the target's lead over its strongest competitor with all features and all errors
     outside the pruned circuit at their corpus mean, again with attention, and with attention and
-    norms, held, and less what is left with nothing kept. Evidence: what `verdict.py` lists.
+    norms, held, and less what is left with nothing kept; circuits keep what steers their attention
+    where the graph was made to (`keep_attention`). Evidence: what `verdict.py` lists.
 
     Args:
         model: the model the graph was traced from.
@@ -150,6 +151,8 @@ def validate(
     if means is not None and others is not None:
         circuit = circuit_of(graph.prune(DEFAULT, EDGES))
         summary["specificity"] = specificity(about, means, circuit, others, seed)
+    if graph.keeps_attention:
+        summary["keep_attention"] = True
     summary |= _resampled(about, hypotheses, seed)
     summary["verdict"] = verdict(summary, _names(about, kept))
     return Validation(

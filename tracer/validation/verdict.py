@@ -32,11 +32,17 @@ def verdict(summary: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     kept = summary["faithfulness"]
     return {
         "text": " ".join(_sentences(summary, {k: f"“{words.token(v)}”" for k, v in names.items()})),
-        "short": None if kept is None or kept["clean"] <= 0 else _short(kept["held"]),
+        "short": None if kept is None or kept["clean"] <= 0 else _short(summary),
         "nodes": DEFAULT,
         "edges": EDGES,
+        **({"keep_attention": True} if steered(summary) else {}),
         "evidence": list(evidence(summary)),
     }
+
+
+def steered(summary: Mapping[str, Any]) -> bool:
+    """Whether the circuit keeps what steers its attention, to the first order."""
+    return summary.get("keep_attention") is True
 
 
 def evidence(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -130,7 +136,8 @@ def _sentences(summary: Mapping[str, Any], names: Mapping[str, str]) -> tuple[st
             "no lead that a circuit could keep.",
             _ranks(summary),
         )
-    return _alone(kept["held"][NOTHING], names), _held(kept["held"])
+    circuit = "this circuit, what steers attention kept," if steered(summary) else "this circuit"
+    return _alone(kept["held"][NOTHING], names, circuit), _held(kept["held"], steered(summary))
 
 
 def _ranks(summary: Mapping[str, Any]) -> str:
@@ -148,26 +155,26 @@ def stands(part: Mapping[str, Any]) -> bool:
     return bool(part["circuit"] >= ENOUGH and 1 - part["empty"] >= LEAST)
 
 
-def _alone(free: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def _alone(free: Mapping[str, Any], names: Mapping[str, str], circuit: str) -> str:
     lead = f"of the lead of {names['target']} over {names['rival']}"
     nothing = f"with nothing kept {words.percent(free['empty'])}"
     share = words.percent(free["circuit"])
     if names["answer"] != names["target"]:
         return (
-            f"Kept alone, this circuit does not give the answer: it says {names['answer']}, and "
+            f"Kept alone, {circuit} does not give the answer: it says {names['answer']}, and "
             f"{share} {lead} is left ({nothing})."
         )
     left = f"{share} {lead} is left"
     if 1 - free["empty"] < LEAST:
         return (
-            f"Kept alone, this circuit gives the answer, but so does nothing at all: {left}, "
+            f"Kept alone, {circuit} gives the answer, but so does nothing at all: {left}, "
             f"{nothing}, so this says little."
         )
     weakly = "" if stands(free) else ", but weakly"
-    return f"Kept alone, this circuit gives the answer{weakly}: {left} ({nothing})."
+    return f"Kept alone, {circuit} gives the answer{weakly}: {left} ({nothing})."
 
 
-def _held(held: Mapping[str, Mapping[str, Any]]) -> str:
+def _held(held: Mapping[str, Mapping[str, Any]], steering: bool) -> str:
     free, attention, norms = (held[name] for name in (NOTHING, ATTENTION, NORMS))
     figures = (
         f"with attention held it keeps {words.percent(attention['circuit'])}, with norms held too "
@@ -177,15 +184,19 @@ def _held(held: Mapping[str, Mapping[str, Any]]) -> str:
         ablated = words.percent(free["ablated"])
         return f"Without it {ablated} of the lead is left; {figures}."
     if stands(attention):
-        return (
-            f"Attention moves when the rest is ablated: {figures}, so what steers attention is "
-            "missing from it."
+        missing = (
+            "to the first order what steers it is kept, so it takes more than that"
+            if steering
+            else "so what steers attention is missing from it"
         )
+        return f"Attention moves when the rest is ablated: {figures}, {missing}."
     if stands(norms):
         return f"Attention and norms move when the rest is ablated: {figures}."
     return f"Holding attention does not mend it: {figures}."
 
 
-def _short(held: Mapping[str, Mapping[str, Any]]) -> str:
+def _short(summary: Mapping[str, Any]) -> str:
+    held = summary["faithfulness"]["held"]
+    with_it = " with what steers attention" if steered(summary) else ""
     free, attention = (words.percent(held[name]["circuit"]) for name in (NOTHING, ATTENTION))
-    return f"circuit alone keeps {free} of the lead ({attention} with attention held)"
+    return f"circuit alone{with_it} keeps {free} of the lead ({attention} with attention held)"
