@@ -47,8 +47,9 @@ def planned(config: TrainConfig, wiring: Wiring, width: int) -> Plan:
         width: of the model.
     """
     chosen, layers = config.dictionary, len(wiring.layers)
-    slots = sum(1 if chosen.tied else len(wiring.slots(at)) for at in range(layers))
-    count = chosen.features * (width * (layers + slots) + 3 * layers)
+    slots = [1 if chosen.tied else len(wiring.slots(at)) for at in range(layers)]
+    counts = chosen.features_of(layers)
+    count = sum(n * (width * (1 + m) + 3) for n, m in zip(counts, slots, strict=True))
     count += layers * width * (width + 1 if chosen.skip else 1)
     together = max(len(island) for island in wiring.islands)
     sparse = max(chosen.l0) < config.run.sparse_below * chosen.features
@@ -112,7 +113,9 @@ def _features(config: TrainConfig, wiring: Wiring, width: int, most: float) -> i
     fitting = 0
     while low <= high:
         middle = (low + high) // 2
-        some = replace(config, dictionary=replace(config.dictionary, features=64 * middle))
+        some = replace(
+            config, dictionary=replace(config.dictionary, features=64 * middle, widths=None)
+        )
         if planned(some, wiring, width).total <= most:
             fitting, low = 64 * middle, middle + 1
         else:

@@ -58,7 +58,7 @@ class Trainee(nn.Module):
         self.features = chosen.features
         self.l0 = wiring.l0(chosen.l0)
         self.firing = [Firing(chosen.activation, l0, config.loss.bandwidth) for l0 in self.l0]
-        rows = [chosen.features] * len(wiring.layers)
+        rows = chosen.features_of(len(wiring.layers))
         like = reads[0].mean
         self.W_enc = _parameters([like.new_zeros(count, width) for count in rows])
         self.b_enc = _parameters([like.new_zeros(count) for count in rows])
@@ -77,6 +77,8 @@ class Trainee(nn.Module):
         self.silent: Tensor
         self.limit: Tensor
         self.register_buffer("silent", torch.zeros(len(rows), chosen.features, device=like.device))
+        for at, count in enumerate(rows):
+            self.silent[at, count:] = -torch.inf  # there is no such feature, so it never dies
         self.register_buffer("limit", torch.zeros(len(rows), device=like.device))
 
     def _if(self, wanted: bool, shapes: Sequence[tuple[int, ...]]) -> nn.ParameterList:
@@ -142,6 +144,18 @@ class Trainee(nn.Module):
         if len(self.share):
             return self.W_dec[at].norm(dim=1) * self.share[at].norm(dim=1)
         return self.W_dec[at].norm(dim=1)
+
+    @torch.no_grad()
+    def heard(self, at: int, fired: Float[Tensor, " features"], tokens: int) -> None:
+        """Count the tokens that each feature of a layer has not fired on.
+
+        Args:
+            at: number of the layer.
+            fired: tokens of a batch that each fires on.
+            tokens: of the batch.
+        """
+        silent = self.silent[at, : len(fired)]
+        silent.add_(tokens).masked_fill_(fired > 0, 0)
 
     def scales(self) -> dict[str, Tensor]:
         """Of every place, by name."""
