@@ -16,6 +16,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from replacement_models.checkpoint import AS_DATA
 from replacement_models.tiny.recipe.corpus import (
     Encoder,
     Source,
@@ -65,7 +66,7 @@ def rows(tokenizer: PreTrainedTokenizerFast, seed: int = SEED) -> Iterator[list[
 
 def write(path: Path, tokens: int = TOKENS) -> None:
     """Write rows until there are so many tokens."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(PACKAGE / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(PACKAGE / "model", **AS_DATA)
     left = tokens
     with path.open("w", encoding="utf-8") as file:
         for row in rows(tokenizer):
