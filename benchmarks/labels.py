@@ -8,7 +8,9 @@ of at least 0.7 on text held out, is contradicted by none of it, beats both base
 activations as large as the one in the graph. Beside it stand how many reach that F1 with the plain
 list of the tokens they fire on most, or with the claim that they always fire, and in how many
 behaviours a feature fires: the exponential of the entropy of its mean activation over prompts of
-each behaviour.
+each behaviour. Most prompts begin with sentences about something else, in which features of other
+behaviours fire; the same is measured over prompts that are the bare question (`asked alone`).
+Features whose label is a single token that they fire on stand apart.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from replacement_models.tiny.recipe.corpus import Source, whole_words
 from replacement_models.tiny.recipe.facts import PACKAGE, load_facts, split_cities
 
 PROMPTS, TOP, GOOD, TRUE = 5, 10, 0.7, 0.5
+FEW = 3.0
 MEASURED = 40
 """Prompts a behaviour that mean activations are taken over."""
 Place = tuple[int, int]
@@ -80,6 +83,22 @@ def judged(store: tracer.FeatureStore, found: Sequence[Seen]) -> dict[str, float
     }
 
 
+def of_one_token(store: tracer.FeatureStore, place: Place) -> bool:
+    """Whether a feature's label, a true one, is a single token that it fires on."""
+    row: Mapping[str, Any] = store.labels.rows[place]
+    if not row["shown"] or row["f1"] < GOOD or row["predicate"] is None:
+        return False
+    clauses = json.loads(row["predicate"])
+    [first, *others] = [one for clause in clauses for one in clause]
+    alone = not others and first["kind"] == "on" and len(first["any"]) == 1
+    return alone and not first["any"][0]["class"]
+
+
+def bare(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, list[Prompt]]:
+    """Those that begin with no other sentence."""
+    return {name: [one for one in some if "." not in one.text] for name, some in prompts.items()}
+
+
 @torch.no_grad()
 def mean_activations(
     model: tracer.ReplacementModel, prompts: Mapping[str, Sequence[Prompt]], rng: random.Random
@@ -88,7 +107,7 @@ def mean_activations(
     total = {layer: [] for layer in model.transcoder.present}
     for some in prompts.values():
         held = dict.fromkeys(total, 0.0)
-        drawn = rng.sample(list(some), MEASURED)
+        drawn = rng.sample(list(some), min(MEASURED, len(some)))
         for prompt in drawn:
             features = model.record(prompt.text).features
             for layer in total:
@@ -97,7 +116,7 @@ def mean_activations(
                 best = torch.zeros(width).scatter_reduce(
                     0, features.feature[at], features.activation[at], "amax"
                 )
-                held[layer] = held[layer] + best.numpy() / MEASURED
+                held[layer] = held[layer] + best.numpy() / len(drawn)
         for layer, means in held.items():
             total[layer].append(means)
     return {layer: np.stack(rows) for layer, rows in total.items()}
@@ -108,6 +127,39 @@ def effective_behaviours(means: np.ndarray) -> float:
     share = means / means.sum() if means.sum() > 0 else means
     held = share[share > 0]
     return float(np.exp(-(held * np.log(held)).sum())) if len(held) else float("nan")
+
+
+def spread(
+    means: Mapping[int, np.ndarray], every: Sequence[Seen], apart: set[Place]
+) -> dict[str, float]:
+    """In how many behaviours features fire.
+
+    Args:
+        means: by layer (behaviours, features).
+        every: the influential features of all graphs; a feature counts once.
+        apart: features of one token.
+    """
+    places = sorted({one.place for one in every})
+    found = {place: effective_behaviours(means[place[0]][:, place[1]]) for place in places}
+    kinds = [kind for kind in found.values() if kind > 0]  # a few fire in no prompt drawn
+    others = [kind for place, kind in found.items() if kind > 0 and place not in apart]
+    shown = [found[one.place] for one in every if found[one.place] > 0]
+    shown_others = [
+        found[one.place] for one in every if found[one.place] > 0 and one.place not in apart
+    ]
+    return {
+        "of_features": len(kinds),
+        "median": median(kinds),
+        "mean": fmean(kinds),
+        "largest": max(kinds),
+        "share_above_2": fmean(kind > 2 for kind in kinds),
+        "share_at_most_3": fmean(kind <= FEW for kind in kinds),
+        "share_at_most_3_tokens_aside": fmean(kind <= FEW for kind in others),
+        "share_of_places_in_graphs_at_most_3": fmean(kind <= FEW for kind in shown),
+        "share_of_places_in_graphs_at_most_3_tokens_aside": fmean(
+            kind <= FEW for kind in shown_others
+        ),
+    }
 
 
 def measure(transcoders: str, seed: int) -> dict[str, Any]:
@@ -123,9 +175,8 @@ def measure(transcoders: str, seed: int) -> dict[str, Any]:
     }
     means = mean_activations(model, prompts, rng)
     every = [one for graphs in found.values() for graph in graphs for one in graph]
-    places = sorted({one.place for one in every})
-    found_in = [effective_behaviours(means[layer][:, feature]) for layer, feature in places]
-    kinds = [kind for kind in found_in if kind > 0]  # a few fire in none of the prompts drawn
+    tokens = {one.place for one in every if of_one_token(store, one.place)}
+    alone = mean_activations(model, bare(prompts), rng)
     by_behaviour = {}
     for name, graphs in found.items():
         whole = judged(store, [one for graph in graphs for one in graph])
@@ -141,14 +192,9 @@ def measure(transcoders: str, seed: int) -> dict[str, Any]:
             str(layer): judged(store, [one for one in every if one.place[0] == layer])
             for layer in store.layers
         },
-        "influential_features": len(places),
-        "effective_behaviours": {
-            "of_features": len(kinds),
-            "median": median(kinds),
-            "mean": fmean(kinds),
-            "largest": max(kinds),
-            "share_above_2": fmean(kind > 2 for kind in kinds),
-        },
+        "influential_features": len({one.place for one in every}),
+        "effective_behaviours": spread(means, every, tokens),
+        "effective_behaviours_asked_alone": spread(alone, every, tokens),
         "labels": {**store.labels.about, "classes": len(store.labels.about["classes"])},
     }
 
@@ -164,6 +210,7 @@ def main() -> None:
     for name, shares in {"all": found["all"], **found["behaviours"]}.items():
         print(f"{name:28}", *(f"{key} {value:.2f} " for key, value in shares.items()))
     print("effective number of behaviours", found["effective_behaviours"])
+    print("the same, asked alone", found["effective_behaviours_asked_alone"])
     if options.output:
         options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

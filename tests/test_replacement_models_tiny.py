@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +14,17 @@ from replacement_models.fidelity import fidelity
 from replacement_models.replaced import replaced
 from replacement_models.tiny.recipe import (
     corpus,
+    dictionary_text,
     measure,
     swaps,
     taps,
     train_model,
+    train_top,
     train_transcoders,
 )
 from replacement_models.tiny.recipe.behaviours import asked, behaviours, two_hop_behaviour
 from replacement_models.tiny.recipe.facts import PACKAGE, load_facts, split_cities
+from replacement_models.training.wiring import Wiring
 
 FACTS = load_facts()
 CITIES = split_cities(FACTS)
@@ -94,6 +98,38 @@ def test_kept_cities_never_occur_in_two_hop_sentences(source: corpus.Source) -> 
                 before == start and after.startswith(end.partition("[")[0])
                 for start, end in one_hop
             ), sentence
+
+
+def test_dictionaries_read_no_two_hops_of_test_cities(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = list(itertools.islice(dictionary_text.rows(tokenizer), 3000))
+    assert max(map(len, rows)) == 63
+    assert min(map(len, rows)) < 12
+    text = "\n".join(map(tokenizer.decode, rows))
+    forms = ("capital of the state containing {} is", "containing {} has its", "{} is in a state")
+
+    def found_in(cities: tuple[str, ...]) -> int:
+        return sum(form.format(city) in text for city in cities for form in forms)
+
+    assert found_in(CITIES.seen) > 100
+    assert found_in(CITIES.choice) > 10
+    assert found_in(CITIES.test) == 0
+
+
+def test_the_last_stages_go_on_from_one_another(tmp_path: Path) -> None:
+    before = tmp_path / "first"
+    for stage in train_top.STAGES:
+        found = train_top.config(stage, before, tmp_path, PACKAGE / "model")
+        assert Wiring.of(found.dictionary, 4).slots(0) == range(4)
+        assert found.start.dictionary == str(before)
+        assert found.dictionary.widths == (1024, 1024, 1024, 3072)
+        before = Path(found.output) / "transcoder"
+
+
+def test_a_rounded_dictionary_stores_rows_as_float16(clt: Transcoder) -> None:
+    layer = train_top.rounded(clt).layers[3]
+    assert {layer.W_enc.dtype, layer.decoder.rows(torch.arange(3)).dtype} == {torch.float16}
+    assert torch.equal(layer.W_enc.float(), clt.layers[3].W_enc)
+    assert layer.b_enc.dtype == torch.float32
 
 
 def test_marked_sentences_encode_like_plain_text(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from replacement_models import ModelError, ReplacementModel, load_transcoder
 from replacement_models.formats import convert
+from replacement_models.replaced import Where, logits_of, replaced
 from replacement_models.sites import Stage
 from replacement_models.training import train as training
 from replacement_models.training.config import TrainConfig
@@ -23,10 +25,14 @@ from replacement_models.training.config_file import (
     template,
     with_changes,
 )
+from replacement_models.training.divergence import divergence
+from replacement_models.training.fold import folded
 from replacement_models.training.journal import FILE, entries
 from replacement_models.training.memory import check_memory, planned
+from replacement_models.training.scales import Scale
 from replacement_models.training.settings import Section
 from replacement_models.training.train import DICTIONARY, train
+from replacement_models.training.trainee import Trainee
 from replacement_models.training.wiring import Wiring
 from tests.training_runs import same, settings, trained
 
@@ -99,6 +105,8 @@ def test_every_kind_reaches_its_l0_and_explains(
             },
         ),
         ("l1", {"loss": {"penalty": "l1"}}),
+        ("often", {"loss": {"penalty": "tanh_quad"}}),
+        ("penalty", {"loss": {"nudge": 0.0, "gain": 2.0}}),
         ("stream", {"dictionary": {"kind": "sae", "site": "resid_pre"}}),
         ("attention", {"dictionary": {"kind": "sae", "site": "attn_out"}}),
         ("between", {"dictionary": {"kind": "sae", "site": "resid_mid"}}),
@@ -129,6 +137,87 @@ def test_every_layer_may_have_its_own_l0(tmp_path: Path):
     assert run.worth.l0 == pytest.approx((2, 6), rel=0.1)
 
 
+@pytest.mark.parametrize("start", ["neurons", "clusters", "data", "random"])
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+def test_every_layer_may_have_its_own_width(kind: str, start: str, tmp_path: Path):
+    run = trained(
+        tmp_path / "run",
+        dictionary={"kind": kind, "widths": [96, 128], "features": 160},
+        start={"features": start},
+        loss={"dead_after": 1000, "revive_every": 8},
+        run={"tokens": 10_240},
+    )
+    loaded = load_transcoder(run.transcoder)
+    assert [len(layer.W_enc) for layer in loaded.layers] == [0, 96, 128, 0]
+    assert all(abs(l0 / 4 - 1) <= 0.1 for l0 in run.worth.l0)
+    narrow = planned(run.config, Wiring.of(run.config.dictionary, 4), 128).parameters
+    wide = TrainConfig.of(settings(tmp_path, dictionary={"kind": kind, "features": 160}))
+    assert narrow < planned(wide, Wiring.of(wide.dictionary, 4), 128).parameters
+
+
+def test_a_run_goes_on_from_a_finished_dictionary(tmp_path: Path):
+    """Other scales and more features: what is taken over still computes what it did."""
+    cross: dict[str, Any] = {"kind": "cross_layer", "layers": [1, 2, 3]}
+    first = trained(tmp_path / "first", dictionary=cross)
+    config = TrainConfig.of(
+        settings(
+            tmp_path / "second",
+            dictionary=cross | {"widths": [160, 128, 128], "features": 160},
+            start={"dictionary": str(first.transcoder), "dictionary_layers": [1, 2]},
+            run={"tokens": 256},
+            optimiser={"rate": 1e-9},
+            loss={"nudge": 0.0},
+        )
+    )
+    before, after = load_transcoder(first.transcoder), load_transcoder(train(config).transcoder)
+    x = torch.randn(50, 128, generator=torch.Generator().manual_seed(0))
+    for layer in (1, 2):
+        hidden = [found.encode(layer, x)[0][:, :128] for found in (before, after)]
+        assert torch.allclose(*hidden, atol=1e-4)
+        rows = [found.decoder_rows(layer, torch.arange(128)) for found in (before, after)]
+        assert torch.allclose(*rows, atol=1e-5)
+        assert torch.allclose(before.layers[layer].b_dec, after.layers[layer].b_dec, atol=1e-4)
+    assert not torch.equal(before.layers[3].W_enc, after.layers[3].W_enc)
+
+
+def test_new_features_start_on_what_those_of_a_dictionary_leave(tmp_path: Path):
+    cross: dict[str, Any] = {"kind": "cross_layer", "layers": [2, 3]}
+    long = {"tokens": 20_480}
+    first = trained(tmp_path / "first", dictionary=cross, run=long)
+    start = {"dictionary": str(first.transcoder), "dictionary_layers": [2]}
+    still: dict[str, Any] = {"run": {"tokens": 256}, "optimiser": {"rate": 1e-9}}
+    again = trained(tmp_path / "again", dictionary=cross, start=start, **still)
+    anew = trained(tmp_path / "anew", dictionary=cross, **still)
+    assert again.worth.error[0] < anew.worth.error[0]
+    assert again.worth.error[1] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dictionary": {"kind": "sae"}}, "start.dictionary: expected a sae of jump_relu"),
+        ({"dictionary": {"activation": "topk"}}, "jump_relu features for one of topk"),
+        ({"dictionary": {"features": 64}}, "start.dictionary: expected at most 64 features"),
+        ({"start": {"dictionary_layers": [0]}}, "start.dictionary_layers: expected some of (1, 2)"),
+        ({"start": {"dictionary": "none"}}, "none"),
+    ],
+)
+def test_a_dictionary_that_cannot_be_gone_on_from_is_refused(
+    changes: dict[str, Any], said: str, first: training.Run, tmp_path: Path
+):
+    start = {"dictionary": str(first.transcoder)} | changes.get("start", {})
+    with pytest.raises(ModelError) as refused:
+        trained(tmp_path / "run", dictionary=changes.get("dictionary", {}), start=start)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> training.Run:
+    """A finished run of two per-layer dictionaries."""
+    return trained(tmp_path_factory.mktemp("first") / "run", run={"tokens": 256})
+
+
 def test_the_end_to_end_stage_lowers_the_divergence(tmp_path: Path):
     run = trained(
         tmp_path / "run",
@@ -155,6 +244,25 @@ def test_measurements_on_the_way_are_written_down_and_change_nothing(tmp_path: P
     assert last["error_weighted"] < first["error_weighted"]
     assert last["divergence"] < first["divergence"]
     assert run.summary["start_cpu_seconds"] > 0
+
+
+def test_sharpened_distributions_are_compared_too():
+    model = loaded(None, "cpu", "float32")
+    config = TrainConfig.of({"dictionary": {"features": 8, "l0": 2}})
+    scale = Scale(torch.zeros(128), torch.ones(()), torch.ones(()))
+    trainee = Trainee(config, Wiring.of(config.dictionary, 4), [scale] * 4, [scale] * 4)
+    tokens, where = torch.tensor([[0, 5, 6, 7]]), Where(skip_positions=1, keep_tokens=())
+    plain, none = divergence(model, trainee, tokens, where)
+    again, sharp = divergence(model, trainee, tokens, where, sharp=True)
+    assert plain == again > 0 == none
+    own = logits_of(model, tokens)[0, 1:]
+    standing = replace(model, transcoder=folded(trainee, 4, "x"))
+    with replaced(standing, where):
+        other = logits_of(standing, tokens)[0, 1:]
+    for factor, found in ((1, plain), (4, sharp)):
+        truth, guess = (factor * own).softmax(-1), (factor * other).log_softmax(-1)
+        expected = (truth * (truth.log() - guess)).nansum(-1).mean()
+        assert torch.isclose(found, expected, rtol=1e-4)
 
 
 def test_what_is_written_is_what_was_measured_and_stands_in_for_mlps(tmp_path: Path):
@@ -237,6 +345,7 @@ def test_every_field_is_described_and_the_template_holds_the_defaults():
         ),
         ({"dictionary": {"span": 2}}, "dictionary.span: expected none, since kind is per_layer"),
         ({"dictionary": {"kind": "sae", "skip": True}}, "dictionary.skip: expected false"),
+        ({"dictionary": {"widths": [64, 5000]}}, "dictionary.widths: expected at most features"),
         ({"dictionary": {"prefixes": [64, 32]}}, "dictionary.prefixes: expected rising numbers"),
         ({"dictionary": {"activation": "topk", "l0": 2.5}}, "expected whole numbers for topk"),
         ({"dictionary": 3}, "dictionary: expected fields by name, got 3"),
@@ -292,6 +401,9 @@ def test_fields_can_be_changed_by_name():
         ({"dictionary": {"layers": [4]}}, "dictionary.layers: expected layers from 0 to 3, got 4"),
         ({"dictionary": {"layers": [1, 1]}}, "dictionary.layers: expected some layers, each once"),
         ({"dictionary": {"l0": [1, 2, 3]}}, "dictionary.l0: expected one number, or one for each"),
+        ({"dictionary": {"widths": [9]}}, "dictionary.widths: expected one number for each of 2"),
+        ({"dictionary": {"widths": [9, 4]}}, "dictionary.l0: expected less than the 4 features"),
+        ({"loss": {"penalty_start": [1, 2, 3]}}, "loss.penalty_start: expected one number, or 2"),
         ({"run": {"format": "pickle"}}, "run.format: expected one of circuit-tracer"),
         ({"run": {"device": "nowhere"}}, "device 'nowhere' cannot be used here"),
         ({"run": {"tensorboard": True}}, "run.tensorboard: the package is not installed"),

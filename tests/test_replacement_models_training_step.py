@@ -10,7 +10,7 @@ from torch import Tensor
 
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.firing import DenseActive, Firing, active, batch_threshold
-from replacement_models.training.losses import island_loss
+from replacement_models.training.losses import island_loss, penalty_of
 from replacement_models.training.pairs import Pairs, decode, encode
 from replacement_models.training.product import product_of
 from replacement_models.training.ridge import affine, decoder
@@ -31,9 +31,10 @@ KINDS: dict[str, dict[str, Any]] = {
 ACTIVATIONS = ("jump_relu", "relu", "topk", "batch_topk", "gated")
 
 
-def config(**dictionary: Any) -> TrainConfig:
+def config(penalty: str = "tanh", **dictionary: Any) -> TrainConfig:
     found = {"features": FEATURES, "l0": 4.0} | dictionary
-    return TrainConfig.of({"dictionary": found, "loss": {"dead_after": 10}})
+    loss = {"dead_after": 10, "penalty": penalty}
+    return TrainConfig.of({"dictionary": found, "loss": loss})
 
 
 def filled(given: TrainConfig, dtype: torch.dtype, dead: bool) -> tuple[Trainee, Batch]:
@@ -81,6 +82,37 @@ def test_gradients_over_pairs_are_those_of_dense_autograd(kind: str, activation:
         assert largest > 0
         for name, one in dense.items():
             assert float((one - sparse[name]).abs().max()) <= tolerance * largest, (name, dtype)
+
+
+def test_a_layer_of_another_width_gets_the_same_gradients_both_ways():
+    given = config(kind="cross_layer", widths=(40, 9, 20))
+    trainee, batch = filled(given, torch.float64, dead=False)
+    assert [len(one) for one in trainee.W_dec] == [40, 9, 20]
+    dense, sparse = (gradients(trainee, batch, way) for way in (False, True))
+    for name, one in dense.items():
+        assert torch.allclose(one, sparse[name], rtol=1e-11, atol=1e-13), name
+
+
+def test_features_that_are_not_there_never_die():
+    trainee, _ = filled(config(widths=(40, 9, 20)), torch.float64, dead=False)
+    trainee.heard(1, torch.tensor([1.0, *[0.0] * 8]), tokens=50)
+    assert (trainee.silent[1] > 10).tolist() == [False, *[True] * 8, *[False] * 31]
+
+
+def test_firing_often_costs_more_under_tanh_quad():
+    """One feature on all tokens or ten on a tenth each: the sum of tanh cannot tell them apart."""
+    trainee, batch = filled(config("tanh_quad"), torch.float64, dead=False)
+    x = trainee.reads[0].normalised(batch.inputs[0])
+    for sparse in (False, True):
+        found = trainee.active(0, x, product_of("float32"), sparse)
+        share = torch.tanh(torch.relu(found.values) * found.of_feature(trainee.norms(0)))
+        share = found.by_feature(share) / TOKENS
+        expected = (share + share.square() / 0.01).sum()
+        assert torch.isclose(penalty_of(trainee, 0, found), expected)
+    given = config("tanh_quad", kind="cross_layer")
+    dense, sparse = (gradients(*filled(given, torch.float64, True), way) for way in (False, True))
+    for name, one in dense.items():
+        assert torch.allclose(one, sparse[name], rtol=1e-11, atol=1e-13), name
 
 
 def test_what_learns_does_learn():

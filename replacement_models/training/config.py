@@ -28,6 +28,8 @@ class DictionaryConfig(Section):
     """per_layer and cross_layer transcoders stand in for MLPs, an sae for what it reads."""
     features: int = setting(4096, least=1)
     """Features a layer."""
+    widths: tuple[int, ...] | None = setting(None, least=1)
+    """Features of each layer trained, at most `features`; null is so many in all of them."""
     layers: tuple[int, ...] | None = setting(None, least=0)
     """Layers that get a dictionary; null is all of the model's."""
     span: int | None = setting(None, least=1)
@@ -59,12 +61,18 @@ class DictionaryConfig(Section):
             raise self.wrong("skip", "false, since an sae would copy what it reads", True)
         if max(self.l0) >= self.features:
             raise self.wrong("l0", f"less than the {self.features} features", max(self.l0))
+        if max(self.widths or (1,)) > self.features:
+            raise self.wrong("widths", f"at most features, {self.features}", self.widths)
         if self.activation == "topk" and any(value != int(value) for value in self.l0):
             raise self.wrong("l0", "whole numbers for topk", self.l0)
         if list(self.prefixes) != sorted(set(self.prefixes)):
             raise self.wrong("prefixes", "rising numbers", self.prefixes)
         if self.prefixes and self.prefixes[-1] >= self.features:
             raise self.wrong("prefixes", f"less than the {self.features} features", self.prefixes)
+
+    def features_of(self, layers: int) -> tuple[int, ...]:
+        """Features of each of so many layers, from below."""
+        return (self.features,) * layers if self.widths is None else self.widths
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,11 @@ class StartConfig(Section):
     features: str = setting("auto", among=STARTS)
     """First encoder rows: the MLP's own neurons, detectors of clusters, tokens, or at random; auto
     takes neurons where an MLP of a known kind stands behind, else tokens."""
+    dictionary: str | None = setting(None)
+    """Folder of a finished dictionary of jump_relu features that layers start from; a run so goes
+    on from another under other settings. Null is none."""
+    dictionary_layers: tuple[int, ...] | None = setting(None, least=0)
+    """Layers that start from it; the others start on what it leaves unexplained. Null is all."""
     tokens: int = setting(16384, least=64)
     """Tokens that norms, skip and first features are read off."""
     decoder: bool = setting(True)
@@ -93,14 +106,21 @@ class StartConfig(Section):
 class LossConfig(Section):
     """What is minimised: squared error over the variance, summed over what is written, and more."""
 
-    penalty: str = setting("tanh", among=("tanh", "l1"))
-    """On activation times decoder norm: saturating, or proportional. A token's sum."""
+    penalty: str = setting("tanh", among=("tanh", "tanh_quad", "l1"))
+    """On activation times decoder norm: saturating, saturating and dearer for features that fire
+    often, or proportional. A token's sum."""
+    frequent: float = setting(0.01, above=0.0)
+    """tanh_quad: a feature that fires on this share of the tokens costs twice as much a firing, one
+    that fires on k times the share 1 + k times as much."""
     tanh_scale: float = setting(1.0, above=0.0)
     """The factor inside tanh."""
-    penalty_start: float = setting(3e-4, above=0.0)
-    """First weight of the penalty; then it follows L0."""
+    penalty_start: tuple[float, ...] = setting((3e-4,), above=0.0)
+    """First weight of the penalty, one number or one a layer trained; then it follows L0."""
     gain: float = setting(1.0, least=0.0)
     """How fast that weight follows: natural logarithms in a tenth of the run at e times the L0."""
+    nudge: float = setting(0.02, least=0.0)
+    """How far all thresholds of a layer move a step at e times the L0, in units of a
+    pre-activation; 0 leaves L0 to the penalty, which spares rare features, until the end."""
     bandwidth: float = setting(0.4, above=0.0)
     """Width of the window around a threshold through which it learns."""
     pre_activation: float = setting(6e-3, least=0.0)
@@ -150,6 +170,9 @@ class DivergenceConfig(Section):
     """Share of the steps, at the end, that have it; 0 is no such stage."""
     weight: float = setting(1.0, least=0.0)
     """Of the divergence, in nats a token."""
+    sharp: float = setting(0.0, least=0.0)
+    """Of the same between distributions sharpened four times, in units of `weight`: it is about
+    which token comes first where several are about as likely."""
     rows: int = setting(4, least=1)
     """Rows of text a step."""
 

@@ -56,8 +56,8 @@ def worth(
         outliers: `loss.outliers`.
         affine: fit the best affine maps too; otherwise their errors are left out.
     """
-    width = max(len(layer.W_enc) for layer in transcoder.layers)
-    fired = [torch.zeros(width, device=held.inputs[0].device) for _ in layers]
+    rows = [len(transcoder.layers[layer].W_enc) for layer in layers]
+    fired = [torch.zeros(count, device=held.inputs[0].device) for count in rows]
     missed = [[0.0, 0.0, 0.0] for _ in layers]
     for begin in range(0, len(held), AT_ONCE):
         part = held.rows(slice(begin, begin + AT_ONCE))

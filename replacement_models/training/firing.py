@@ -44,6 +44,10 @@ class Active(ABC):
         """One number a feature, where `values` has it."""
 
     @abstractmethod
+    def by_feature(self, values: Tensor) -> Float[Tensor, " features"]:
+        """Sums over tokens of something shaped as `values`."""
+
+    @abstractmethod
     def first(self, count: int, begin: int) -> Tensor:
         """1 where a value is of one of the features `begin` to `count`, else 0."""
 
@@ -76,14 +80,17 @@ class SparseActive(Active):
         """At pairs."""
         return each.index_select(0, self.pairs.feature)
 
+    def by_feature(self, values: Tensor) -> Float[Tensor, " features"]:
+        """Over pairs."""
+        return values.new_zeros(self.pairs.features).index_add(0, self.pairs.feature, values)
+
     def first(self, count: int, begin: int) -> Tensor:
         """At pairs."""
         return ((self.pairs.feature >= begin) & (self.pairs.feature < count)).to(self.values.dtype)
 
     def counts(self) -> Float[Tensor, " features"]:
         """Pairs with a value."""
-        fired = (self.values.detach() != 0).to(self.values.dtype)
-        return fired.new_zeros(self.pairs.features).index_add_(0, self.pairs.feature, fired)
+        return self.by_feature((self.values.detach() != 0).to(self.values.dtype))
 
 
 @final
@@ -109,6 +116,10 @@ class DenseActive(Active):
         """A row for all tokens."""
         return each
 
+    def by_feature(self, values: Tensor) -> Float[Tensor, " features"]:
+        """Over rows."""
+        return values.sum(0)
+
     def first(self, count: int, begin: int) -> Tensor:
         """A row for all tokens."""
         at = torch.arange(self.values.shape[1], device=self.values.device)
@@ -116,7 +127,7 @@ class DenseActive(Active):
 
     def counts(self) -> Float[Tensor, " features"]:
         """Entries that are not zero."""
-        return (self.values.detach() != 0).to(self.values.dtype).sum(0)
+        return self.by_feature((self.values.detach() != 0).to(self.values.dtype))
 
 
 class Jump(torch.autograd.Function):

@@ -69,8 +69,10 @@ class Loop:
     def __post_init__(self) -> None:
         layers = len(self.trainee.wiring.layers)
         like = self.trainee.b_dec[0]
-        start = torch.full((layers,), self.config.loss.penalty_start, device=like.device)
-        self.log_weight = start.log()
+        start = self.config.loss.penalty_start
+        if len(start) not in (1, layers):
+            raise self.config.loss.wrong("penalty_start", f"one number, or {layers}", start)
+        self.log_weight = torch.tensor(start, device=like.device).expand(layers).log()
         self.l0 = torch.tensor(self.trainee.l0, device=like.device)
         self.optimiser = _adam(self.config, self.trainee)
         self.product: Product = product_of(self.precision)
@@ -188,9 +190,8 @@ class Loop:
             one.wait()
         away = self._divergence() if self.done >= self.first_divergent else None
         self._descend()
-        trainee.silent += len(batch) * self.ranks.parts
         for at, report in enumerate(found):
-            trainee.silent[at][report.fired > 0] = 0
+            trainee.heard(at, report.fired, len(batch) * self.ranks.parts)
         self.l0 = smoothed(self.l0, torch.stack([report.l0 for report in found]))
         if self.penalised:
             follow(trainee, self.log_weight, self.l0)
@@ -217,8 +218,8 @@ class Loop:
 
     def sparse(self) -> list[bool]:
         """For each layer, whether so few features fire that pairs cost less."""
-        limit = self.config.run.sparse_below * self.trainee.features
-        return [value < limit for value in self.l0.tolist()]
+        share = self.config.run.sparse_below
+        return [l0 < share * self.trainee.features_at(at) for at, l0 in enumerate(self.l0.tolist())]
 
     def _descend(self) -> None:
         optimiser, clip = self.config.optimiser, self.config.optimiser.clip
@@ -247,9 +248,11 @@ class Loop:
         tokens = torch.where(tokens < 0, min(special, default=0), tokens)
         tokens = tokens.to(self.model.device)
         if self.ranks.count > 1:
-            return shared_divergence(self.model, self.trainee, tokens, self.where, config.weight)
-        away = divergence(self.model, self.trainee, tokens, self.where)
-        (config.weight * away).backward()
+            return shared_divergence(
+                *(self.model, self.trainee, tokens, self.where, config.weight, config.sharp)
+            )
+        away, sharp = divergence(self.model, self.trainee, tokens, self.where, config.sharp > 0)
+        (config.weight * (away + config.sharp * sharp)).backward()
         return float(away.detach())
 
     @property

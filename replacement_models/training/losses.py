@@ -152,7 +152,11 @@ def penalty_of(trainee: Trainee, at: int, found: Active) -> Tensor:
     tokens = found.tokens * trainee.ranks.parts
     if config.penalty == "l1":
         return size.sum() / tokens
-    return torch.tanh(config.tanh_scale * size).sum() / tokens
+    firing = torch.tanh(config.tanh_scale * size)
+    if config.penalty == "tanh":
+        return firing.sum() / tokens
+    share = found.by_feature(firing) / tokens
+    return (share * (1 + share / config.frequent)).sum()
 
 
 def _for_the_dead(trainee: Trainee, at: int, x: Tensor, missing: Tensor) -> Tensor:

@@ -64,8 +64,9 @@ def planned(config: TrainConfig, wiring: Wiring, width: int, share: Share = ALON
     """
     chosen, layers = config.dictionary, len(wiring.layers)
     features, tokens = chosen.features // share.shards, config.run.batch // share.parts
-    slots = sum(1 if chosen.tied else len(wiring.slots(at)) for at in range(layers))
-    count = features * (width * (layers + slots) + 3 * layers)
+    slots = [1 if chosen.tied else len(wiring.slots(at)) for at in range(layers)]
+    counts = [count // share.shards for count in chosen.features_of(layers)]
+    count = sum(n * (width * (1 + m) + 3) for n, m in zip(counts, slots, strict=True))
     count += layers * width * (width + 1 if chosen.skip else 1)
     together = max(len(island) for island in wiring.islands)
     sparse = max(chosen.l0) < config.run.sparse_below * chosen.features
@@ -138,7 +139,9 @@ def _features(config: TrainConfig, wiring: Wiring, width: int, most: float, shar
     fitting = 0
     while low <= high:
         middle = (low + high) // 2
-        some = replace(config, dictionary=replace(config.dictionary, features=size * middle))
+        some = replace(
+            config, dictionary=replace(config.dictionary, features=size * middle, widths=None)
+        )
         if planned(some, wiring, width, share).total <= most:
             fitting, low = size * middle, middle + 1
         else:

@@ -246,6 +246,20 @@ def shards_of(config: TrainConfig, count: int) -> int:
             f"dictionary.features: expected a multiple of the {shards} ranks that share them out "
             f"(ranks.shards), got {features}"
         )
+    uneven = [
+        *(["dictionary.widths"] if config.dictionary.widths else []),
+        *(["start.dictionary"] if config.start.dictionary else []),
+    ]
+    if shards > 1 and uneven:
+        raise ModelError(
+            f"{uneven[0]}: goes with ranks that share out tokens alone; set ranks.shards to 1, got "
+            f"{shards}"
+        )
+    if count > shards and config.loss.penalty == "tanh_quad":
+        raise ModelError(
+            "loss.penalty: tanh_quad counts over a whole batch, so ranks share out features alone; "
+            f"expected ranks.shards of {count}, got {shards}"
+        )
     if batch % (count // shards):
         raise ModelError(
             f"run.batch: expected a multiple of the {count // shards} ranks that share out its "

@@ -20,8 +20,6 @@ SMOOTH = 0.9
 """Of the running mean of L0, a step."""
 LEAST, MOST = -14.0, 5.0
 """Limits of the logarithm of a weight."""
-NUDGE = 0.02
-"""How far thresholds move a step where L0 is e times off, in units of a pre-activation."""
 AT_ONCE = 2048
 """Tokens encoded together."""
 
@@ -40,7 +38,7 @@ def follow(trainee: Trainee, log_weight: Tensor, l0: Tensor) -> None:
     off = (l0.clamp_min(1e-3) / target).log().clamp(-FAR, FAR)
     log_weight.add_(off, alpha=10 * gain / steps).clamp_(LEAST, MOST)
     for at, far in enumerate(off.tolist()):
-        _move(trainee, at, NUDGE * far)
+        _move(trainee, at, trainee.config.loss.nudge * far)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ Norms of √D, then the affine skip by weighted ridge regression, then first fea
 let each fire as often as L0 says, and then one decoder fitted to them all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from replacement_models.sites import ReadPoint
 from replacement_models.training.clusters import averages, clusters, detectors
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.firing import SparseActive
+from replacement_models.training.given import given_dictionary, given_layers, take
 from replacement_models.training.pairs import Pairs
 from replacement_models.training.product import product_of
 from replacement_models.training.ranks import ALONE, Ranks
@@ -69,24 +70,33 @@ def started(
     reads = [Scale.of(x, outliers) for x in sample.inputs]
     writes = [Scale.of(y, outliers) for y in sample.outputs]
     trainee = Trainee(config, wiring, reads, writes, ranks)
-    count = len(wiring.layers)
+    count, found = len(wiring.layers), given_dictionary(config)
+    given = [] if found is None else given_layers(config, found, wiring.layers)
     for at in range(count):
         told("Fitting first features", at, count)
-        _start_layer(trainee, at, host, sample, generator)
-    if config.start.decoder:
-        for at in range(count):
-            told("Fitting first decoders", at, count)
-            _fit_decoder(trainee, at, sample)
+        if found is None or at not in given:
+            _start_layer(trainee, at, host, sample, generator, given)
+        else:
+            take(trainee, at, found)
+    for at in range(count) if config.start.decoder else ():
+        told("Fitting first decoders", at, count)
+        if at not in given:
+            _fit_decoder(trainee, at, sample, given)
     return trainee
 
 
 def _start_layer(
-    trainee: Trainee, at: int, host: Host | None, sample: Batch, generator: torch.Generator
+    trainee: Trainee,
+    at: int,
+    host: Host | None,
+    sample: Batch,
+    generator: torch.Generator,
+    given: Sequence[int],
 ) -> None:
-    """Skip, encoder and a first decoder of one layer."""
+    """Skip, encoder and a first decoder of one layer, on what those `given` below it leave."""
     config, start = trainee.config, trainee.config.start
     x = trainee.reads[at].normalised(sample.inputs[at])
-    y = trainee.writes[at].normalised(sample.outputs[at])
+    y = trainee.writes[at].normalised(sample.outputs[at]) - _written(trainee, at, sample, given)
     weight = trainee.writes[at].weight(sample.outputs[at], config.loss.outliers)
     if len(trainee.W_skip):
         matrix, bias = affine(x, y, weight)
@@ -97,13 +107,13 @@ def _start_layer(
     taken = _neurons(host, trainee, at, sample.inputs[at])
     if taken is not None:
         rows[: len(taken[0])], write[: len(taken[0])] = taken
-    share = min(1.0, trainee.l0[at] / trainee.features)
+    share = min(1.0, trainee.l0[at] / len(rows))
     if trainee.firing[at].ranks:  # there must be more above zero than are kept
         share = min(0.5, RANKED * share)
     bias = start.threshold - quantiles(x, rows, share)
     if start.features == "clusters":
         with torch.enable_grad():
-            count, *fitted = _clustered(trainee, x, left, generator)
+            count, *fitted = _clustered(trainee, at, x, left, generator)
         rows[:count], bias[:count], write[:count] = fitted
     _put(trainee, at, rows, bias, write)
 
@@ -129,7 +139,7 @@ def _directions(
     trainee: Trainee, at: int, x: Tensor, left: Tensor, weight: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Rows of norm 1 and small decoder rows: tokens where much is left over, or at random."""
-    count, width = trainee.features, trainee.width
+    count, width = trainee.features_at(at), trainee.width
     rows, write = (
         torch.randn(count, width, generator=generator).to(x) / width**0.5 for _ in range(2)
     )
@@ -145,11 +155,11 @@ def _directions(
 
 
 def _clustered(
-    trainee: Trainee, x: Tensor, left: Tensor, generator: torch.Generator
+    trainee: Trainee, at: int, x: Tensor, left: Tensor, generator: torch.Generator
 ) -> tuple[int, Tensor, Tensor, Tensor]:
     """How many clusters; rows, biases and decoder rows of each."""
     start = trainee.config.start
-    member = clusters(left, round(trainee.features * start.clustered), generator)
+    member = clusters(left, round(trainee.features_at(at) * start.clustered), generator)
     count = int(member.max()) + 1
     rows, bias = detectors(x, member, start.threshold, start.detector_steps, generator)
     return count, rows, bias, averages(left, member, count) / (2 * start.threshold)
@@ -212,7 +222,7 @@ def neuron_rows(
         signs = [1.0, -1.0]
     energy = torch.cat([(sign * strength).relu().square().mean(0) for sign in signs])
     best = (energy * write.square().sum(1)).argsort(descending=True, stable=True)
-    best = best[: trainee.features]
+    best = best[: trainee.features_at(at)]
     norm = host.blocks[layer].mlp_norm
     if norm is not None and config.dictionary.read != ReadPoint.NORMED:
         rows = rows * norm.weight.float()
@@ -220,10 +230,23 @@ def neuron_rows(
     return rows, write[best] / trainee.writes[at].deviation
 
 
-def _fit_decoder(trainee: Trainee, at: int, sample: Batch) -> None:
+@torch.no_grad()
+def _written(trainee: Trainee, at: int, sample: Batch, sources: Sequence[int]) -> Tensor:
+    """What the features of some layers below write to one (tokens, D), in normalised units."""
+    total = torch.zeros_like(sample.outputs[at])
+    for source in sources:
+        if source < at in trainee.wiring.slots(source):
+            x = trainee.reads[source].normalised(sample.inputs[source])
+            active = trainee.active(source, x, product_of("float32"), sparse=True)
+            written = trainee.writes_of(source, active, active.values)
+            total += written[:, trainee.wiring.slots(source).index(at)]
+    return total
+
+
+def _fit_decoder(trainee: Trainee, at: int, sample: Batch, given: Sequence[int]) -> None:
     """Fit what is written to one layer: by all that write there, or by its own features alone."""
     wiring, product = trainee.wiring, product_of("float32")
-    sources = [one for one in range(at + 1) if at in wiring.slots(one)]
+    sources = [one for one in range(at + 1) if at in wiring.slots(one) and one not in given]
     if len(trainee.share) or len(sources) * trainee.features > JOINT:
         sources = [at]
     found = []
@@ -234,8 +257,10 @@ def _fit_decoder(trainee: Trainee, at: int, sample: Batch) -> None:
         found.append(_of_all_shards(trainee, active))
     x = trainee.reads[at].normalised(sample.inputs[at])
     left = trainee.writes[at].normalised(sample.outputs[at]) - trainee.base(at, x)
+    left = left - _written(trainee, at, sample, given)
     weight = trainee.writes[at].weight(sample.outputs[at], trainee.config.loss.outliers)
-    rows = decoder(found, left, weight).split(trainee.features)
+    counts = [trainee.features_at(source) for source in sources]
+    rows = decoder(found, left, weight).split(counts)
     for source, fitted in zip(sources, rows, strict=True):
         slot = wiring.slots(source).index(at)
         columns = slice(slot * trainee.width, (slot + 1) * trainee.width)

@@ -68,7 +68,8 @@ class Trainee(nn.Module):
         self.firing = [
             Firing(chosen.activation, l0, config.loss.bandwidth, ranks) for l0 in self.l0
         ]
-        rows = [self.own.stop - self.own.start] * len(wiring.layers)
+        widths = [self.features_at(at) for at in range(len(wiring.layers))]
+        rows = [len(range(count)[self.own]) for count in widths]
         like = reads[0].mean
         self.W_enc = _parameters([like.new_zeros(count, width) for count in rows])
         self.b_enc = _parameters([like.new_zeros(count) for count in rows])
@@ -86,12 +87,18 @@ class Trainee(nn.Module):
         )
         self.silent: Tensor
         self.limit: Tensor
-        self.register_buffer("silent", torch.zeros(len(rows), rows[0], device=like.device))
+        self.register_buffer("silent", torch.zeros(len(rows), max(rows), device=like.device))
+        for at, count in enumerate(rows):
+            self.silent[at, count:] = -torch.inf  # there is no such feature, so it never dies
         self.register_buffer("limit", torch.zeros(len(rows), device=like.device))
 
     def _if(self, wanted: bool, shapes: Sequence[tuple[int, ...]]) -> nn.ParameterList:
         like = self.reads[0].mean
         return _parameters([like.new_zeros(shape) for shape in shapes] if wanted else [])
+
+    def features_at(self, at: int) -> int:
+        """How many features a layer has, those of other ranks included."""
+        return self.config.dictionary.features_of(len(self.wiring.layers))[at]
 
     def limits(self, at: int) -> Float[Tensor, " features"] | None:
         """Thresholds of a layer's features, where each has one."""
@@ -152,6 +159,18 @@ class Trainee(nn.Module):
         if len(self.share):
             return self.W_dec[at].norm(dim=1) * self.share[at].norm(dim=1)
         return self.W_dec[at].norm(dim=1)
+
+    @torch.no_grad()
+    def heard(self, at: int, fired: Float[Tensor, " features"], tokens: int) -> None:
+        """Count the tokens that each feature of a layer has not fired on.
+
+        Args:
+            at: number of the layer.
+            fired: tokens of a batch that each fires on.
+            tokens: of the batch.
+        """
+        silent = self.silent[at, : len(fired)]
+        silent.add_(tokens).masked_fill_(fired > 0, 0)
 
     def scales(self) -> dict[str, Tensor]:
         """Of every place, by name."""

@@ -31,6 +31,12 @@ class Wiring:
             raise config.wrong("layers", "some layers, each once", layers)
         if len(config.l0) not in (1, len(layers)):
             raise config.wrong("l0", f"one number, or one for each of {len(layers)}", config.l0)
+        widths = config.features_of(len(layers))
+        if len(widths) != len(layers):
+            raise config.wrong("widths", f"one number for each of {len(layers)}", widths)
+        for width, most in zip(widths, config.l0 * len(layers), strict=False):
+            if most >= width:
+                raise config.wrong("l0", f"less than the {width} features of its layer", most)
         cross = config.kind == "cross_layer"
         return cls(tuple(sorted(layers)), (config.span or len(layers)) if cross else 1)
 

@@ -85,11 +85,13 @@ class Laboratory:
         self.model, self.tokenizer, self.transcoder = model, tokenizer, transcoder
         self.facts, self.state_of = source.facts["states"], source.cities.state_of
         self.states = sorted(self.facts)
-        everything = torch.arange(transcoder.features)
-        self.decoders = [
-            transcoder.decoder_rows(layer, everything).float()
-            for layer in range(len(transcoder.layers))
-        ]
+        self.decoders = [self._rows(layer) for layer in range(len(transcoder.layers))]
+
+    def _rows(self, layer: int) -> Tensor:
+        """Decoder rows of a layer; zeros stand where a wider layer has more features."""
+        features = len(self.transcoder.layers[layer].W_enc)
+        rows = self.transcoder.decoder_rows(layer, torch.arange(features)).float()
+        return nn.functional.pad(rows, (0, 0, 0, 0, 0, self.transcoder.features - features))
 
     def prompts(self, cities: Iterable[str]) -> Tensor:
         """Token ids of the prompt about each city (cities, positions)."""
@@ -106,10 +108,11 @@ class Laboratory:
         """Activations at the city and the last position (cities, sites, layers, F)."""
         with recorded_mlps(self.model) as (inputs, _):
             self.model(self.prompts(cities))
-        found = [
-            self.transcoder.encode(layer, x[:, list(SITES)])[1] for layer, x in enumerate(inputs)
-        ]
-        return torch.stack(found, 2)
+        found = torch.zeros(len(cities), len(SITES), len(inputs), self.transcoder.features)
+        for layer, x in enumerate(inputs):
+            active = self.transcoder.encode(layer, x[:, list(SITES)])[1]
+            found[:, :, layer, : active.shape[-1]] = active
+        return found
 
     def profile(self, cities: Sequence[str]) -> Profile:
         """Measure every feature on `cities`, which must include some of every state."""
