@@ -69,6 +69,7 @@ SMOLLM2 = ROOT / "examples" / "smollm2"
 def test_configurations_of_a_real_model_are_such(config: Path):
     found = read_config(config)
     assert found.dictionary.kind == config.stem
+    assert found.dictionary.span == {"per_layer": None, "cross_layer": 4}[config.stem]
     assert found.steps > 0
 
 
