@@ -69,6 +69,7 @@ SMOLLM2 = ROOT / "examples" / "smollm2"
 def test_configurations_of_a_real_model_are_such(config: Path):
     found = read_config(config)
     assert found.dictionary.kind == config.stem
+    assert found.dictionary.span == {"per_layer": None, "cross_layer": 4}[config.stem]
     assert found.steps > 0
 
 
@@ -81,7 +82,7 @@ def test_learning_is_drawn_from_what_a_run_wrote_down(tmp_path: Path):
     lines.append(step | {"l0": 4.0, "dead": 0.0})
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
-        **{"tokens": 512, "cpu_seconds": 5.0, "replaced": measured},
+        **{"tokens": 512, "cpu_seconds": 5.0, "replaced": {"divergence": 1.0}},
         **{name: [0.2, 0.4] for name in ("error", "error_weighted", "l0", "dead")},
     }
     (run / "summary.json").write_text(json.dumps(summary))
@@ -113,5 +114,5 @@ def test_text_of_packages_is_cut_into_documents(tmp_path: Path):
     lines = (tmp_path / "corpus.jsonl").read_text().splitlines()
     texts = sorted(json.loads(line)["text"] for line in lines)
     assert len(texts) == 4
-    assert texts[0].startswith("One\n\nTwo\n\nword word")
+    assert texts[0].startswith("One\nTwo\nword word")
     assert texts[3] == "jargon file"

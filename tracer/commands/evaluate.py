@@ -31,7 +31,7 @@ COLUMNS = (
 
 @click.command(
     epilog=examples(
-        "tracer evaluate",
+        "tracer evaluate -o my.evaluation",
         "tracer evaluate --model M --transcoders narrow --transcoders wide --corpus texts.jsonl "
         "-o my.evaluation",
     )
@@ -51,8 +51,15 @@ COLUMNS = (
     show_default="the embedded model's own",
 )
 @click.option("--field", default="text", help="Key or column that holds the text.")
-@click.option("--lines", is_flag=True, help="Every line of plain text is a document.")
-@click.option("--alone", is_flag=True, help="Every document begins a row, as a prompt does.")
+@click.option(
+    "--lines", is_flag=True, help="Every line of plain text is a document.", show_default="no"
+)
+@click.option(
+    "--alone",
+    is_flag=True,
+    help="Every document begins a row, as a prompt does.",
+    show_default="no",
+)
 @click.option("--max-tokens", type=POSITIVE, default=16_384, help="Read at most so many.")
 @click.option(
     "--context", type=POSITIVE, help="Tokens a row.", show_default="256, or what the model reads"

@@ -13,6 +13,8 @@ from replacement_models.replaced import Where, replaced
 from replacement_models.replacement import ReplacementModel
 from replacement_models.tiny.recipe.behaviours import Prompt
 from replacement_models.tiny.recipe.facts import Cities
+from replacement_models.tiny.recipe.prompt import CITY_AT as CITY_AT
+from replacement_models.tiny.recipe.prompt import PROMPT as PROMPT
 from replacement_models.tiny.recipe.taps import mlps
 from replacement_models.transcoder import Transcoder
 
@@ -60,11 +62,6 @@ def right(
                     result[index] = ok
                 assert best.shape[1] == length
     return result
-
-
-PROMPT = "The capital of the state containing {city} is"
-CITY_AT = 7
-"""Position of the city in `PROMPT`, the start token being position 0."""
 
 
 @torch.no_grad()

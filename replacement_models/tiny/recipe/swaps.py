@@ -16,12 +16,12 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replacement_models.hooks import forward_hooks
 from replacement_models.tiny.recipe.corpus import Source
-from replacement_models.tiny.recipe.measure import CITY_AT, PROMPT
+from replacement_models.tiny.recipe.prompt import CITY_AT, PROMPT
 from replacement_models.tiny.recipe.taps import mlps, recorded_mlps
 from replacement_models.transcoder import Transcoder
 
 LAST = CITY_AT + 1
-"""Position of the last token of `measure.PROMPT`."""
+"""Position of the last token of `prompt.PROMPT`."""
 SITES = (CITY_AT, LAST)
 
 
@@ -73,7 +73,7 @@ class Profile:
 
 
 class Laboratory:
-    """One model and one transcoder, asked about `measure.PROMPT` and nothing else."""
+    """One model and one transcoder, asked about `prompt.PROMPT` and nothing else."""
 
     def __init__(
         self,
