@@ -25,8 +25,8 @@ from replacement_models import ModelError, ReplacementModel, load_transcoder
 from replacement_models.formats.storage import members
 from tests.graph_samples import random_graph, two_paths
 from tests.peers_per_layer import GemmaScope, SaeLens
-from tracer.attribution.interrupts import stopped_once
 from tracer.commands import main
+from tracer.interrupts import stopped_once
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "llama_gqa_clt"
 SMALL = ["--model", str(GOLDEN / "model"), "--transcoders", str(GOLDEN / "transcoders")]

@@ -9,7 +9,7 @@ from types import ModuleType
 
 BESIDE = ("graphs", "replacement_models")
 """Packages that are installed beside this one."""
-DOOR = ("tracer.__main__", "tracer.commands")
+DOOR = ("tracer.__main__", "tracer.commands", "tracer.interrupts")
 """What runs all the same, to say it on the command line."""
 
 

@@ -18,7 +18,6 @@ from tracer.attribution import product
 from tracer.attribution.assemble import Traced, assemble, metadata
 from tracer.attribution.blocks import Plan, Progress, entries, entry_bytes, finished_blocks
 from tracer.attribution.finished import FinishedRows, Sums
-from tracer.attribution.interrupts import stopped_once
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.memory import GB, Estimate, check, estimate, sizes_of
 from tracer.attribution.sizes import PATTERNS, Sizes
@@ -35,6 +34,7 @@ from tracer.errors import TraceError
 from tracer.features.beside import store_of
 from tracer.features.labels.on_nodes import with_labels
 from tracer.features.store import FeatureStore
+from tracer.interrupts import stopped_once
 
 SPARE = 1 << 24
 """Bytes of finished effects after which memory that was freed on the way is given back."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from tracer.attribution.interrupts import StoppedError
 from tracer.commands.say import shown
+from tracer.interrupts import StoppedError
 from tracer.namesakes import namesake
 
 OURS = {"graphs", "replacement_models", "tracer"}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
-from tracer.attribution.interrupts import Stopping, stopped_once
 from tracer.commands.graph_files import refuse_unwritable_graph
 from tracer.commands.group import Failure, Interrupted
 from tracer.commands.models import load_model
@@ -28,6 +27,7 @@ from tracer.commands.options import (
 from tracer.commands.progress import progress
 from tracer.commands.say import say
 from tracer.commands.tables import print_answers, print_paths, print_summary
+from tracer.interrupts import Stopping, stopped_once
 
 if TYPE_CHECKING:
     from torch import Tensor
