@@ -179,6 +179,12 @@ def reasons(found: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     }  # fmt: skip
 
 
+def whole_graphs(rows: Sequence[dict[str, Any]], silent: str) -> float:
+    """Share of the prompts whose graph stands with every node of it kept: no circuit's is asked."""
+    kept = [above(one["everything"][silent], one["nothing"][silent]) for one in rows]
+    return float(np.mean([INSIDE[0] <= one <= INSIDE[1] for one in kept if one is not None]))
+
+
 def chart(rows: Sequence[dict[str, Any]], rules: Sequence[str]) -> str:
     """Median size against the share of prompts whose circuit stands, a line a rule.
 
@@ -242,7 +248,7 @@ def main() -> None:
     table = every(reported)
     show(f"Reported on {len(reported)} others, at most {MOST:.0%} of the nodes", table)
     found = summed_up(names[best], choice, reported) | {"prompts": reported}
-    for name in ("targets", "random", "mended"):
+    for name in ("targets", "whole_graphs", "random", "mended"):
         print(f"\n{name}: {json.dumps(found[name], indent=1)}")
     print(f"\n{time.process_time() - start:.0f} CPU seconds")
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -273,6 +279,7 @@ def summed_up(
         "choice": every(choice),
         "reported": every(reported),
         "thresholds": {f"{q:g}": every(reported, row) for row, q in enumerate(NODES)},
+        "whole_graphs": {silent: whole_graphs(reported, silent) for silent in (MEANS, SILENT)},
         "random": random,
         "mended": {"circuits": len(failed), **reasons(failed)},
         "missed": failed,
