@@ -22,7 +22,7 @@ from graphs.schema import GraphError
 from graphs.viewer.page import document
 
 Metadata = dict[str, Any]
-FORMULA = "^(\\s*[=+\\-@|%\uff1d\uff0b\uff0d\uff20]|[\\t\\r\\n])"
+FORMULA = "^([\\s\\pZ\\pC]*[=+\\-@|%\uff1d\uff0b\uff0d\uff20]|[\\t\\r\\n])"
 """How texts begin that spreadsheets run, in the characters of the wide forms too."""
 
 
