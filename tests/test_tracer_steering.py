@@ -147,3 +147,13 @@ def test_a_graph_made_to_keep_attention_loads_and_keeps_it(tmp_path: Any):
     back = AttributionGraph.load(tmp_path / "a.graph")
     assert back.keeps_attention
     assert back.prune().nodes.equals(graph.prune().nodes)
+
+
+def test_an_explanation_joins_a_graph_that_keeps_attention():
+    model = replacement_model("llama")
+    graph = tracer.trace(model, PROMPT, keep_attention=True)
+    found = tracer.explain_attention(model, graph, layer=1, head=0, query=4, key=2)
+    joined = found.joined(graph)
+    assert joined.tables[steering.NAME] is graph.tables[steering.NAME]
+    assert joined.tables["attention"].num_rows == 1
+    assert set(joined.prune().tables) == set(joined.tables)

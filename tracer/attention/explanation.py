@@ -69,7 +69,8 @@ class AttentionExplanation:
 
         One of the same head, query, key and contrast is replaced.
         """
-        known = {name: graph.tables.get(name, empty(name)) for name in COLUMNS if name != "heads"}
+        names = [name for name, columns in COLUMNS.items() if "explanation" in columns]
+        known = {name: graph.tables.get(name, empty(name)) for name in names}
         place = ("layer", "head", "query", "key", "contrast")
         same = {
             row["explanation"]
