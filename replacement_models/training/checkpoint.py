@@ -112,7 +112,7 @@ def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks = ALONE) -> Non
     """Fill tensors from a checkpoint, in place.
 
     Raises:
-        ModelError: a tensor is missing, torn, or of another shape or type.
+        ModelError: a tensor is missing, torn, of another shape or type, or no number throughout.
     """
     reader = _storage("HuggingFaceStorageReader")(str(path))
     try:
@@ -135,11 +135,21 @@ def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks = ALONE) -> Non
                 storage_reader=_storage("HuggingFaceStorageReader")(str(path)),
                 no_dist=ranks.count == 1,
             )
+        for name, tensor in tensors.items():
+            _check_numbers(path, name, tensor)
     except ModelError:
         raise
     except Exception as error:  # whatever a torn file makes of its readers
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"{path}: cannot be read ({reason}); remove it") from error
+
+
+def _check_numbers(path: Path, name: str, tensor: Tensor) -> None:
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    # A feature that a narrower layer has no room for was heard of last an infinite time ahead.
+    fine = (own < torch.inf) & ((own > -torch.inf) | (name == "silent"))
+    if own.is_floating_point() and not bool(fine.all()):
+        raise ModelError(f"{path}: tensor {name} holds what is no finite number; remove {path}")
 
 
 def _saved(folder: Path) -> list[int]:
