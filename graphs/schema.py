@@ -113,12 +113,16 @@ def _array(
         raise GraphError(
             f"node column {name!r}: expected {kind or 'one type'}: {reason}"
         ) from error
+    _check_plain(name, array.type)
+    return array
+
+
+def _check_plain(name: str, kind: pa.DataType) -> None:
     plain = pa.types
     tests = (plain.is_boolean, plain.is_integer, plain.is_floating, plain.is_string)
-    if not any(test(array.type) for test in tests):
-        raise GraphError(f"node column {name!r} has type {array.type}: expected bool, int, "
+    if not any(test(kind) for test in tests):
+        raise GraphError(f"node column {name!r} has type {kind}: expected bool, int, "
                          "float or string, which every export can hold")  # fmt: skip
-    return array
 
 
 def number(nodes: pa.Table, name: str) -> Float[np.ndarray, " nodes"]:
@@ -172,7 +176,7 @@ def check_nodes(nodes: pa.Table, metadata: Mapping[str, Any]) -> None:
 
     Raises:
         GraphError: metadata of another shape than `graphs.described.SCHEMA` has, a column is
-            missing or of another type, a null or a number that is not
+            missing or of another type, or holds what no export can, a null or a number that is not
             finite where there may be none, an unknown kind, an id that stands twice or holds
             other than letters and digits with single `_ . + -` between them, a layer outside
             the model or a position outside the prompt, a site that is none, does not go with
@@ -204,6 +208,8 @@ def _check_columns(nodes: pa.Table) -> None:
             raise GraphError(f"nodes need one column {name!r}, got {nodes.column_names}")
         if nodes[name].type != kind:
             raise GraphError(f"node column {name!r} is {nodes[name].type}, expected {kind}")
+    for field in nodes.schema:
+        _check_plain(field.name, field.type)
     for name in REQUIRED:
         if nodes[name].null_count:
             raise GraphError(f"node column {name!r} has nulls: every node must have a value")

@@ -77,6 +77,29 @@ def test_a_label_changed_in_a_zip_packed_anew_is_found(tmp_path: Path):
         AttributionGraph.load(tmp_path / "g.zip")
 
 
+def test_a_zip_with_a_name_that_is_no_text_is_refused(tmp_path: Path):
+    random_graph(3).save(tmp_path / "g.zip")
+    member = zipfile.ZipInfo("n\u00f6des.arrow")  # not ASCII, so the directory says UTF-8
+    with zipfile.ZipFile(tmp_path / "g.zip", "a") as archive:
+        archive.writestr(member, b"")
+    content = (tmp_path / "g.zip").read_bytes()
+    (tmp_path / "g.zip").write_bytes(content.replace("n\u00f6d".encode(), b"n\xadod"))
+    with pytest.raises(GraphError, match=r"^cannot read .*g\.zip"):
+        AttributionGraph.load(tmp_path / "g.zip")
+
+
+@pytest.mark.parametrize("values", [[[1]], [{"a": 1}], [b"\xff"]], ids=["list", "struct", "bytes"])
+def test_columns_that_no_export_can_hold_are_refused_as_they_are_loaded(
+    tmp_path: Path, values: list[Any]
+):
+    graph = random_graph(3)
+    graph.save(tmp_path / "g")
+    odd = graph.nodes.append_column("odd", pa.array(values * graph.nodes.num_rows))
+    rewritten(tmp_path / "g", odd, graph.edges, graph.metadata)
+    with pytest.raises(GraphError, match="node column 'odd' has type"):
+        AttributionGraph.load(tmp_path / "g")
+
+
 def test_halves_of_two_graphs_with_the_same_metadata_are_found(tmp_path: Path):
     graph = random_graph(3)
     graph.save(tmp_path / "a")

@@ -39,6 +39,8 @@ LARGEST = 1 << 26
 """Bytes a zip member or a compressed table may unpack to whatever its packed size; above it, at
 most `RATIO` times."""
 RATIO = 100
+TORN = (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, zipfile.LargeZipFile)
+"""What reading a torn folder or .zip raises; of a name in it that is no text the third."""
 TRIES = 5
 """How often a folder is read where its files are of two graphs, as while another replaces them."""
 
@@ -109,7 +111,7 @@ def _is_graph(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _are_of_a_graph(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except TORN:
         return False
 
 
@@ -211,7 +213,7 @@ def read(path: Path) -> Held:
     for _ in range(TRIES):
         try:
             contents = _from_zip(path) if path.is_file() else _from_folder(path)
-        except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
+        except TORN as error:
             raise GraphError(f"cannot read {path}: {_line(error)}") from error
         nodes, said = _table(contents[NODES], f"{path}/{NODES}")
         edges, other = _table(contents[EDGES], f"{path}/{EDGES}")
@@ -244,7 +246,7 @@ def content_of(path: Path, name: str) -> bytes | None:
     """
     try:
         return _from_zip(path).get(name) if path.is_file() else _content(path, name)
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
+    except TORN as error:
         raise GraphError(f"cannot read {path}: {_line(error)}") from error
 
 

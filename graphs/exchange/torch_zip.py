@@ -89,7 +89,10 @@ def read_torch_zip(content: bytes) -> Any:
                 return archive.read(member)
 
             return _Reader(storage).value(archive.read(programs[0]))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
+        UnicodeDecodeError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise GraphError(f"no file of torch.save that can be read: {reason:.100}") from error
 
