@@ -150,7 +150,7 @@ def state_features(lab: swaps.Laboratory) -> dict[str, Any]:
 def state_swaps(lab: swaps.Laboratory, source: Source) -> dict[str, dict[str, float]]:
     """Swap every ordered pair of states on test cities, at the strength chosen beforehand."""
     profile = lab.profile(source.cities.seen)
-    pairs = swaps.ordered_pairs(lab, source.cities.test)
+    pairs = swaps.every_pair(lab, source.cities.test)
     table = {}
     for name, sites in SITES.items():
         swap = swaps.Swap(pairs, sites, swaps.CHOSEN)

@@ -20,8 +20,10 @@ class Cities:
 
     Attributes:
         seen: cities that occur in two-hop sentences of the language model's corpus.
-        choice: cities that occur only in one-hop sentences; every choice was made on these.
-        test: likewise, but looked at in final measurements only.
+        choice: cities that occur only in one-hop sentences of that corpus; choices were made on
+            these, but for those that ../README.md owns up to in its last section but one.
+        test: likewise; their sentences of two hops are asked in measurements only. Their
+            embeddings stood in training: swapped ones are drawn from all cities.
         state_of: city -> state, for every city of the corpus.
     """
 

@@ -160,7 +160,7 @@ class Laboratory:
 
 @dataclass(frozen=True)
 class Swap:
-    """One experiment: ordered pairs of states with one city each, and what to write where.
+    """One experiment: cities, each with another state, and what to write where.
 
     Attributes:
         pairs: (city, target state).
@@ -181,6 +181,16 @@ def ordered_pairs(lab: Laboratory, cities: Sequence[str]) -> list[tuple[str, int
         for source in lab.states
         for target in range(len(lab.states))
         if lab.states[target] != source
+    ]
+
+
+def every_pair(lab: Laboratory, cities: Sequence[str]) -> list[tuple[str, int]]:
+    """Pair every city with every state but its own."""
+    return [
+        (city, target)
+        for city in cities
+        for target, state in enumerate(lab.states)
+        if state != lab.state_of[city]
     ]
 
 
