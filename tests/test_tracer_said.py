@@ -54,12 +54,12 @@ def stranger(tmp_path: Path) -> AttributionGraph:
     given = {name: graph.nodes[name].to_pylist() for name in graph.nodes.column_names}
     for name in ("text", "label"):
         given[name] = [value and EVIL + value for value in given[name]]
-    names = ("prompt", "model", "model_revision", "transcoders", "transcoders_hash", "partial")
-    metadata = graph.metadata | dict.fromkeys(names, EVIL)
+    names = ("prompt", "model", "model_revision", "transcoders", "transcoders_hash")
+    metadata = graph.metadata | dict.fromkeys(names, EVIL) | {"partial": {EVIL: EVIL}}
     metadata |= {
         "tokens": [EVIL + token for token in graph.metadata["tokens"]],
         "settings": {f"name{EVIL}": EVIL},
-        "conservation": {"node": EVIL, "relative": 1e-7},
+        "conservation": {"worst": 1e3, "node": EVIL, "relative": 1e-7},
     }
     found = AttributionGraph.build(given, graph.effect, metadata)
     for name in ("g", "g.zip"):
