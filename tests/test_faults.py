@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 import tracer
 from graphs import AttributionGraph, GraphError
 from graphs.described import LAYERS, misdescribed
-from graphs.exchange import arrow
+from graphs.exchange import arrow, circuit_tracer_pt
 from graphs.exchange.tables import WRITERS
 from replacement_models import ModelError, ReplacementModel, load_transcoder
 from replacement_models.formats.storage import members
 from tests.graph_samples import random_graph, two_paths
+from tests.peers_cross_layer import CrosslayerCoding
 from tests.peers_per_layer import GemmaScope, SaeLens
 from tracer.commands import main
 from tracer.interrupts import stopped_once
@@ -476,3 +477,19 @@ def test_sigterm_leaves_nothing_of_a_command_behind(
     result = CliRunner().invoke(main, line)
     assert (result.exit_code, result.stderr) == (143, "Error: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["g"]
+
+
+@pytest.mark.parametrize("width", [1e308, 5, "4"])
+def test_a_width_that_is_not_the_weights_own_is_refused(tmp_path: Path, width: Any):
+    CrosslayerCoding(method="sqrt_d_model").save(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"d_model": width}))
+    with pytest.raises(ModelError, match=r"cfg\.json: d_model is .*, expected \d+, its encoders'"):
+        load_transcoder(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["input_string", "scan"])
+def test_texts_of_an_imported_graph_that_are_none_are_left_out(field: str):
+    held = {"input_string": "a", "scan": ["b", "c"]} | {field: np.zeros(3)}
+    assert circuit_tracer_pt._text(held[field]) == ""
+    assert circuit_tracer_pt._text(["b", "c"]) == "b, c"

@@ -70,7 +70,7 @@ def spoil_text(rng: np.random.Generator, path: Path) -> None:
         return
     if path.suffix == ".yaml":
         said = mutated_json(rng, yaml.safe_load(content))
-        path.write_text(yaml.safe_dump(json.loads(json.dumps(said, default=str))))
+        path.write_text(json.dumps(said, default=str))  # which is YAML too
         return
     path.write_text(
         json.dumps(mutated_json(rng, json.loads(content))), encoding="utf-8", errors="replace"

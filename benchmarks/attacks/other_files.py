@@ -114,7 +114,9 @@ def spoiled_configurations(rng: np.random.Generator, place: Path) -> Iterator[At
             said = good
             for _ in range(int(rng.integers(1, 3))):
                 said = mutated_json(rng, said)
-            path.write_text(yaml.safe_dump(said), "utf-8", "backslashreplace")
+            path.write_text(
+                json.dumps(said), "utf-8", "backslashreplace"
+            )  # as JSON: yaml's writer recurses
         found = read_config(path)
         require(isinstance(found, TrainConfig), "no configuration")
         repr(found)

@@ -39,8 +39,9 @@ LARGEST = 1 << 26
 """Bytes a zip member or a compressed table may unpack to whatever its packed size; above it, at
 most `RATIO` times."""
 RATIO = 100
-TORN = (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, zipfile.LargeZipFile)
-"""What reading a torn folder or .zip raises; of a name in it that is no text the third."""
+TORN = (OSError, EOFError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile)
+"""What reading a torn folder or .zip raises; the third of names that are no text, and of places
+before the file's beginning."""
 TRIES = 5
 """How often a folder is read where its files are of two graphs, as while another replaces them."""
 
@@ -213,6 +214,8 @@ def read(path: Path) -> Held:
     for _ in range(TRIES):
         try:
             contents = _from_zip(path) if path.is_file() else _from_folder(path)
+        except GraphError:
+            raise
         except TORN as error:
             raise GraphError(f"cannot read {path}: {_line(error)}") from error
         nodes, said = _table(contents[NODES], f"{path}/{NODES}")
@@ -246,6 +249,8 @@ def content_of(path: Path, name: str) -> bytes | None:
     """
     try:
         return _from_zip(path).get(name) if path.is_file() else _content(path, name)
+    except GraphError:
+        raise
     except TORN as error:
         raise GraphError(f"cannot read {path}: {_line(error)}") from error
 

@@ -56,11 +56,11 @@ def read_circuit_tracer_pt(
     rows = [rows[at] for at in order]
     columns = {name: [row.get(name) for row in rows] for name in GIVEN}
     about = {
-        "prompt": str(value.get("input_string") or ""),
+        "prompt": _text(value.get("input_string")),
         "tokens": [named(token) for token in tokens],
         "token_ids": tokens,
         "model": _model(value.get("cfg")),
-        "transcoders": str(value.get("scan") or ""),
+        "transcoders": _text(value.get("scan")),
         "layers": layers,
         "imported": {"from": "circuit-tracer .pt"},
     }
@@ -95,12 +95,18 @@ def _layers(held: object) -> int:
 
 def _model(held: object) -> str:
     config = _config(held)
-    return str(config.get("tokenizer_name") or config.get("model_name") or "")
+    return _text(config.get("tokenizer_name")) or _text(config.get("model_name"))
+
+
+def _text(held: object) -> str:
+    """Texts as they are, of a list one after the other; nothing for anything else."""
+    every = held if isinstance(held, list | tuple) else [held]
+    return ", ".join(one for one in every if isinstance(one, str))
 
 
 def _targets(held: object) -> list[tuple[str | None, int]]:
     """Text and vocabulary id of each target; older files have ids alone."""
-    if isinstance(held, np.ndarray) and held.ndim == 1:
+    if isinstance(held, np.ndarray) and held.ndim == 1 and np.isfinite(held).all():
         return [(None, int(number)) for number in held]
     found = []
     for one in held if isinstance(held, list) else []:

@@ -89,9 +89,11 @@ def read_torch_zip(content: bytes) -> Any:
                 return archive.read(member)
 
             return _Reader(storage).value(archive.read(programs[0]))
+    except GraphError:
+        raise
     except (
         *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
-        UnicodeDecodeError,
+        ValueError,  # of names that are no text, and places before the file's beginning
     ) as error:
         reason = " ".join(str(error).split())
         raise GraphError(f"no file of torch.save that can be read: {reason:.100}") from error

@@ -186,7 +186,13 @@ class _Stored:
         return int(self.config["num_layers"])
 
     def check(self) -> None:
-        """Refuse what no linear decoder can express, unless it is zero."""
+        """Refuse what no linear decoder can express, unless it is zero, and a width not its own."""
+        shape = self.file.shapes.get("encoder_module.encoders.0.weight")
+        said = self.config.get("d_model")
+        if shape is not None and said is not None and said != shape[-1]:
+            raise ModelError(
+                f"{self.path}: d_model is {said!r:.40}, expected {shape[-1]}, its encoders' width"
+            )
         for key in self.file.shapes:
             across = key.startswith("decoder_module.skip_weights.") and "->" in key
             source, _, target = key.rpartition(".")[2].partition("->")
@@ -202,7 +208,8 @@ class _Stored:
         if method == "none":
             return torch.zeros(1), torch.ones(1)
         if method == "sqrt_d_model":
-            return torch.zeros(1), torch.tensor([float(self.config["d_model"]) ** -0.5])
+            width = self.file.shapes["encoder_module.encoders.0.weight"][-1]
+            return torch.zeros(1), torch.tensor([width**-0.5])
         try:
             found = self.statistics[str(layer)][end]
             return torch.tensor(found["mean"]), torch.tensor(found["std"]) + EPSILON
