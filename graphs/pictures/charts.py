@@ -175,7 +175,7 @@ def bars(
     step = max(1, len(counts) // 5)
     for at in range(0, len(counts) + 1, step):
         x = place(at, 0)[0]
-        drawn.append(_text(x, HEIGHT - BOTTOM + 16, f"{bounds[at]:.3g}", anchor="middle"))
+        drawn.append(_text(x, HEIGHT - BOTTOM + 16, _number(bounds[at]), anchor="middle"))
     return _chart(title, Axis(across, 0, len(counts)), up, drawn, numbers=False)
 
 
@@ -212,10 +212,15 @@ def _chart(title: str, across: Axis, up: Axis, drawn: Sequence[str], numbers: bo
         f"{_text(12, HEIGHT / 2, up.label, anchor='middle')}</g>",
     ]
     for x in across.ticks() if numbers else ():
-        frame.append(_text(place(x, up.low)[0], HEIGHT - BOTTOM + 16, f"{x:.3g}", anchor="middle"))
+        frame.append(_text(place(x, up.low)[0], HEIGHT - BOTTOM + 16, _number(x), anchor="middle"))
     for y in up.ticks():
-        frame.append(_text(LEFT - 6, place(across.low, y)[1] + 4, f"{y:.3g}", anchor="end"))
+        frame.append(_text(LEFT - 6, place(across.low, y)[1] + 4, _number(y), anchor="end"))
     return _svg(WIDTH, HEIGHT, [*frame, *drawn])
+
+
+def _number(value: float) -> str:
+    """A number of an axis: thousands written out, else three digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _text(
