@@ -18,7 +18,7 @@ from benchmarks.output import RESULTS, output_file
 from replacement_models.speed.choice_file import processor_name
 
 PROMPT = "The capital of the state containing Dallas is"
-OTHER = "The capital of the state containing Miami is"
+CLEAN, CORRUPTED = "The opposite of hot is", "The opposite of day is"
 TRACER = [sys.executable, "-m", "tracer"]
 CASES = {
     "import torch": [sys.executable, "-c", "import torch"],
@@ -29,7 +29,7 @@ CASES = {
     "tracer trace": [*TRACER, "trace", PROMPT, "-o", "dallas.graph"],
     "tracer intervene": [*TRACER, "intervene", PROMPT, "--set", "0/-2/0=0"],
     "tracer generate": [*TRACER, "generate", PROMPT, "--max-new-tokens", "8"],
-    "tracer patch": [*TRACER, "patch", PROMPT, OTHER],
+    "tracer patch": [*TRACER, "patch", CLEAN, CORRUPTED, "--target", " cold"],
     "tracer show": [*TRACER, "show", "dallas.graph"],
     "tracer render": [*TRACER, "render", "dallas.graph", "-o", "dallas.svg"],
 }
