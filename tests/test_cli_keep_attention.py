@@ -4,21 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from graphs import AttributionGraph, steering
-from tracer.commands import main
-
-GOLDEN = Path(__file__).parent / "data" / "golden" / "llama_gqa_clt"
-SMALL = ["--model", str(GOLDEN / "model"), "--transcoders", str(GOLDEN / "transcoders")]
-IDS = ["--tokens", "1,7,12,30,5", *SMALL]
-
-
-def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+from tests.test_cli import IDS, SMALL, run
 
 
 @pytest.fixture(scope="module")
