@@ -9,7 +9,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +31,8 @@ from tracer.attention import loadings as attention_loadings
 from tracer.attention.loadings import Pairs, loadings
 from tracer.attention.pulling import chunks, pull
 from tracer.attention.pushing import slabs
-from tracer.attribution.local_model import linearise
+from tracer.attention.sources import positions_of
+from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.product import product
 from tracer.attribution.sweep import sweep
 from tracer.attribution.targets import feature_rows
@@ -88,6 +89,12 @@ def cpu(call: Callable[[], Any], times: int = 3) -> float:
     return min(found)
 
 
+def in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
+    """Least CPU seconds of calls that take turns, so that what else runs slows them all alike."""
+    found = [{name: cpu(call, 1) for name, call in calls.items()} for _ in range(rounds)]
+    return {name: min(one[name] for one in found) for name in calls}
+
+
 @torch.no_grad()
 def costs(width: int, layers: int, positions: int, count: int) -> dict[str, float]:
     """CPU seconds of a sweep, of pushing and pulling as many sources and rows, of the products.
@@ -101,26 +108,35 @@ def costs(width: int, layers: int, positions: int, count: int) -> dict[str, floa
     local, plain = linearise(model, recording, 1, count), linearise(model, recording, 1, plain=True)
     drawn = np.sort(np.random.default_rng(SEED).permutation(len(local.features))[:count])
     rows = feature_rows(model, recording, local, drawn)
-    size = len(rows)
-    source, target = (part.ravel() for part in np.indices((size, size)))
-    below = local.table[0][drawn][source] < local.table[0][drawn][target]
-    below &= local.table[1][drawn][source] <= local.table[1][drawn][target]
-    pairs = Pairs(source[below], target[below])
+    columns = np.concatenate([drawn, plain.token_column(0) + np.arange(positions)])
+    pairs = every_edge(plain, columns, drawn)
 
     def push() -> Any:
-        return list(slabs(plain, drawn, layers - 1))
+        return list(slabs(plain, columns, layers - 1))
 
     def pulled() -> None:
         for chunk in chunks(rows):
-            pull(plain, rows[chunk], 0, lambda at: None)
+            for _ in pull(plain, rows[chunk], 0, 0):
+                pass
 
-    seconds = {"sweep": cpu(lambda: sweep(local, rows)), "push": cpu(push), "pull": cpu(pulled)}
+    seconds = in_turn({"sweep": lambda: sweep(local, rows), "push": push, "pull": pulled})
     seconds["products"], share = inner_products(
-        lambda: list(loadings(plain, drawn, rows, pairs, 8))
+        lambda: list(loadings(plain, columns, rows, pairs, 8))
     )
     ratio = (seconds["push"] + seconds["pull"]) / seconds["sweep"]
-    told = {"rows": size, "edges": len(pairs), "push and pull over sweep": ratio}
+    told = {"rows": len(rows), "edges": len(pairs), "push and pull over sweep": ratio}
     return seconds | told | {"products over peak": share}
+
+
+def every_edge(local: LocalModel, columns: np.ndarray, rows: np.ndarray) -> Pairs:
+    """Sources (features, tokens) with the features that read above them, not before them."""
+    source, target = (part.ravel() for part in np.indices((len(columns), len(rows))))
+    feature = columns < len(local.features)
+    layer = np.full(len(columns), -1)
+    layer[feature] = local.table[0][columns[feature]]
+    below = layer[source] < local.table[0][rows][target]
+    below &= positions_of(local, columns)[source] <= local.table[1][rows][target]
+    return Pairs(source[below], target[below])
 
 
 def inner_products(call: Callable[[], Any]) -> tuple[float, float]:

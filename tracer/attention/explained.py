@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from graphs import AttributionGraph, NodeKind
+from graphs.schema import is_kind
 from replacement_models import Recording, ReplacementModel
 from tracer.attention.queries_keys import QueryKeyMap, query_key_maps
 from tracer.attribution.local_model import LocalModel, linearise
@@ -122,7 +123,9 @@ def explained(model: ReplacementModel, graph: AttributionGraph) -> Explained:
     keep = heads * len(tokens) ** 2 * model.dtype.itemsize <= PATTERNS
     recording = model.record(tokens, keep_patterns=keep, last_logits=True)
     skipped = int(about["settings"]["skip_positions"])
-    return Explained(model, graph, recording, linearise(model, recording, skipped, plain=True))
+    rows = int(np.count_nonzero(is_kind(graph.nodes, NodeKind.FEATURE)))
+    local = linearise(model, recording, skipped, rows, plain=True)
+    return Explained(model, graph, recording, local)
 
 
 def check_model(model: ReplacementModel, graph: AttributionGraph) -> None:

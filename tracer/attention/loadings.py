@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Int
 
 from replacement_models.sites import top_layer
-from tracer.attention.pulling import AtLayer, chunks, pull
+from tracer.attention.pulling import Above, Mixed, chunks, pull
 from tracer.attention.pushing import SLAB, Slab, slabs
 from tracer.attention.sources import Writes, positions_of
 from tracer.attribution.local_model import LocalModel
-from tracer.attribution.product import product, summed_in
+from tracer.attribution.product import product, scores_product, summed_in
 from tracer.attribution.targets import TargetRows, on_device, runs
 
 HELD = 1 << 29
@@ -126,16 +126,16 @@ def _of_chunk(
         np.zeros((len(edges), len(local.layers) + 1), np.float64),
     )
 
-    def visit(at: AtLayer) -> None:
-        for slab, mine in zip(split, within, strict=True):
-            _score(slab.sources.layers[at.layer], at, mine, found.written[:, at.layer + 1])
-            _load(slab, at, mine, found.heads[:, at.layer])
-
     begin = min(slab.begin for slab in split)
-    last = pull(local, rows[chunk], begin, visit)
-    bottom = AtLayer(-1, begin, last, last[:0])
-    for slab, mine in zip(split, within, strict=True):
-        _score(slab.sources.tokens, bottom, mine, found.written[:, 0])
+    floor = 1 + min(int(mine.first.min()) for mine in within)
+    for at in pull(local, rows[chunk], begin, floor):
+        for slab, mine in zip(split, within, strict=True):
+            if isinstance(at, Mixed):
+                _load(slab, at, mine, found.heads[:, at.layer])
+            else:
+                _score(slab.sources.writes(at.layer), at, mine, found.written[:, at.layer + 1])
+    if floor < len(local.layers):
+        found.written[:, floor] += found.heads[:, floor].sum(1)
     return found
 
 
@@ -147,17 +147,17 @@ class _Edges:
     """Rows of the chunk's `Loadings`."""
     source: Int[np.ndarray, " edges"]
     target: Int[np.ndarray, " edges"]
+    first: Int[np.ndarray, " edges"]
+    """The layer at which each one's source is first written."""
 
 
 def _of_slab(
     slab: Slab, chunk: np.ndarray, pairs: Pairs, edges: Int[np.ndarray, " edges"]
 ) -> _Edges:
     here = np.flatnonzero(np.isin(pairs.source[edges], slab.number))
-    return _Edges(
-        here,
-        _place(slab.number, pairs.source[edges[here]]),
-        _place(chunk, pairs.target[edges[here]]),
-    )
+    source = _place(slab.number, pairs.source[edges[here]])
+    target = _place(chunk, pairs.target[edges[here]])
+    return _Edges(here, source, target, slab.sources.first[source])
 
 
 def _place(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -167,20 +167,22 @@ def _place(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return found
 
 
-def _score(writes: Writes, at: AtLayer, edges: _Edges, out: np.ndarray) -> None:
+def _score(writes: Writes, at: Above, edges: _Edges, out: np.ndarray) -> None:
     """Add to every edge what its source writes at one layer, for rows above it."""
-    rows, span = at.above.shape[:2]
+    rows, span = at.gradient.shape[:2]
     where = writes.position - at.begin
     inside = np.flatnonzero((where >= 0) & (where < span))
     if not rows or not len(inside):
         return
     order = inside[np.argsort(where[inside], kind="stable")]
-    scores = at.above.new_zeros(int(edges.source.max()) + 1, rows, dtype=summed_in(at.above.dtype))
+    scores = at.gradient.new_zeros(
+        int(edges.source.max()) + 1, rows, dtype=summed_in(at.gradient.dtype)
+    )
     for here in runs(where[order]):
         some = order[here]
         kept = some[writes.source[some] < len(scores)]
         vectors = writes.vector[on_device(kept, writes.vector.device)]
-        found = product(vectors, at.above[:, int(where[some[0]])])
+        found = scores_product(vectors, at.gradient[:, int(where[some[0]])])
         scores[on_device(writes.source[kept], found.device)] += found
     reached = np.flatnonzero(edges.target < rows)
     values = scores[on_device(edges.source[reached], scores.device),
@@ -188,16 +190,16 @@ def _score(writes: Writes, at: AtLayer, edges: _Edges, out: np.ndarray) -> None:
     out[edges.edge[reached]] += values.double().cpu().numpy()
 
 
-def _load(slab: Slab, at: AtLayer, edges: _Edges, out: np.ndarray) -> None:
+def _load(slab: Slab, at: Mixed, edges: _Edges, out: np.ndarray) -> None:
     """Add to every edge what each head of a layer carries of it."""
     values = slab.values[at.layer]
-    rows, live = at.mixed.shape[1], values.shape[1]
+    rows, live = at.worth.shape[3], values.shape[1]
     reached = np.flatnonzero((edges.target < rows) & (edges.source < live))
     if not len(reached):
         return
-    kv_heads, _, group, _, d_head = at.mixed.shape
+    kv_heads, group, positions, _, d_head = at.worth.shape
     used = slice(int(edges.source[reached].min()), int(edges.source[reached].max()) + 1)
-    span = min(at.begin + at.mixed.shape[3] - slab.begin, values.shape[2] // d_head)
+    span = min(at.begin + positions - slab.begin, values.shape[2])
     if span <= 0:
         return
     offset = slab.begin - at.begin
@@ -205,7 +207,9 @@ def _load(slab: Slab, at: AtLayer, edges: _Edges, out: np.ndarray) -> None:
     target = on_device(edges.target[reached], device)
     source = on_device(edges.source[reached] - used.start, device)
     for key_head in range(kv_heads):
-        worth = at.mixed[key_head, :, :, offset : offset + span].flatten(2).flatten(0, 1)
-        found = product(worth, values[key_head, used, : span * d_head]).view(rows, group, -1)
+        worth = at.worth[key_head, :, offset : offset + span].permute(2, 0, 1, 3)
+        worth = worth.flatten(2).flatten(0, 1)
+        read = values[key_head, used].flatten(1)[:, : span * d_head]
+        found = product(worth, read).view(rows, group, -1)
         picked = found[target, :, source].to(summed_in(found.dtype))
         out[edges.edge[reached], key_head * group : (key_head + 1) * group] += picked.cpu().numpy()

@@ -5,7 +5,7 @@ layer has mixed them, before the heads that share a key are added up, and only c
 scored.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from replacement_models.sites import stream_number, top_layer
 from tracer.attribution.local_model import LinearLayer, LocalModel
 from tracer.attribution.product import product
 from tracer.attribution.scoring import JoiningRows
-from tracer.attribution.sweep import KEYS, skip_back, spread_over_keys
+from tracer.attribution.sweep import KEYS, projected_below, skip_back, spread_over_keys
 from tracer.attribution.targets import TargetRows
 
 ROWS, SPAN = 32, 2048
@@ -25,15 +25,24 @@ ROWS, SPAN = 32, 2048
 
 
 @dataclass(frozen=True, eq=False)
-class AtLayer:
-    """What a chunk's rows weigh one layer with, from position `begin` on."""
+class Above:
+    """What a chunk's rows weigh the stream above one layer with, from position `begin` on.
+
+    What the layer's MLP writes is scored with it; true until the next layer is passed.
+    """
 
     layer: int
     begin: int
-    above: Float[Tensor, "rows positions d_model"]
-    """The stream above the layer: what its MLP writes is scored with it."""
-    mixed: Float[Tensor, "kv_heads rows group positions d_head"]
-    """Values, head by head, of all rows that pass this layer's attention."""
+    gradient: Float[Tensor, "rows positions d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """What they weigh one layer's values with, head by head: all rows that pass its attention."""
+
+    layer: int
+    begin: int
+    worth: Float[Tensor, "kv_heads group positions rows d_head"]
 
 
 def chunks(rows: TargetRows) -> Iterator[Int[np.ndarray, " chunk"]]:
@@ -54,38 +63,53 @@ def _by_site(rows: TargetRows, chunk: np.ndarray) -> np.ndarray:
     return found
 
 
-def pull(
-    local: LocalModel, rows: TargetRows, begin: int, visit: Callable[[AtLayer], None]
-) -> Float[Tensor, "rows positions d_model"]:
-    """Pull rows, sorted by site from the top, down to the bottom of the stream.
+def pull(local: LocalModel, rows: TargetRows, begin: int, floor: int) -> Iterator[Above | Mixed]:
+    """Pull rows, sorted by site from the top, down to what the lowest source passes.
 
     Args:
         local: a plain local model.
         rows: one chunk of rows.
         begin: the first position anybody asks for.
-        visit: called at every layer from the top.
+        floor: the lowest layer whose attention a source passes.
 
-    Returns:
-        The gradients of the stream entering layer 0, from `begin` on.
+    Yields:
+        At every layer from the top the stream above it and the values in it. Last, "above" the
+        layer below `floor`, the stream as it stays beside the attention of `floor`: what sources
+        weigh there is this and what the heads of `floor` carry.
     """
     end = int(rows.position.max()) + 1
     sites = rows.site.tolist()
     gradients = rows.vector.new_zeros(len(rows), end - begin, rows.vector.shape[1])
-    dense = 0
-    for layer in range(top_layer(max(sites)), -1, -1):
-        above = _joining(rows, sites, dense, stream_number(layer + 1))
-        between = _joining(rows, sites, dense + len(above), stream_number(layer, between=True))
-        joined = dense + len(above)
-        for position, here in above.by_position():
-            gradients[dense:joined][here, position - begin] = above.vector[here]
-        seen = gradients[:joined].clone()  # what follows is done in place
-        mixed = _past_layer(local.layers[layer], gradients, begin, dense, (above, between))
-        visit(AtLayer(layer, begin, seen, mixed))
-        dense = joined + len(between)
-    last = _joining(rows, sites, dense, stream_number(0))
-    for position, here in last.by_position():
-        gradients[dense:][here, position - begin] = last.vector[here]
-    return gradients
+    pulled = _Pulled(local, floor, begin, gradients)
+    for layer in range(top_layer(max(sites)), floor - 1, -1):
+        above = _joining(rows, sites, pulled.dense, stream_number(layer + 1))
+        joined = pulled.dense + len(above)
+        between = _joining(rows, sites, joined, stream_number(layer, between=True))
+        _write(above, gradients[pulled.dense : joined], begin)
+        yield Above(layer, begin, gradients[:joined])
+        yield Mixed(layer, begin, _past_layer(pulled, layer, above, between))
+    last = _joining(rows, sites, pulled.dense, stream_number(floor))
+    _write(last, gradients[pulled.dense :], begin)
+    yield Above(floor - 1, begin, gradients[: pulled.dense + len(last)])
+
+
+@dataclass(eq=False)
+class _Pulled:
+    """How far a chunk has come."""
+
+    local: LocalModel
+    floor: int
+    begin: int
+    gradients: Float[Tensor, "rows positions d_model"]
+    dense: int = 0
+    """How many rows have passed attention."""
+    projected: Float[Tensor, "rows positions heads_d_head"] | None = None
+    """What the next output map makes of the last of them, where known."""
+
+
+def _write(joining: JoiningRows, gradients: Tensor, begin: int) -> None:
+    for position, here in joining.by_position():
+        gradients[here, position - begin] = joining.vector[here]
 
 
 def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> JoiningRows:
@@ -94,44 +118,65 @@ def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> Join
 
 
 def _past_layer(
-    maps: LinearLayer,
-    gradients: Float[Tensor, "rows positions d_model"],
-    begin: int,
-    dense: int,
-    joining: tuple[JoiningRows, JoiningRows],
-) -> Float[Tensor, "kv_heads rows group positions d_head"]:
+    pulled: _Pulled, layer: int, above: JoiningRows, between: JoiningRows
+) -> Float[Tensor, "kv_heads group positions rows d_head"]:
     """Pull gradients back through one layer's skip and attention, in place.
 
     Args:
-        maps: the layer.
-        gradients: of all rows; those of the rows joining are written here.
-        begin: position of the first gradient.
-        dense: how many rows passed attention before.
-        joining: rows that read above the layer's MLP, and between it and attention.
+        pulled: how far the chunk has come; brought up to date.
+        layer: the layer. At the floor, what attention pulls back stays out of the gradients.
+        above: rows joining that read above the layer's MLP; written in the gradients already.
+        between: those that read between it and attention.
 
     Returns:
         What each head's values are worth, of the rows that have joined by now.
     """
-    above, between = joining
-    span = gradients.shape[1]
+    gradients, begin, dense = pulled.gradients, pulled.begin, pulled.dense
+    maps, span = pulled.local.layers[layer], gradients.shape[1]
     pattern = maps.transposed_pattern(begin, begin + span)
     below, own = skip_back(maps, gradients[:dense], above, begin)
     own = _both(own, between)
     read, reading = (gradients[:dense], _both(above, between)) if maps.parallel else (below, own)
-    kv_heads, _, group, _ = pattern.shape
     heads = product(reading.vector, maps.output)
-    d_head = heads.shape[1] // (kv_heads * group)
-    mixed = heads.new_empty(kv_heads, dense + len(own), group, span, d_head)
+    kv_heads, _, group, _ = pattern.shape
+    mixed = heads.new_empty(
+        kv_heads, group, span, dense + len(own), heads.shape[1] // (kv_heads * group)
+    )
     if dense:
-        _mix(pattern, product(read.flatten(0, 1), maps.output).view(dense, span, -1), mixed)
-        values = mixed[:, :dense].sum(2).permute(1, 2, 0, 3).flatten(2)
-        pulled = product(values.flatten(0, 1), maps.value).view_as(below)
-        torch.add(below, pulled, out=gradients[:dense])
+        _mix(pattern, _by_head(maps, read, pulled.projected, pattern), mixed)
     if len(own):
-        _outer(pattern, heads, reading, begin, mixed[:, dense:])
-        room = gradients[dense : dense + len(own)]
+        _outer(pattern, heads, reading, begin, mixed[:, :, :, dense:])
+    pulled.dense, pulled.projected = dense + len(own), None
+    room = gradients[dense : pulled.dense]
+    if layer == pulled.floor:
+        gradients[:dense] = below
+        _write(own, room, begin)
+        return mixed
+    if dense:
+        values = mixed[:, :, :, :dense].sum(1).permute(2, 1, 0, 3).flatten(2)
+        carried = product(values.flatten(0, 1), maps.value).view_as(below)
+        torch.add(below, carried, out=gradients[:dense])
+    if len(own):
         spread_over_keys(room, pattern, heads, maps.value, own, begin)
+        pulled.projected = projected_below(pulled.local, layer, pattern, heads, (own, begin))
     return mixed
+
+
+def _by_head(
+    maps: LinearLayer,
+    read: Float[Tensor, "rows queries d_model"],
+    projected: Float[Tensor, "last queries heads_d_head"] | None,
+    pattern: Float[Tensor, "kv_heads keys group queries"],
+) -> Float[Tensor, "heads queries rows_d_head"]:
+    """What the output map makes of `read`, the last rows of it known where `projected` is given."""
+    kv_heads, _, group, queries = pattern.shape
+    parts = [] if projected is None else [projected]
+    early = len(read) - sum(len(part) for part in parts)
+    if early:
+        parts.insert(0, product(read[:early].flatten(0, 1), maps.output).unflatten(0, (early, -1)))
+    turned = [part.unflatten(-1, (kv_heads * group, -1)).permute(2, 1, 0, 3) for part in parts]
+    whole = torch.cat(turned, dim=2) if len(turned) > 1 else turned[0]
+    return whole.reshape(kv_heads * group, queries, -1)
 
 
 def _both(first: JoiningRows, second: JoiningRows) -> JoiningRows:
@@ -142,19 +187,16 @@ def _both(first: JoiningRows, second: JoiningRows) -> JoiningRows:
 
 def _mix(
     pattern: Float[Tensor, "kv_heads keys group queries"],
-    heads: Float[Tensor, "rows queries heads_d_head"],
-    out: Float[Tensor, "kv_heads rows group keys d_head"],
+    by_head: Float[Tensor, "heads queries rows_d_head"],
+    out: Float[Tensor, "kv_heads group keys rows d_head"],
 ) -> None:
     """Sum over queries, head by head; queries before a key do not count."""
     kv_heads, keys, group, queries = pattern.shape
-    rows = len(heads)
-    by_head = heads.view(rows, queries, kv_heads, group, -1).permute(2, 3, 1, 0, 4)
-    by_head = by_head.reshape(kv_heads * group, queries, -1)
     weight = pattern.transpose(1, 2).reshape(kv_heads * group, keys, queries)
+    room = out.flatten(0, 1).flatten(2)[..., : by_head.shape[2]]
     for begin in range(0, keys, KEYS):
-        found = torch.bmm(weight[:, begin : begin + KEYS, begin:], by_head[:, begin:])
-        found = found.view(kv_heads, group, found.shape[1], rows, -1)
-        out[:, :rows, :, begin : begin + KEYS] = found.permute(0, 3, 1, 2, 4)
+        some = slice(begin, begin + KEYS)
+        torch.bmm(weight[:, some, begin:], by_head[:, begin:], out=room[:, some])
 
 
 def _outer(
@@ -162,11 +204,12 @@ def _outer(
     heads: Float[Tensor, "rows heads_d_head"],
     reading: JoiningRows,
     begin: int,
-    out: Float[Tensor, "kv_heads rows group keys d_head"],
+    out: Float[Tensor, "kv_heads group keys rows d_head"],
 ) -> None:
     """The same of rows at one position each."""
     kv_heads, _, group, _ = pattern.shape
     by_head = heads.view(len(heads), kv_heads, group, -1).transpose(0, 1)
     for position, here in reading.by_position():
         weight = pattern[..., position - begin].transpose(1, 2)
-        out[:, here] = by_head[:, here, :, None] * weight[:, None, ..., None]
+        heads_here = by_head[:, here].transpose(1, 2)[:, :, None]
+        out[:, :, :, here] = heads_here * weight[..., None, None]

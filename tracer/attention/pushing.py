@@ -19,8 +19,9 @@ from tracer.attribution.product import add_product, product
 from tracer.attribution.sweep import KEYS
 from tracer.attribution.targets import on_device, runs
 
-SLAB = 256
-"""Sources pushed together: inner products are so many columns wide."""
+SLAB, PART = 256, 64
+"""Sources of a slab: inner products are so many columns wide. So many of them are pushed together,
+from the first position that one of them stands at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Slab:
     begin: int
     """The first position that one of them stands at."""
     sources: Sources
-    values: Sequence[Float[Tensor, "kv_heads live positions_d_head"]]
+    values: Sequence[Float[Tensor, "kv_heads live positions d_head"]]
     """Of each layer: what attention reads of those already written."""
 
 
@@ -55,31 +56,75 @@ def _pushed(
     top: int,
 ) -> Slab:
     sources = sources_of(local, columns)
-    first, position = sources.first, positions_of(local, columns) - begin
+    values = [
+        _room(maps, int(np.searchsorted(sources.first, layer)), local.positions - begin)
+        for layer, maps in enumerate(local.layers[: top + 1])
+    ]
+    order = np.argsort(positions_of(local, columns), kind="stable")
+    for start in range(0, len(order), PART):
+        part = np.sort(order[start : start + PART])
+        _push(local, columns[part], part, begin, values)
+    return Slab(number, begin, sources, values)
+
+
+def _room(maps: LinearLayer, live: int, span: int) -> Float[Tensor, "kv_heads live span d_head"]:
+    kv_heads = len(maps.transposed_pattern(0, 1))
+    return maps.value.new_zeros(kv_heads, live, span, maps.value.shape[1] // kv_heads)
+
+
+def _push(
+    local: LocalModel,
+    columns: Int[np.ndarray, " sources"],
+    places: Int[np.ndarray, " sources"],
+    slab_begin: int,
+    values: Sequence[Float[Tensor, "kv_heads live positions d_head"]],
+) -> None:
+    """Push some sources of a slab, those first that are written lowest.
+
+    Args:
+        local: the local model.
+        columns: the sources.
+        places: where each stands in the slab.
+        slab_begin: the slab's first position.
+        values: of each layer, room for what attention reads of the slab.
+    """
+    sources, position = sources_of(local, columns), positions_of(local, columns)
+    first, begin = sources.first, int(position.min())
+    position = position - begin
     span, width = local.positions - begin, local.token_vectors.shape[1]
     stream = local.token_vectors.new_zeros(len(columns), span, width)
     sources.tokens.add_to(stream, begin)
-    values = []
-    for layer in range(top + 1):
+    at_slab = on_device(places, stream.device)
+    for layer, room in enumerate(values):
         maps = local.layers[layer]
-        pattern = maps.transposed_pattern(begin, local.positions)
         dense, live = (int(np.searchsorted(first, bound)) for bound in (layer - 1, layer))
-        fresh = slice(dense, live)
-        read = stream.new_zeros(live, span, maps.value.shape[1])
-        read[:dense] = product(stream[:dense].flatten(0, 1), maps.value.T).view_as(read[:dense])
-        at = np.arange(dense, live), position[fresh]
-        read[at] = product(stream[at], maps.value.T)
-        values.append(_by_key_head(read, len(pattern)))
-        if layer < top:
+        read = _read(maps, stream, (dense, live), position)
+        room[:, at_slab[:live], begin - slab_begin :] = _by_key_head(read, len(room))
+        if layer < len(values) - 1:
+            pattern = maps.transposed_pattern(begin, local.positions)
             _attend(maps, pattern, stream, read, (dense, live), position)
             sources.layers[layer].add_to(stream, begin)
-    return Slab(number, begin, sources, values)
+
+
+def _read(
+    maps: LinearLayer,
+    stream: Float[Tensor, "sources positions d_model"],
+    ends: tuple[int, int],
+    position: Int[np.ndarray, " sources"],
+) -> Float[Tensor, "live positions kv_heads_d_head"]:
+    """What attention reads: of those that passed one before everywhere, else at one position."""
+    dense, live = ends
+    read = stream.new_zeros(live, stream.shape[1], maps.value.shape[1])
+    read[:dense] = product(stream[:dense].flatten(0, 1), maps.value.T).view_as(read[:dense])
+    at = np.arange(dense, live), position[dense:live]
+    read[at] = product(stream[at], maps.value.T)
+    return read
 
 
 def _by_key_head(
     values: Float[Tensor, "sources positions kv_heads_d_head"], kv_heads: int
-) -> Float[Tensor, "kv_heads sources positions_d_head"]:
-    return values.unflatten(-1, (kv_heads, -1)).permute(2, 0, 1, 3).flatten(2)
+) -> Float[Tensor, "kv_heads sources positions d_head"]:
+    return values.unflatten(-1, (kv_heads, -1)).permute(2, 0, 1, 3)
 
 
 def _attend(
@@ -140,11 +185,13 @@ def _spread(
 ) -> None:
     """Add what attention makes of sources at one position each: through heads, patterns last."""
     kv_heads, _, group, _ = pattern.shape
+    sources, width = len(values), stream.shape[-1]
+    own = values[np.arange(sources), position].view(sources, kv_heads, -1).transpose(0, 1)
+    output = maps.output.view(kv_heads, group, -1, width).permute(0, 2, 1, 3).flatten(2)
+    heads = torch.bmm(own, output).view(kv_heads, sources, group, width)
+    heads = heads.transpose(0, 1).flatten(1, 2)
     order = np.argsort(position, kind="stable")
-    output = maps.output.view(kv_heads, group, -1, stream.shape[-1])
     for here in runs(position[order]):
-        rows, at = order[here], int(position[order[here.start]])
-        read = values[on_device(rows, values.device), at].view(len(rows), kv_heads, -1)
-        heads = torch.einsum("svi,vgid->svgd", read, output).flatten(1, 2)
+        rows, at = on_device(order[here], stream.device), int(position[order[here.start]])
         weight = pattern[:, at, :, at:].flatten(0, 1).T
-        stream[on_device(rows, stream.device), at:] += torch.matmul(weight, heads)
+        stream[rows, at:] += torch.matmul(weight, heads[rows])

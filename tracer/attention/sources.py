@@ -41,6 +41,10 @@ class Sources:
     """What stands in the stream entering layer 0."""
     layers: Sequence[Writes]
 
+    def writes(self, layer: int) -> Writes:
+        """What stands written at a layer, or (-1) below the bottom one."""
+        return self.tokens if layer < 0 else self.layers[layer]
+
     @property
     def first(self) -> Int[np.ndarray, " sources"]:
         """The layer at which each is first written, -1 for below the bottom one."""

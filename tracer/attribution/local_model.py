@@ -205,7 +205,7 @@ def linearise(
     if lifted:
         counts[0] = 2 + len(recording.tokens)
     writers, sums = gather(model.transcoder, features, len(recording.tokens), counts)
-    pays = not plain and virtual_pays(model, len(recording.tokens), rows)
+    pays = virtual_pays(model, len(recording.tokens), rows)
     virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
     layers, early = _climb(
         model, recording, writers, sums, (skip_positions, start, lifted), virtual

@@ -284,7 +284,7 @@ def _first_attention(
     out: Float[Tensor, "rows positions d_model"],
     joining: tuple[JoiningRows, JoiningRows],
 ) -> Float[Tensor, "rows positions heads_d_head"] | None:
-    """Write what a layer pulls back of rows that pass their first attention; give its `_projected`.
+    """Write what a layer pulls back of rows that pass their first attention.
 
     Args:
         local: the local model.
@@ -292,23 +292,38 @@ def _first_attention(
         pattern: its pattern.
         out: room for the rows.
         joining: the rows as attention reads them, and as they stand below it.
+
+    Returns:
+        What `projected_below` says of them.
     """
     (reading, own), maps = joining, local.layers[layer]
     by_head = product(reading.vector, maps.output)
     spread_over_keys(out, pattern, by_head, maps.value, own, local.start)
-    if layer == int(local.lifted) or local.layers[layer - 1].virtual is None:
-        return None
-    return _projected(local.layers[layer - 1], pattern, by_head, own, local.start)
+    return projected_below(local, layer, pattern, by_head, (own, local.start))
 
 
-def _projected(
-    below: LinearLayer, pattern: Tensor, by_head: Tensor, own: JoiningRows, start: int
-) -> Float[Tensor, "rows positions heads_d_head"]:
+def projected_below(
+    local: LocalModel,
+    layer: int,
+    pattern: Tensor,
+    by_head: Float[Tensor, "rows heads_d_head"],
+    spread: tuple[JoiningRows, int],
+) -> Float[Tensor, "rows positions heads_d_head"] | None:
     """What the output map of the layer below makes of rows that an attention layer just spread.
 
-    Virtual weights take them there head by head, not position by position.
+    Virtual weights take them there head by head, not position by position. None where that does
+    not pay, or nothing is projected below.
+
+    Args:
+        local: the local model.
+        layer: the layer that spread them.
+        pattern: its pattern.
+        by_head: what its output map makes of them.
+        spread: the rows as they stand below it, and the first position.
     """
-    assert below.virtual is not None
+    below, (own, start) = local.layers[layer - 1], spread
+    if layer == int(local.lifted) or below.virtual is None:
+        return None
     there = JoiningRows(product(own.vector, below.output), own.position)
     projected = by_head.new_empty(len(own), pattern.shape[1], len(below.virtual))
     spread_over_keys(projected, pattern, by_head, below.virtual, there, start)
