@@ -1,0 +1,65 @@
+"""One fault tried: written into a copy of the tree, and the tests that run its line started."""
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+MEMORY = 12 << 30
+"""Bytes that a trial may take: a fault may ask for anything."""
+WAIT, TIMES = 30.0, 5.0
+"""A trial is over after so many seconds and so many times what its tests take without a fault."""
+
+
+def warm() -> None:
+    """Import what every test needs and none of ours, so that trials begin with it."""
+    for name in ("torch", "transformers", "scipy.sparse", "networkx", "pyarrow.parquet",
+                 "click.testing", "hypothesis", "rich.console"):  # fmt: skip
+        __import__(name)
+
+
+def outcome(tree: Path, tests: Sequence[str], seconds: float, log: Path) -> str:
+    """Run tests in a process of their own until one fails.
+
+    Args:
+        tree: where they stand.
+        tests: their names.
+        seconds: that they take without a fault.
+        log: file for what pytest prints.
+
+    Returns:
+        "survived", "killed", or "killed by time".
+    """
+    child = os.fork()
+    if child == 0:
+        _run(tree, tests, log)
+    end = time.monotonic() + WAIT + TIMES * seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "killed by time"
+
+
+def _run(tree: Path, tests: Sequence[str], log: Path) -> None:
+    """Never returns."""
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    os.chdir(tree)
+    sys.path[0] = str(tree)
+    written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(written, stream)
+    code = 70
+    try:
+        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+    finally:
+        os._exit(code)

@@ -1,0 +1,175 @@
+"""Whether tests notice single faults: `python -m benchmarks.mutations [--seed N] [--count N]`.
+
+Faults are drawn by the seed over all packages (benchmarks/mutants/draw.py), each is written into a
+copy of the tree, and the tests that run its line in this process are started, the quickest first,
+until one fails. A fault that none notices survives. Some are no faults at all, such as a limit that
+nothing reaches: those are set aside in results/mutations_aside.json, each with its reason, a tenth
+at most. Which tests run which line is measured first, with the package coverage, in minutes
+(`--covering FILE` keeps it). Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mutants.draw import Mutant, draw
+from benchmarks.mutants.trial import outcome, warm
+from benchmarks.output import RESULTS, output_file
+
+ROOT = Path(__file__).parent.parent
+SEED, COUNT = 20261201, 320
+AT_LEAST = ("tracer/validation", "tracer/patching", "tracer/interventions", "tracer/commands")
+EACH = 40
+"""Faults in each of these; the others share what is left by their size."""
+LONGEST = 120.0
+"""Seconds of tests a fault, those that take least: one that none of them notices survives."""
+ASIDE = RESULTS / "mutations_aside.json"
+
+
+def main() -> None:
+    """Draw, try, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--covering", type=output_file, help="measured before, or to be written")
+    parser.add_argument("-o", "--output", type=output_file, default=RESULTS / "mutations.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copied(Path(folder) / "tree")
+        kept = options.covering or Path(folder) / "covering.json"
+        if not kept.exists():
+            cover(tree, kept)
+        tests = Covered(json.loads(kept.read_text(encoding="utf-8")))
+        drawn = draw(ROOT, grouped(), counts(options.count), options.seed)
+        warm()
+        found = [
+            {"group": group, **asdict(one), "outcome": tried(tree, one, tests)}
+            for group, some in drawn.items()
+            for one in some
+        ]
+    told = summary(found, set_aside())
+    told["seed"] = options.seed
+    options.output.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    for group, row in told["groups"].items():
+        print(f"{group:24} {row['killed']:4} of {row['faults']:4} killed, {row['aside']} set aside")
+    for one in told["survivors"]:
+        print(f"{one['path']}:{one['line']} {one['kind']}: {one['before']} -> {one['after']}")
+
+
+class Covered:
+    """Which tests run a line, the quickest first."""
+
+    def __init__(self, measured: Mapping[str, Any]) -> None:
+        self.seconds: Mapping[str, float] = measured["seconds"]
+        self.lines: Mapping[str, Mapping[str, list[str]]] = measured["lines"]
+
+    def of(self, path: str, first: int, last: int) -> tuple[list[str], float]:
+        """Tests that run one of some lines, and the seconds they take."""
+        by_line = self.lines.get(path, {})
+        every = {one for line in range(first, last + 1) for one in by_line.get(str(line), ())}
+        chosen, spent = [], 0.0
+        for name in sorted(every, key=lambda one: (self.seconds[one], one)):
+            if spent + self.seconds[name] > LONGEST and chosen:
+                break
+            chosen.append(name)
+            spent += self.seconds[name]
+        return chosen, spent
+
+
+def copied(tree: Path) -> Path:
+    """A copy of what is committed or could be."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+    return tree
+
+
+def cover(tree: Path, kept: Path) -> None:
+    """Run the whole suite once, noting which test runs which line."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.mutants.covering",
+               "-p", "no:xdist", "-p", "no:cacheprovider"]  # fmt: skip
+    environment = os.environ | {"COVERING": str(kept.absolute()), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tree, env=environment, check=False)
+
+
+def grouped() -> dict[str, list[str]]:
+    """Files of each package, those asked for apart."""
+    found: dict[str, list[str]] = {}
+    for package in ("graphs", "replacement_models", "tracer"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            path = file.relative_to(ROOT).as_posix()
+            group = next((one for one in AT_LEAST if path.startswith(one + "/")), package)
+            found.setdefault(group, []).append(path)
+    return found
+
+
+def counts(total: int) -> dict[str, int]:
+    """How many faults of each group: a number of their own, or by their lines."""
+    groups = grouped()
+    lines = {
+        name: sum((ROOT / file).read_bytes().count(b"\n") for file in files)
+        for name, files in groups.items()
+        if name not in AT_LEAST
+    }
+    left = total - EACH * len(AT_LEAST)
+    shared = {name: round(left * size / sum(lines.values())) for name, size in lines.items()}
+    return {name: shared.get(name, EACH) for name in groups}
+
+
+def tried(tree: Path, one: Mutant, tests: Covered) -> str:
+    """What becomes of one fault; a line that no test runs keeps any."""
+    last = one.line + one.before.count("\n")
+    chosen, seconds = tests.of(one.path, one.line, last)
+    if not chosen:
+        return "survived: no test runs it"
+    file, source = tree / one.path, (ROOT / one.path).read_text(encoding="utf-8")
+    file.write_text(one.applied(source), encoding="utf-8")
+    try:
+        found = outcome(tree, chosen, seconds, tree.parent / "log")
+    finally:
+        file.write_text(source, encoding="utf-8")
+    print(found, one.name.replace("\n", " "), file=sys.stderr, flush=True)
+    return found
+
+
+def set_aside() -> dict[str, str]:
+    """Faults that are none, by name, and why."""
+    if not ASIDE.exists():
+        return {}
+    found: dict[str, str] = json.loads(ASIDE.read_text(encoding="utf-8"))
+    return found
+
+
+def summary(found: Iterable[Mapping[str, Any]], aside: Mapping[str, str]) -> dict[str, Any]:
+    """Counts by group, and every survivor."""
+    groups: dict[str, dict[str, int]] = {}
+    survivors = []
+    for one in found:
+        row = groups.setdefault(one["group"], {"faults": 0, "killed": 0, "aside": 0})
+        name = f"{one['path']}: {one['before']} -> {one['after']}"
+        survived = one["outcome"].startswith("survived")
+        if survived and name in aside:
+            row["aside"] += 1
+            continue
+        row["faults"] += 1
+        row["killed"] += not survived
+        if survived:
+            survivors.append(dict(one))
+    return {"groups": groups, "aside": dict(aside), "survivors": survivors}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Drawing single faults, for the benchmark that tries whether tests notice them."""
+
+import ast
+from pathlib import Path
+
+from benchmarks.mutants.draw import draw, mutants
+
+SOURCE = '''"""A text with 1 + 1."""
+
+def kept(shares: list[int | None], limit: float = 0.5, *, first: int = 0) -> float:
+    """Not 2 < 3."""
+    if limit < first and shares:
+        raise ValueError(f"{limit + 1} is < {first}")
+    total = sum(shares, start=first)
+    total += max(limit, first)
+    shares.append(total)
+    return -total if limit == 1 else shares[first : -1]
+'''
+
+
+def test_every_fault_is_valid_code_that_does_something_else():
+    found = mutants("a.py", SOURCE)
+    plain = ast.dump(ast.parse(SOURCE))
+    for one in found:
+        assert ast.dump(ast.parse(one.applied(SOURCE))) != plain, one
+    assert len({one.applied(SOURCE) for one in found}) == len(found)
+
+
+def test_people_s_faults_are_among_them():
+    applied = [one.applied(SOURCE) for one in mutants("a.py", SOURCE)]
+    for wanted in (
+        "(limit <= first)", "limit < first or shares", "(not (limit < first and shares))",
+        "sum(shares)", "total -= max", "min(limit, first)", "max(first, limit)", "    pass\n",
+        "return (total)", "(shares[first:])", "(shares[:-1])", "limit: float = 1.0", "!= 1",
+    ):  # fmt: skip
+        assert any(wanted in text for text in applied), wanted
+
+
+def test_texts_types_and_what_is_raised_stay():
+    for one in mutants("a.py", SOURCE):
+        changed = one.applied(SOURCE)
+        for kept in ("1 + 1", "Not 2 < 3", "list[int | None]", 'f"{limit + 1} is < {first}"'):
+            assert kept in changed
+
+
+def test_a_seed_draws_the_same_faults_again(tmp_path: Path):
+    (tmp_path / "a.py").write_text(SOURCE, encoding="utf-8")
+    one, again, other = (draw(tmp_path, {"all": ["a.py"]}, {"all": 5}, seed) for seed in (1, 1, 2))
+    assert one == again != other
+    assert len(one["all"]) == 5
