@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tracer.attention.weights import head_composition, head_virtual_weights
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
+    from tracer.datasets.many import trace_many
     from tracer.errors import TraceError
     from tracer.evaluation.evaluate import evaluate
     from tracer.evaluation.evaluation import Evaluation
@@ -148,6 +149,7 @@ __all__ = [
     "save_transcoder",
     "separating",
     "trace",
+    "trace_many",
     "train",
     "validate",
 ]
@@ -229,6 +231,7 @@ _PLACES = {
     "save_transcoder": "replacement_models",
     "separating": "tracer.features.separating",
     "trace": "tracer.attribution.trace",
+    "trace_many": "tracer.datasets.many",
     "train": "tracer.training.train",
     "validate": "tracer.validation.validate",
 }

@@ -12,7 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pyarrow import parquet
 
-from graphs.collections.columns import EDGES, KEY, NODES, PROMPTS, STEERING, shard_file
+from graphs.collections.columns import (
+    EDGES,
+    KEY,
+    NODES,
+    PROMPTS,
+    STEERING,
+    TIME_COLUMNS,
+    TIMES,
+    shard_file,
+)
 from graphs.collections.rows import Rows
 from graphs.exchange.files import writing
 from graphs.schema import GraphError
@@ -92,6 +101,21 @@ def read(
     return Rows(prompts, *found)
 
 
+def count(folder: Path, shard: int) -> int:
+    """How many prompts of a shard are done.
+
+    Raises:
+        GraphError: the file is torn or none of ours.
+    """
+    path = shard_file(folder, PROMPTS, shard)
+    try:
+        return int(parquet.read_metadata(path).num_rows)
+    except FileNotFoundError:
+        return 0
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise GraphError(_torn(path, error)) from error
+
+
 def finished(folder: Path) -> list[int]:
     """Shards with prompts that are done.
 
@@ -128,6 +152,19 @@ def _read(
     except FileNotFoundError:
         return None
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise GraphError(f"{path} is torn or none of ours: {reason:.200}") from error
+        raise GraphError(_torn(path, error)) from error
     return found
+
+
+def _torn(path: Path, error: Exception) -> str:
+    return f"{path} is torn or none of ours: {' '.join(str(error).split()):.200}"
+
+
+def read_times(folder: Path, shard: int) -> dict[int, tuple[float, float]]:
+    """Seconds, and seconds of processors, by prompt; nothing where they are not known."""
+    try:
+        held = parquet.read_table(shard_file(folder, TIMES, shard))
+        columns = (held[name].to_pylist() for name in TIME_COLUMNS)
+        return {prompt: (wall, cpu) for prompt, wall, cpu in zip(*columns, strict=True)}
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return {}
