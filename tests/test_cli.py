@@ -138,12 +138,13 @@ def test_trace_has_the_defaults_of_the_python_functions():
     from replacement_models import ReplacementModel
 
     shown = defaults("trace")
-    expected = python_defaults(tracer.trace)
+    expected = python_defaults(tracer.trace) | python_defaults(tracer.trace_many)
+    assert shown.pop("prompts") is None
     assert shown.pop("target") == ()
     assert shown.pop("minus") is None
     assert shown.pop("target_direction") == ()
     assert expected.pop("targets") is None
-    for name in ("progress", "keep_partial", "on_estimate", "on_recording"):
+    for name in ("progress", "keep_partial", "on_estimate", "on_graph", "on_recording"):
         del expected[name]
     loaded = python_defaults(ReplacementModel.load)
     named = ("name", "transcoders", "device", "dtype", "lazy", "elsewhere")

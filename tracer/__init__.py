@@ -11,6 +11,7 @@ from tracer.namesakes import check_namesakes, refuse_rooms
 
 if TYPE_CHECKING:
     from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
+    from graphs.collections.dataset import GraphDataset
     from replacement_models import (
         BatchTopK,
         CrossLayerTranscoder,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tracer.attention.weights import head_composition, head_virtual_weights
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
+    from tracer.datasets.many import trace_many
     from tracer.errors import TraceError
     from tracer.evaluation.evaluate import evaluate
     from tracer.evaluation.evaluation import Evaluation
@@ -87,6 +89,7 @@ __all__ = [
     "Feature",
     "FeatureStore",
     "FirstOrderEffects",
+    "GraphDataset",
     "GraphError",
     "Group",
     "Intervention",
@@ -146,6 +149,7 @@ __all__ = [
     "save_transcoder",
     "separating",
     "trace",
+    "trace_many",
     "train",
     "validate",
 ]
@@ -167,6 +171,7 @@ _PLACES = {
     "Feature": "tracer.features.feature",
     "FeatureStore": "tracer.features.store",
     "FirstOrderEffects": "tracer.attention.effects",
+    "GraphDataset": "graphs.collections.dataset",
     "GraphError": "graphs",
     "Group": "graphs",
     "Intervention": "tracer.interventions.values",
@@ -226,6 +231,7 @@ _PLACES = {
     "save_transcoder": "replacement_models",
     "separating": "tracer.features.separating",
     "trace": "tracer.attribution.trace",
+    "trace_many": "tracer.datasets.many",
     "train": "tracer.training.train",
     "validate": "tracer.validation.validate",
 }

@@ -110,18 +110,30 @@ def metadata(
         "position": settings["position"] % len(tokens),
         "layers": len(model.host.blocks),
         "vocabulary": model.host.vocabulary,
+        **names(model),
+        "settings": settings,
+        "versions": versions(),
+    }
+
+
+def names(model: ReplacementModel) -> dict[str, str]:
+    """What a graph says of which model and dictionary it is of."""
+    return {
         "model": model.name,
         "model_revision": model.revision,
         "transcoders": model.transcoder_name,
         "transcoders_hash": model.transcoder_hash,
         **({"elsewhere": model.elsewhere} if model.elsewhere else {}),
-        "settings": settings,
-        "versions": {
-            "tracer": version_of("tracer"),
-            "torch": torch.__version__,
-            "transformers": version_of("transformers"),
-            "python": platform.python_version(),
-        },
+    }
+
+
+def versions() -> dict[str, Any]:
+    """Of the programs that a trace goes through."""
+    return {
+        "tracer": version_of("tracer"),
+        "torch": torch.__version__,
+        "transformers": version_of("transformers"),
+        "python": platform.python_version(),
     }
 
 

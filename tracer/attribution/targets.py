@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,16 @@ class Direction:
 
 
 Target = str | int | Difference | Direction
+
+
+def target_name(target: Target) -> str | int | dict[str, Any]:
+    """A target as JSON, as metadata and files name it."""
+    if isinstance(target, Difference):
+        return {"difference": [target.a, target.b], "weight": target.weight}
+    if isinstance(target, Direction):
+        named = {"direction": target.label, "weight": target.weight, "layer": target.layer}
+        return named if target.site is None else named | {"site": str(target.site)}
+    return target
 
 
 @dataclass(frozen=True, eq=False)

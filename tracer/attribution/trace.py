@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +23,10 @@ from tracer.attribution.sizes import PATTERNS, Sizes
 from tracer.attribution.skip_alone import skip_alone
 from tracer.attribution.spill import Spill, spilled
 from tracer.attribution.targets import (
-    Difference,
-    Direction,
     LogitTargets,
     Target,
     logit_targets,
+    target_name,
 )
 from tracer.errors import TraceError
 from tracer.features.beside import store_of
@@ -65,6 +63,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     keep_attention: bool = False,
     on_recording: Callable[[Recording], None] | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
+    on_graph: Callable[[AttributionGraph], AttributionGraph] | None = None,
     progress: Progress | None = None,
     keep_partial: bool = False,
 ) -> AttributionGraph:
@@ -104,12 +103,15 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         on_recording: called with the forward pass that is traced, which ends at `position` and has
             the logits there.
         on_estimate: called with the memory that tracing will take, before it starts.
+        on_graph: called with the graph before it gets the labels of a store; what it returns gets
+            them, as `AttributionGraph.prune` does for what is left.
         progress: called after every block of rows.
         keep_partial: when interrupted (Ctrl-C or SIGTERM, in the main thread), return the graph of
             the rows finished so far; its metadata says `partial`. Further signals wait for it.
 
     Returns:
-        The unpruned graph, edges in units of the target's pre-activation or logit.
+        The unpruned graph, or what `on_graph` made of it, edges in units of the target's
+        pre-activation or logit.
 
     Raises:
         TraceError: an argument is out of range, `store` is another dictionary's, a target cannot be
@@ -151,7 +153,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             "rank_every": rank_every,
             "max_logits": max_logits,
             "logit_mass": logit_mass,
-            "targets": None if targets is None else [_target_name(target) for target in targets],
+            "targets": None if targets is None else [target_name(target) for target in targets],
             "position": position,
             "skip_positions": skip_positions,
             "edge_floor": edge_floor,
@@ -174,10 +176,10 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             graph = assemble(model, local, logits, traced, about)
             if spill is not None and whole:
                 spill.done()
-    graph = _labelled(graph, known, refused)
     if keep_attention and "partial" not in graph.metadata:
         graph = keeping_attention(model, graph)
-    # Labels came last, and made products of their own.
+    graph = _labelled(graph if on_graph is None else on_graph(graph), known, refused)
+    # Labels made products of their own.
     graph.metadata["versions"]["products"] = dict(sorted(used.items()))
     return graph
 
@@ -240,15 +242,6 @@ def _position(position: int, count: int) -> int:
             f"{count - 1}"
         )
     return position % count
-
-
-def _target_name(target: Target) -> str | int | dict[str, Any]:
-    if isinstance(target, Difference):
-        return {"difference": [target.a, target.b], "weight": target.weight}
-    if isinstance(target, Direction):
-        named = {"direction": target.label, "weight": target.weight, "layer": target.layer}
-        return named if target.site is None else named | {"site": str(target.site)}
-    return target
 
 
 def _sweep_all(

@@ -1,4 +1,4 @@
-"""`tracer trace`: the graph of a prompt."""
+"""`tracer trace`: the graph of a prompt, or of each prompt of a file (`many.py`)."""
 
 import re
 import shlex
@@ -11,6 +11,12 @@ import click
 import tracer
 from tracer.commands.graph_files import refuse_unwritable_graph
 from tracer.commands.group import Failure, Interrupted
+from tracer.commands.many import (
+    ONLY_WITH_PROMPTS,
+    many_options,
+    refuse_without_prompts,
+    trace_prompts,
+)
 from tracer.commands.models import load_model
 from tracer.commands.options import (
     COUNT,
@@ -151,18 +157,47 @@ trace_options = together(
     epilog=examples(
         'tracer trace "The capital of the state containing Dallas is" -o dallas.graph',
         'tracer trace "The opposite of hot is" --target " cold" --minus " hot"',
+        "tracer trace --prompts prompts.jsonl -o many.graphs",
     )
 )
 @prompt_options
 @model_options
 @trace_options
-@output("Folder or .zip to write.", show_default="named after the prompt")
+@many_options
+@output("Folder or .zip to write.", show_default="named after the prompt, or the file")
+@click.pass_context
 def trace(
-    prompt: str | None, tokens: list[int] | None, output: Path | None, **options: Any
+    context: click.Context,
+    /,
+    prompt: str | None,
+    tokens: list[int] | None,
+    prompts: Path | None,
+    output: Path | None,
+    **options: Any,
 ) -> None:
-    """Explain the next token after PROMPT; write the whole graph."""
+    """Explain the next token after PROMPT; write the whole graph. Or after every prompt of a file.
+
+    A dataset of graphs that was interrupted, even by kill -9, goes on where it was when the same
+    command is run again.
+    """
+    if prompts is not None:
+        if prompt is not None or tokens is not None:
+            raise click.UsageError("expected PROMPT, --tokens or --prompts, got two", context)
+        trace_prompts(prompts, output, _resolved(options))
+        return
+    refuse_without_prompts(context)
+    for name in ONLY_WITH_PROMPTS:
+        del options[name]
     with stopped_once() as stopping:
         _trace(prompt, tokens, output, options, stopping)
+
+
+def _resolved(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with targets and ways of multiplying read from what names them."""
+    wanted = targets(options.pop("target"), options.pop("minus"))
+    options["targets"] = [*(wanted or ()), *directions(options.pop("target_direction"))] or None
+    options["products"] = products_of(options["products"])
+    return options
 
 
 def _trace(
@@ -176,10 +211,7 @@ def _trace(
     text = only_one(prompt, tokens)
     output = output or Path(f"{slug(text)}.graph")
     refuse_unwritable_graph(output)
-    wanted = targets(options.pop("target"), options.pop("minus"))
-    options["targets"] = [*(wanted or ()), *directions(options.pop("target_direction"))] or None
-    options["products"] = products_of(options["products"])
-    model = load_model(options)
+    model = load_model(_resolved(options))
     answers: list[tuple[str, Tensor]] = []
     options["on_recording"] = lambda seen: answers.append(("next token", seen.logits[-1]))
     what = "Explaining features"

@@ -1,0 +1,1 @@
+"""Many graphs in one folder of Parquet."""

@@ -1,0 +1,1 @@
+"""Graphs of many prompts, written as a dataset."""
