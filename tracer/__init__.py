@@ -11,6 +11,7 @@ from tracer.namesakes import check_namesakes, refuse_rooms
 
 if TYPE_CHECKING:
     from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
+    from graphs.collections.compare import Comparison, compare
     from replacement_models import (
         BatchTopK,
         CrossLayerTranscoder,
@@ -77,6 +78,7 @@ __all__ = [
     "BatchTopK",
     "Chains",
     "Change",
+    "Comparison",
     "CrossLayerTranscoder",
     "DenseDecoder",
     "Difference",
@@ -116,6 +118,7 @@ __all__ = [
     "Watch",
     "attention_effects",
     "attention_patterns",
+    "compare",
     "contrast",
     "convert",
     "corpus_means",
@@ -157,6 +160,7 @@ _PLACES = {
     "BatchTopK": "replacement_models",
     "Chains": "tracer.attention.chains",
     "Change": "tracer.interventions.intervene",
+    "Comparison": "graphs.collections.compare",
     "CrossLayerTranscoder": "replacement_models",
     "DenseDecoder": "replacement_models",
     "Difference": "tracer.attribution.targets",
@@ -196,6 +200,7 @@ _PLACES = {
     "Watch": "tracer.monitoring.watches",
     "attention_effects": "tracer.attention.effects",
     "attention_patterns": "tracer.attention.patterns",
+    "compare": "graphs.collections.compare",
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",

@@ -1,0 +1,1 @@
+"""Many graphs: kept as one dataset, compared, and taken together."""
