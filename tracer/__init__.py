@@ -12,6 +12,7 @@ from tracer.namesakes import check_namesakes, refuse_rooms
 if TYPE_CHECKING:
     from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
     from graphs.collections.compare import Comparison, compare
+    from graphs.collections.dataset import GraphDataset
     from replacement_models import (
         BatchTopK,
         CrossLayerTranscoder,
@@ -89,6 +90,7 @@ __all__ = [
     "Feature",
     "FeatureStore",
     "FirstOrderEffects",
+    "GraphDataset",
     "GraphError",
     "Group",
     "Intervention",
@@ -171,6 +173,7 @@ _PLACES = {
     "Feature": "tracer.features.feature",
     "FeatureStore": "tracer.features.store",
     "FirstOrderEffects": "tracer.attention.effects",
+    "GraphDataset": "graphs.collections.dataset",
     "GraphError": "graphs",
     "Group": "graphs",
     "Intervention": "tracer.interventions.values",

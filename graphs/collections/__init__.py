@@ -1,1 +1,1 @@
-"""Many graphs: kept as one dataset, compared, and taken together."""
+"""Many graphs: in one folder of Parquet, compared, and taken together."""
