@@ -97,6 +97,7 @@ def defaults(command: str) -> dict[str, Any]:
         **{name: [] for name in ("trace", "intervene", "generate", "evaluate")},
         **{name: ["x"] for name in ("show", "validate", "view", "label", "drive")},
         "monitor": ["x", "--features", "x"],
+        "why": ["x", "--not", "x"],
         **{name: ["x", "x"] for name in ("convert", "compare")},
         "patch": ["x", "x", "--target", "x"],
     }

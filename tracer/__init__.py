@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tracer.attention.weights import head_composition, head_virtual_weights
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
+    from tracer.attribution.why import Why, why
     from tracer.errors import TraceError
     from tracer.evaluation.evaluate import evaluate
     from tracer.evaluation.evaluation import Evaluation
@@ -118,6 +119,7 @@ __all__ = [
     "TranscoderLayer",
     "Validation",
     "Watch",
+    "Why",
     "attention_effects",
     "attention_patterns",
     "compare",
@@ -153,6 +155,7 @@ __all__ = [
     "trace",
     "train",
     "validate",
+    "why",
 ]
 
 _PLACES = {
@@ -201,6 +204,7 @@ _PLACES = {
     "TranscoderLayer": "replacement_models",
     "Validation": "tracer.validation.validate",
     "Watch": "tracer.monitoring.watches",
+    "Why": "tracer.attribution.why",
     "attention_effects": "tracer.attention.effects",
     "attention_patterns": "tracer.attention.patterns",
     "compare": "graphs.collections.compare",
@@ -236,6 +240,7 @@ _PLACES = {
     "trace": "tracer.attribution.trace",
     "train": "tracer.training.train",
     "validate": "tracer.validation.validate",
+    "why": "tracer.attribution.why",
 }
 """Name -> the module that has it; a room of ours -> `tracer`."""
 
