@@ -94,7 +94,7 @@ def command_of(name: str) -> click.Command:
 def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
-        **{name: [] for name in ("trace", "intervene", "generate", "evaluate")},
+        **{name: [] for name in ("trace", "intervene", "generate", "evaluate", "mcp")},
         **{name: ["x"] for name in ("show", "validate", "view", "label", "drive")},
         "monitor": ["x", "--features", "x"],
         "why": ["x", "--not", "x"],

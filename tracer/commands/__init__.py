@@ -19,7 +19,7 @@ COMMANDS = (
     "evaluate",
     *("heads", "attention"),
     "label",
-    *("monitor", "drive", "view"),
+    *("monitor", "drive", "view", "mcp"),
 )
 """Each is a function in the module of its name, but for `MODULES`' exception."""
 MODULES = {
