@@ -28,7 +28,7 @@ from graphs.exchange.files import place_of, writing
 from graphs.exchange.views import with_pins, with_view
 from graphs.groups import Group
 from graphs.influence import cumulative, influence, input_absolute, shares
-from graphs.paths import NodePath, strongest
+from graphs.paths import NodePath, by_sign, strongest, strongest_of_sign
 from graphs.pictures import captions, picture, render
 from graphs.pictures.scene import Content, Style
 from graphs.pictures.summary_source import draw_summary, summary_source
@@ -472,24 +472,48 @@ class AttributionGraph:
         size.data = np.copysign(size.data, self.effect.data)
         return size
 
-    def paths(self, count: int = 10) -> list[NodePath]:
+    def paths(self, count: int = 10, sign: int | None = None) -> list[NodePath]:
         """The strongest paths from a token or an error to a logit, strongest first.
 
         Strength is the product of the shares of the input along the path, of all that the model
         computed, times the weight of its logit. `describe` puts a path into words.
 
+        Args:
+            count: at most so many.
+            sign: 1: only paths that excite their target, their effects multiplied; -1: only those
+                that suppress it; None: all.
+
         Returns:
-            At most `count` paths as row numbers of `nodes`, with their strength in units of the
-            targets' weights.
+            Paths as row numbers of `nodes`, with their strength in units of the targets' weights.
 
         Raises:
-            GraphError: `count` is below 1, or more than memory should be spent on.
+            GraphError: `count` is below 1, or more than memory should be spent on, or a sign that
+                is none.
         """
+        if sign not in (None, 1, -1):
+            raise GraphError(f"sign is {sign}, expected 1, -1 or None")
         most = max(1, MOST_STEPS // max(1, self.nodes.num_rows))
         if not 1 <= count <= most:
             raise GraphError(f"count is {count}, expected 1 to {most} paths in this graph")
         root = self._ends.token | self._ends.error
+        if sign is not None:
+            return strongest_of_sign(self._signed, self._weight, root, count, sign)
         return strongest(shares(self.effect, self._computed), self._weight, root, count)
+
+    def by_sign(self) -> tuple[float, float]:
+        """How much of the answer excites and how much suppresses it, over all paths.
+
+        Returns:
+            Influence of tokens and errors along paths whose effects multiply to a positive and to a
+            negative number, as parts of the targets' weight; with what the graph left out they add
+            up to 1.
+        """
+        weight = np.stack([self._weight, np.zeros_like(self._weight)], 1).ravel()
+        reached = influence(by_sign(self._signed), weight).reshape(-1, 2)
+        root = self._ends.token | self._ends.error
+        whole = float(self._weight.sum()) or 1.0
+        excite, suppress = (reached[root].sum(0) / whole).tolist()
+        return excite, suppress
 
     def describe(self, path: NodePath) -> str:
         """A path in one line, with its share of the weight of all targets.

@@ -71,6 +71,60 @@ def strongest(
     ]
 
 
+def strongest_of_sign(
+    signed: sparse.csr_array,
+    weight: Float[np.ndarray, " nodes"],
+    root: Bool[np.ndarray, " nodes"],
+    count: int,
+    sign: int,
+) -> list[NodePath]:
+    """The `count` strongest paths whose effects multiply to one sign.
+
+    Args:
+        signed: (nodes, nodes) shares of each row's input with the sign of the effect.
+        weight: (nodes,) w of the targets.
+        root: which nodes a path may begin at.
+        count: at least 1.
+        sign: 1 for paths that excite their target, -1 for those that suppress it.
+
+    Returns:
+        At most `count` paths, strongest first; strengths are sizes, in the units of `weight`.
+
+    >>> signed = sparse.csr_array([[0.0, 0, 0], [-1, 0, 0], [0.25, -0.75, 0]])
+    >>> ends = np.array([0, 0, 0.8]), np.array([True, False, False])
+    >>> [(path.nodes, round(path.strength, 3)) for path in strongest_of_sign(signed, *ends, 2, 1)]
+    [((0, 1, 2), 0.6), ((0, 2), 0.2)]
+    >>> strongest_of_sign(signed, *ends, 2, -1)
+    []
+    """
+    states = by_sign(signed)
+    held = np.stack([weight, np.zeros_like(weight)], 1).ravel()
+    starts = np.stack([root & (sign > 0), root & (sign < 0)], 1).ravel()
+    found = strongest(states, held, starts, count)
+    return [NodePath(tuple(at // 2 for at in path.nodes), path.strength) for path in found]
+
+
+def by_sign(signed: sparse.csr_array) -> sparse.csr_array:
+    """A graph with two states a node: what it sends on excites the target, or suppresses it.
+
+    Args:
+        signed: (nodes, nodes) shares with the sign of the effect, strictly lower triangular.
+
+    Returns:
+        (2 nodes, 2 nodes) sizes, rows 2 n of node n exciting and 2 n + 1 suppressing: a negative
+        edge leads from one state to the other.
+    """
+    target, source = signed.tocoo().coords
+    turn = (signed.data < 0).astype(target.dtype)
+    size = np.abs(signed.data)
+    ends = (
+        np.concatenate([2 * target, 2 * target + 1]),
+        np.concatenate([2 * source + turn, 2 * source + 1 - turn]),
+    )
+    count = 2 * signed.shape[0]
+    return sparse.csr_array((np.concatenate([size, size]), ends), shape=(count, count))
+
+
 def without_skips(
     share: sparse.csr_array, weight: Float[np.ndarray, " nodes"], nodes: tuple[int, ...]
 ) -> tuple[int, ...]:

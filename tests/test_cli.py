@@ -94,10 +94,11 @@ def command_of(name: str) -> click.Command:
 def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
-        **{name: [] for name in ("trace", "intervene", "generate", "evaluate")},
+        **{name: [] for name in ("trace", "intervene", "generate", "evaluate", "mcp")},
         **{name: ["x"] for name in ("show", "validate", "view", "label", "drive")},
         "monitor": ["x", "--features", "x"],
-        "convert": ["x", "x"],
+        "why": ["x", "--not", "x"],
+        **{name: ["x", "x"] for name in ("convert", "compare")},
         "patch": ["x", "x", "--target", "x"],
     }
     needed = arguments.get(command, ["x", "-o", "x"])

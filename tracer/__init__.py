@@ -11,6 +11,7 @@ from tracer.namesakes import check_namesakes, refuse_rooms
 
 if TYPE_CHECKING:
     from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
+    from graphs.collections.compare import Comparison, compare
     from graphs.collections.dataset import GraphDataset
     from replacement_models import (
         BatchTopK,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
     from tracer.datasets.many import trace_many
+    from tracer.attribution.why import Why, why
     from tracer.errors import TraceError
     from tracer.evaluation.evaluate import evaluate
     from tracer.evaluation.evaluation import Evaluation
@@ -79,6 +81,7 @@ __all__ = [
     "BatchTopK",
     "Chains",
     "Change",
+    "Comparison",
     "CrossLayerTranscoder",
     "DenseDecoder",
     "Difference",
@@ -117,8 +120,10 @@ __all__ = [
     "TranscoderLayer",
     "Validation",
     "Watch",
+    "Why",
     "attention_effects",
     "attention_patterns",
+    "compare",
     "contrast",
     "convert",
     "corpus_means",
@@ -152,6 +157,7 @@ __all__ = [
     "trace_many",
     "train",
     "validate",
+    "why",
 ]
 
 _PLACES = {
@@ -161,6 +167,7 @@ _PLACES = {
     "BatchTopK": "replacement_models",
     "Chains": "tracer.attention.chains",
     "Change": "tracer.interventions.intervene",
+    "Comparison": "graphs.collections.compare",
     "CrossLayerTranscoder": "replacement_models",
     "DenseDecoder": "replacement_models",
     "Difference": "tracer.attribution.targets",
@@ -199,8 +206,10 @@ _PLACES = {
     "TranscoderLayer": "replacement_models",
     "Validation": "tracer.validation.validate",
     "Watch": "tracer.monitoring.watches",
+    "Why": "tracer.attribution.why",
     "attention_effects": "tracer.attention.effects",
     "attention_patterns": "tracer.attention.patterns",
+    "compare": "graphs.collections.compare",
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
     "corpus_means": "tracer.validation.means",
@@ -234,6 +243,7 @@ _PLACES = {
     "trace_many": "tracer.datasets.many",
     "train": "tracer.training.train",
     "validate": "tracer.validation.validate",
+    "why": "tracer.attribution.why",
 }
 """Name -> the module that has it; a room of ours -> `tracer`."""
 

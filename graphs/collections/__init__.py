@@ -1,1 +1,1 @@
-"""Many graphs in one folder of Parquet."""
+"""Many graphs: in one folder of Parquet, compared, and taken together."""

@@ -14,11 +14,12 @@ from tracer.commands.options import examples
 COMMANDS = (
     *("trace", "show", "prune", "group", "render", "export", "import", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
+    *("compare", "why"),
     "train",
     "evaluate",
     *("heads", "attention"),
     "label",
-    *("monitor", "drive", "view"),
+    *("monitor", "drive", "view", "mcp"),
 )
 """Each is a function in the module of its name, but for `MODULES`' exception."""
 MODULES = {

@@ -1,1 +1,1 @@
-"""The viewer's server: loopback only, one token, the folders it was given and nothing else."""
+"""What answers others: the viewer's server (loopback only, one token) and tools for agents."""
