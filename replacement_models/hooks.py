@@ -57,6 +57,11 @@ def first_of(output: Any) -> Tensor:
     return found
 
 
+def copied(output: Any) -> Any:
+    """A module's output with hidden states of their own."""
+    return replaced_first(output, first_of(output).clone())
+
+
 def replaced_first(output: Any, tensor: Tensor) -> Any:
     """`output` with its first part, the hidden states, replaced."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor

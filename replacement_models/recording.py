@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from replacement_models.hooks import (
     Hook,
+    copied,
     eager_attention,
     first_of,
     first_tensor,
@@ -228,8 +229,8 @@ def write_hooks(block: Block, write: WritePoint, hook: Hook) -> list[tuple[nn.Mo
         hook: as of `forward_hooks`, given what the MLP writes.
     """
     module = write_module(block, write)
-    if block.mlp_beside is None:
-        return [(module, hook)]
+    if block.mlp_beside is None:  # Falcon adds to the output in its place
+        return [(module, lambda inputs, output: hook(inputs, copied(output)))]
     before: list[Tensor] = []
 
     def keep(inputs: Any, output: Any) -> None:

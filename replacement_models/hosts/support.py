@@ -6,35 +6,70 @@ from typing import NamedTuple
 from torch import nn
 
 from replacement_models.host import Host
+from replacement_models.hosts.bloom import bloom, mpt
+from replacement_models.hosts.falcon import falcon
+from replacement_models.hosts.fused import codegen, dbrx, gpt_bigcode
 from replacement_models.hosts.gemma import gemma
 from replacement_models.hosts.glm4 import glm4
 from replacement_models.hosts.gpt2 import gpt2, gpt_neo
-from replacement_models.hosts.gpt_neox import gpt_neox
+from replacement_models.hosts.gpt_neox import gpt_neox, gpt_neox_japanese, persimmon
+from replacement_models.hosts.granite import granite, hyperclovax
 from replacement_models.hosts.llama import llama
+from replacement_models.hosts.llama_likes import (
+    apertus,
+    llama4,
+    mimo_v2,
+    nanochat,
+    olmo,
+    vaultgemma,
+)
 from replacement_models.hosts.olmo2 import olmo2
 from replacement_models.hosts.one_norm import cohere, gptj, phi
+from replacement_models.hosts.opt import biogpt, opt, xglm
 from replacement_models.hosts.phi3 import phi3
 
 AS_LLAMA = (
-    "arcee", "cwm", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "gpt_oss",
-    "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "internlm3", "iquestcoder", "jais2",
-    "llama", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "olmoe",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
-    "stablelm", "starcoder2",
+    "arcee", "aria_text", "cwm", "dots1", "emu3", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint",
+    "glm", "glm4_moe", "gpt_oss", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3",
+    "internlm3", "iquestcoder", "jais2", "llama", "mellum", "minimax_m2", "ministral", "ministral3",
+    "mistral", "mixtral", "nemotron", "olmoe", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2",
 )  # fmt: skip
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
+AS_GLM4 = ("glm4", "kolibri1")
+AS_GRANITE = ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared")
+AS_COHERE = ("cohere", "cohere2", "cohere2_moe", "cohere_compass_text")
 AS_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 HOSTS: dict[str, Callable[[nn.Module], Host]] = {
-    "cohere": cohere,
-    "cohere2": cohere,
-    "glm4": glm4,
+    "apertus": apertus,
+    "biogpt": biogpt,
+    "bloom": bloom,
+    "codegen": codegen,
+    "dbrx": dbrx,
+    "falcon": falcon,
     "gpt2": gpt2,
+    "gpt_bigcode": gpt_bigcode,
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
+    "gpt_neox_japanese": gpt_neox_japanese,
     "gptj": gptj,
+    "hyperclovax": hyperclovax,
+    "llama4_text": llama4,
+    "mimo_v2_flash": mimo_v2,
+    "mpt": mpt,
+    "nanochat": nanochat,
+    "olmo": olmo,
+    "opt": opt,
+    "persimmon": persimmon,
     "phi": phi,
     "phi3": phi3,
+    "phi4_multimodal": phi3,
+    "vaultgemma": vaultgemma,
+    "xglm": xglm,
     **dict.fromkeys(AS_LLAMA, llama),
+    **dict.fromkeys(AS_COHERE, cohere),
+    **dict.fromkeys(AS_GLM4, glm4),
+    **dict.fromkeys(AS_GRANITE, granite),
     **dict.fromkeys(AS_OLMO2, olmo2),
     **dict.fromkeys(AS_GEMMA, gemma),
 }

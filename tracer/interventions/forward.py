@@ -225,7 +225,7 @@ def _write(model: ReplacementModel, layer: int, how: Run, going: Pass) -> Callab
         x = going.inputs[layer]
         tensor = rows_of(output, x)
         if how.frozen is not None and layer in how.frozen.layers:
-            tensor = held_output(how.frozen.recording, layer, x, skip).expand_as(tensor)
+            tensor = held_output(how.frozen.recording, layer, x, skip).clone()
         tensor = how.edit.output(layer, x, tensor)
         if layer in going.pending:
             tensor = tensor + going.pending[layer]
