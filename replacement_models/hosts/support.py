@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from replacement_models.host import Host
+from replacement_models.hosts.gated_delta import qwen3_next
 from replacement_models.hosts.gemma import gemma
 from replacement_models.hosts.glm4 import glm4
 from replacement_models.hosts.gpt2 import gpt2, gpt_neo
@@ -22,6 +23,7 @@ AS_LLAMA = (
     "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
     "stablelm", "starcoder2",
 )  # fmt: skip
+AS_QWEN3_NEXT = ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
 AS_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 HOSTS: dict[str, Callable[[nn.Module], Host]] = {
@@ -37,6 +39,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     **dict.fromkeys(AS_LLAMA, llama),
     **dict.fromkeys(AS_OLMO2, olmo2),
     **dict.fromkeys(AS_GEMMA, gemma),
+    **dict.fromkeys(AS_QWEN3_NEXT, qwen3_next),
 }
 """`model_type` of a configuration to the function that names the model's parts.
 
@@ -49,8 +52,7 @@ STATE_SPACE = {
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {
-    "bailing_hybrid", "kimi_linear", "minimax", "olmo_hybrid", "qwen3_5", "qwen3_5_moe",
-    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text",
+    "bailing_hybrid", "kimi_linear", "minimax", "olmo_hybrid", "qwen4_exp", "qwen4_exp_text",
 }  # fmt: skip
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}

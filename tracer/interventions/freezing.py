@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class Freezing:
 
     recording: Recording
     attention: bool
-    """Attention patterns."""
+    """Attention patterns, and factors around them."""
     norms: bool
     """Norm denominators."""
     layers: range
@@ -49,7 +50,8 @@ class Freezing:
                 hooks += [(norm.module, _hold_norm(norm, scales[id(norm)])) for norm in found]
             if self.attention:
                 pattern = layer.attention_pattern()
-                hooks.append((block.attention, _hold_pattern(block.attend, pattern)))
+                attend = partial(block.attend, pattern=pattern, factors=layer.factors)
+                hooks.append((block.attention, _hold_attention(attend)))
         if self.norms:
             final = model.host.final_norm
             hooks.append((final.module, _hold_norm(final, self.recording.final_scale)))
@@ -65,9 +67,9 @@ def _hold_norm(norm: Norm, scale: Tensor | None) -> Callable[..., Tensor]:
     return hold
 
 
-def _hold_pattern(attend: Callable[[Tensor, Tensor], Tensor], pattern: Tensor) -> Any:
+def _hold_attention(attend: Callable[[Tensor], Tensor]) -> Any:
     def hold(inputs: Any, output: Any) -> Any:
-        rows = [attend(row, pattern) for row in first_tensor(inputs)]
+        rows = [attend(row) for row in first_tensor(inputs)]
         return replaced_first(output, torch.stack(rows))
 
     return hold

@@ -1,0 +1,46 @@
+"""Small random hybrids: linear attention and state-space layers, every part of them active."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from replacement_models import ReplacementModel
+from tests.random_models import GROUPED, randomised, transcoder
+
+MIXED = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "linear_conv_kernel_dim": 3,
+}
+MIXTURE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 12,
+    "decoder_sparse_step": 1,
+}
+NEXT = {**GROUPED, **DELTA, **MIXED, "attention_bias": True, "partial_rotary_factor": 0.5}
+
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_next": ("qwen3_next", {**NEXT, **MIXTURE, "mlp_only_layers": [1]}),
+    "qwen3_5_text": ("qwen3_5_text", NEXT),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", {**NEXT, **MIXTURE}),
+}
+"""Name of a case to its `model_type` and what its configuration takes."""
+
+
+def hybrid_language_model(family: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
+    """A random model of one of HYBRIDS, as transformers builds it."""
+    model_type, options = HYBRIDS[family]
+    config = AutoConfig.for_model(model_type, **{**options, **changes})
+    return randomised(AutoModelForCausalLM.from_config(config), dtype)
+
+
+def hybrid(family: str, dtype: torch.dtype = torch.float64, **options: Any) -> ReplacementModel:
+    """A random hybrid with a random dictionary; options as `transcoder`'s."""
+    dictionary = transcoder(**{"skip": True, **options})
+    return ReplacementModel.from_huggingface(hybrid_language_model(family, dtype), None, dictionary)
