@@ -27,8 +27,8 @@ NEXT = {**GROUPED, **DELTA, **MIXED, "attention_bias": True, "partial_rotary_fac
 
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("qwen3_next", {**NEXT, **MIXTURE, "mlp_only_layers": [1]}),
-    "qwen3_5_text": ("qwen3_5_text", NEXT),
-    "qwen3_5_moe_text": ("qwen3_5_moe_text", {**NEXT, **MIXTURE}),
+    "qwen3_5": ("qwen3_5", {"text_config": NEXT}),
+    "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
 }
 """Name of a case to its `model_type` and what its configuration takes."""
 
