@@ -8,6 +8,7 @@ module.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,8 @@ class Norm:
     eps: float
     centred: bool
     """Whether the mean is taken off: LayerNorm does, RMSNorm does not."""
+    fixed: bool = False
+    """No norm but what the block does to `module`'s output: the denominator is always 1."""
 
     __repr__ = one_line
 
@@ -38,6 +41,8 @@ class Norm:
 
     def scale(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows 1"]:
         """The denominator at `x`: root of the mean square (of the variance) plus eps."""
+        if self.fixed:
+            return torch.ones_like(x[..., :1])
         return (self.centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def frozen(
@@ -78,6 +83,14 @@ class Block:
     """A short convolution that values pass before the pattern mixes them."""
     watch: Watch | None = None
     """Where a prompt's factors, or a pattern that attention does not return, are read off."""
+    attention_out: nn.Module | None = None
+    """Returns attention's output, where `attention` adds it to the stream itself (BLOOM)."""
+    mlp_out: nn.Module | None = None
+    """Returns the MLP's output, where `mlp` does not and is only what reads first (OPT)."""
+    mlp_beside: nn.Module | None = None
+    """Runs before it, and its output is added to the MLP's (experts before a shared one)."""
+    mlp_maps: Any = None
+    """Has the MLP's linear modules as attributes, where `mlp` has not."""
 
     __repr__ = one_line
 
@@ -90,6 +103,11 @@ class Block:
     def by_kernel(self) -> bool:
         """Whether a kernel makes the pattern, which attention then does not return."""
         return self.watch is not None and self.watch.kernel is not None
+
+    @property
+    def attention_end(self) -> nn.Module:
+        """Returns attention's output, alone or first in a tuple."""
+        return self.attention if self.attention_out is None else self.attention_out
 
     def attend(
         self,
@@ -138,6 +156,8 @@ class Host:
     position_embedding: nn.Module | None = None
     """Learned positions, added once at the bottom."""
     embedding_scale: float = 1.0
+    embedding_norm: Norm | None = None
+    """Norm that the tokens' part passes at the bottom (BLOOM, nanochat)."""
     logit_cap: float | None = None
     """Soft cap c: logits shown are c·tanh(logit / c)."""
     context: int | None = None
@@ -154,6 +174,12 @@ class Host:
         ]
 
     @property
+    def final_norm_calls(self) -> int:
+        """How often one pass runs the final norm's module: nanochat's also norms embeddings."""
+        first = self.embedding_norm
+        return 1 + (first is not None and first.module is self.final_norm.module)
+
+    @property
     def stream_sites(self) -> list[Site]:
         """Where the residual stream can be read, from below."""
         entering = [Site(layer, Stage.RESID_PRE) for layer in range(len(self.blocks) + 1)]
@@ -168,6 +194,12 @@ class Host:
     def vocabulary(self) -> int:
         """Entries of the vocabulary."""
         return self.unembedding.shape[0]
+
+    def embed(self, tokens: Float[Tensor, "positions d_model"]) -> Tensor:
+        """The token part of the first residual stream, from the embedding's output."""
+        found = tokens * self.embedding_scale
+        norm = self.embedding_norm
+        return found if norm is None else norm.frozen(found, norm.scale(found))
 
     def cap(self, logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
         """The logits the model shows, from those before its soft cap."""

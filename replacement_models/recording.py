@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from replacement_models.around import PLAIN, Call, Factors
 from replacement_models.hooks import (
+    Hook,
     eager_attention,
+    first_of,
     first_tensor,
     forward_hooks,
     forward_pre_hooks,
+    in_rows,
+    replaced_first,
 )
 from replacement_models.host import Block, Host, Norm
 from replacement_models.kernel_patterns import kernel_patterns
@@ -178,7 +182,7 @@ def record(
     assert seen.token is not None
     return Recording(
         tokens=tuple(tokens),
-        token_vectors=seen.token * host.embedding_scale,
+        token_vectors=host.embed(seen.token),
         position_vectors=None if seen.position is None else seen.position.expand_as(seen.token),
         layers=[_frozen(block, seen, layer) for layer, block in enumerate(host.blocks)],
         final_scale=final_scale,
@@ -216,9 +220,34 @@ def encode(transcoder: Transcoder, inputs: Sequence[Tensor]) -> ActiveFeatures:
 
 def write_module(block: Block, write: WritePoint) -> nn.Module:
     """The module whose output the transcoder reconstructs."""
-    if write is WritePoint.POST_NORM and block.mlp_post_norm is not None:
-        return block.mlp_post_norm.module
-    return block.mlp
+    norm = block.mlp_post_norm
+    if write is WritePoint.POST_NORM and norm is not None and not norm.fixed:
+        return norm.module
+    return block.mlp if block.mlp_out is None else block.mlp_out
+
+
+def write_hooks(block: Block, write: WritePoint, hook: Hook) -> list[tuple[nn.Module, Hook]]:
+    """A forward hook where what the transcoder reconstructs comes about, and where it is put in.
+
+    Args:
+        block: of the host.
+        write: of the layer's transcoder.
+        hook: as of `forward_hooks`, given what the MLP writes.
+    """
+    module = write_module(block, write)
+    if block.mlp_beside is None:
+        return [(module, hook)]
+    before: list[Tensor] = []
+
+    def keep(inputs: Any, output: Any) -> None:
+        before[:] = [first_of(output)]
+
+    def added(inputs: Any, output: Any) -> Any:
+        beside = before.pop().reshape(first_of(output).shape)
+        new = hook(inputs, first_of(output) + beside)
+        return None if new is None else replaced_first(output, new - beside)
+
+    return [(block.mlp_beside, keep), (module, added)]
 
 
 def norms(block: Block) -> list[Norm]:
@@ -296,9 +325,12 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
     def keep_position(inputs: Any, output: Tensor) -> None:
         seen.position = output[0] if output.ndim == 3 else output
 
+    def keep_output(_: Any, output: Any) -> None:
+        seen.mlp_output.append(_first(output))
+
     def keep_norm(norm: Norm) -> Any:
         def keep(inputs: Any, output: Tensor) -> None:
-            seen.norm_input[norm.module] = first_tensor(inputs)[0]
+            seen.norm_input[norm.module] = in_rows(first_tensor(inputs), 1)[0]
 
         return keep
 
@@ -306,11 +338,10 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
     if host.position_embedding is not None:
         taps.append((host.position_embedding, keep_position))
     for layer, block in enumerate(host.blocks):
-        written = write_module(block, transcoder.write_at(layer))
         taps += [
             (block.module, lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])),
-            (block.mlp, lambda inputs, _: seen.mlp_input.append(first_tensor(inputs)[0])),
-            (written, lambda _, output: seen.mlp_output.append(_first(output))),
+            (block.mlp, lambda inputs, _: seen.mlp_input.append(_first(first_tensor(inputs)))),
+            *write_hooks(block, transcoder.write_at(layer), keep_output),
             *((norm.module, keep_norm(norm)) for norm in norms(block)),
         ]
     return [*taps, (host.final_norm.module, keep_norm(host.final_norm))]
@@ -332,8 +363,7 @@ def _remake_taps(host: Host, seen: Seen) -> list[tuple[nn.Module, Any]]:
 
 def _first(output: Any) -> Tensor:
     """(P, D) of a module's output, whether it comes alone or in a tuple."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor[0] if tensor.ndim == 3 else tensor
+    return in_rows(first_of(output), 1)[0]
 
 
 def _frozen(block: Block, seen: Seen, layer: int) -> FrozenLayer:

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement_models import Recording, ReplacementModel
-from replacement_models.hooks import first_tensor, replaced_first
+from replacement_models import FrozenLayer, Recording, ReplacementModel
+from replacement_models.hooks import first_of, first_tensor, on_last, replaced_first
 from replacement_models.host import Block, Norm
 from replacement_models.recording import norms
 
@@ -46,15 +45,14 @@ class Freezing:
                 id(block.mlp_post_norm): layer.mlp_post_scale,
             }
             if self.norms:
-                found = norms(block)
+                found = [norm for norm in norms(block) if not norm.fixed]
                 hooks += [(norm.module, _hold_norm(norm, scales[id(norm)])) for norm in found]
             if self.attention:
-                pattern = layer.attention_pattern()
-                attend = partial(block.attend, pattern=pattern, factors=layer.factors)
-                hooks.append((block.attention, _hold_attention(attend)))
+                hooks += _holding_attention(block, layer)
         if self.norms:
             final = model.host.final_norm
-            hooks.append((final.module, _hold_norm(final, self.recording.final_scale)))
+            hold = _hold_norm(final, self.recording.final_scale)
+            hooks.append((final.module, on_last(model.host.final_norm_calls, hold)))
         return hooks
 
 
@@ -62,17 +60,35 @@ def _hold_norm(norm: Norm, scale: Tensor | None) -> Callable[..., Tensor]:
     assert scale is not None
 
     def hold(inputs: Any, output: Tensor) -> Tensor:
-        return norm.frozen(first_tensor(inputs), scale)
+        x = first_tensor(inputs)
+        return norm.frozen(
+            x.reshape(-1, *x.shape[-1:]).unflatten(0, (-1, len(scale))), scale
+        ).view_as(x)
 
     return hold
 
 
-def _hold_attention(attend: Callable[[Tensor], Tensor]) -> Any:
+def _holding_attention(block: Block, frozen: FrozenLayer) -> list[tuple[nn.Module, Any]]:
+    pattern = frozen.attention_pattern()
+
+    def attended(hidden: Tensor) -> Tensor:
+        return torch.stack([block.attend(row, pattern, frozen.factors) for row in hidden])
+
     def hold(inputs: Any, output: Any) -> Any:
-        rows = [attend(row) for row in first_tensor(inputs)]
-        return replaced_first(output, torch.stack(rows))
+        return replaced_first(output, attended(first_tensor(inputs)))
 
-    return hold
+    if block.attention_out is None:
+        return [(block.attention, hold)]
+    assert block.attention_norm is not None
+    read: list[Tensor] = []
+
+    def keep(inputs: Any, output: Tensor) -> None:
+        read[:] = [output]
+
+    return [
+        (block.attention_norm.module, keep),
+        (block.attention_out, lambda inputs, output: attended(read.pop())),
+    ]
 
 
 def read_scale(
@@ -97,11 +113,9 @@ def held_output(
 
 def rows_of(output: Any, like: Float[Tensor, "rows positions d_model"]) -> Tensor:
     """A module's output, alone or first in a tuple, as (rows, P, D); experts may flatten it."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor.reshape(like.shape)
+    return first_of(output).reshape(like.shape)
 
 
 def replaced(output: Any, tensor: Float[Tensor, "rows positions d_model"]) -> Any:
     """`output` with its hidden states replaced, in the shape they had."""
-    first = output[0] if isinstance(output, tuple) else output
-    return replaced_first(output, tensor.reshape(first.shape))
+    return replaced_first(output, tensor.reshape(first_of(output).shape))
