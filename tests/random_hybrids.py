@@ -25,9 +25,38 @@ MIXTURE = {
 }
 NEXT = {**GROUPED, **DELTA, **MIXED, "attention_bias": True, "partial_rotary_factor": 0.5}
 
+SCAN = {
+    **GROUPED,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 5,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 4,
+    "mamba_expand": 2,
+    "mamba_proj_bias": True,
+    "attention_bias": True,
+    "head_dim": 4,
+}
+GRANITE = {
+    **SCAN,
+    "layers_block_type": ["linear_attention", "full_attention", "linear_attention"],
+    "shared_intermediate_size": 12,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+    "attention_multiplier": 0.3,
+}
+
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("qwen3_next", {**NEXT, **MIXTURE, "mlp_only_layers": [1]}),
     "qwen3_5": ("qwen3_5", {"text_config": NEXT}),
+    "bamba": ("bamba", {**SCAN, "attn_layer_indices": [1]}),
+    "granite": ("granitemoehybrid", {**GRANITE, "num_local_experts": 0}),
+    "granite_moe": (
+        "granitemoehybrid",
+        {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
 }
 """Name of a case to its `model_type` and what its configuration takes."""

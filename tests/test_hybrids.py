@@ -212,7 +212,10 @@ def test_conservation_fails_when_a_part_is_dropped(family: str, dropped: str):
     assert float((got - expected).abs().max()) > 1e-3
 
 
-ARGUMENTS = {"torch_chunk_gated_delta_rule": ("g", "beta", "query", "key")}
+ARGUMENTS = {
+    "torch_chunk_gated_delta_rule": ("g", "beta", "query", "key"),
+    "mamba2_chunk_scan": ("A", "dt", "B", "C"),
+}
 """Of every kernel, what makes its pattern: decay, gates, keys and queries."""
 
 
@@ -226,7 +229,7 @@ def test_a_pattern_without_a_part_of_its_kernel_is_noticed(
     def without(self: KernelPattern, own: Tensor, begin: int) -> Tensor:
         name = ARGUMENTS[self.function.__name__][argument]
         kept = self.given.arguments[name]
-        self.given.arguments[name] = kept.roll(1, 1) if kept.ndim == 4 else torch.zeros_like(kept)
+        self.given.arguments[name] = kept.roll(1, 1) if kept.ndim == 4 else 0 * kept
         try:
             return real(self, own, begin)
         finally:

@@ -38,6 +38,25 @@ def gated_norm(
     return (scale * function(gate)).reshape(-1, heads, hidden.shape[-1])
 
 
+def group_gated_norm(
+    call: Call, norm: Any, group: int, heads: int
+) -> Float[Tensor, "positions heads d_head"]:
+    """What a gated norm over groups of channels multiplies its input with.
+
+    Args:
+        call: of the norm, on what the heads write (1, positions, width) and the gate.
+        norm: gates what it reads, or what it wrote where it has `norm_before_gate`.
+        group: channels in a group.
+        heads: heads in the width.
+    """
+    hidden, gate = (part[0] for part in call.inputs[:2])
+    factor = nn.functional.silu(gate)
+    read_by_norm = hidden if getattr(norm, "norm_before_gate", False) else hidden * factor
+    square = read_by_norm.unflatten(-1, (-1, group)).square().mean(-1, keepdim=True)
+    scale = (square + norm.variance_epsilon).rsqrt().expand(*square.shape[:-1], group).flatten(1)
+    return (factor * scale * read(norm)).unflatten(-1, (heads, -1))
+
+
 def check_silu(*activations: Any) -> None:
     """Refuse an activation whose slope is not known.
 

@@ -24,5 +24,17 @@ def shifted_rms_norm(module: Any) -> Norm:
     return Norm(module, weight, None, _eps(module), centred=False)
 
 
+def multiplied(module: Any, factor: float, like: Tensor) -> Norm:
+    """No norm: a block's own factor on what a module writes to the stream.
+
+    Args:
+        module: the module.
+        factor: the factor.
+        like: any vector of the residual stream.
+    """
+    weight = like.new_full(like.shape, factor)
+    return Norm(module, weight, None, 0.0, centred=False, fixed=True)
+
+
 def _eps(module: Any) -> float:
     return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)

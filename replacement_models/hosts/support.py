@@ -15,6 +15,7 @@ from replacement_models.hosts.llama import llama
 from replacement_models.hosts.olmo2 import olmo2
 from replacement_models.hosts.one_norm import cohere, gptj, phi
 from replacement_models.hosts.phi3 import phi3
+from replacement_models.hosts.state_space import bamba, granite_hybrid
 
 AS_LLAMA = (
     "arcee", "cwm", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "gpt_oss",
@@ -27,6 +28,7 @@ AS_QWEN3_NEXT = ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
 AS_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 HOSTS: dict[str, Callable[[nn.Module], Host]] = {
+    "bamba": bamba,
     "cohere": cohere,
     "cohere2": cohere,
     "glm4": glm4,
@@ -34,6 +36,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
     "gptj": gptj,
+    "granitemoehybrid": granite_hybrid,
     "phi": phi,
     "phi3": phi3,
     **dict.fromkeys(AS_LLAMA, llama),
@@ -47,8 +50,7 @@ What a variant adds beyond its family's parts is refused when it is recorded (la
 """
 
 STATE_SPACE = {
-    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2",
-    "nemotron_h", "zamba", "zamba2",
+    "falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h", "zamba", "zamba2",
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {
