@@ -1,6 +1,6 @@
 """One forward pass of the unmodified model, with everything the engine freezes written down."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from replacement_models.around import PLAIN, Call, Factors
 from replacement_models.hooks import (
     Hook,
     copied,
@@ -20,6 +21,7 @@ from replacement_models.hooks import (
     replaced_first,
 )
 from replacement_models.host import Block, Host, Norm
+from replacement_models.kernel_patterns import kernel_patterns
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from replacement_models.sites import ReadPoint, Site, Stage, WritePoint
@@ -65,6 +67,8 @@ class FrozenLayer:
     mlp_scale: Float[Tensor, "positions 1"]
     attention_post_scale: Float[Tensor, "positions 1"] | None = None
     mlp_post_scale: Float[Tensor, "positions 1"] | None = None
+    factors: Factors = PLAIN
+    """What is held around the pattern."""
 
     __repr__ = one_line
 
@@ -132,7 +136,10 @@ class Seen:
     token: Tensor | None = None
     position: Tensor | None = None
     residual: list[Tensor] = field(default_factory=list)
-    pattern: list[Tensor | RecomputedPattern] = field(default_factory=list)
+    pattern: dict[int, Tensor | Callable[[], Tensor]] = field(default_factory=dict)
+    """By layer."""
+    calls: dict[int, dict[str, Call]] = field(default_factory=dict)
+    """By layer, what a block's `watch` names."""
     norm_input: dict[nn.Module, Tensor] = field(default_factory=dict)
     mlp_input: list[Tensor] = field(default_factory=list)
     mlp_output: list[Tensor] = field(default_factory=list)
@@ -264,22 +271,52 @@ def _watched(
 ) -> tuple[Seen, Tensor]:
     """The one forward pass: what its hooks saw, and its logits."""
     seen = Seen()
-    taps = _taps(host, transcoder, seen)
+    taps = [*_taps(host, transcoder, seen), *call_taps(host, seen.calls)]
     remade = []
     if keep_patterns:
-        taps += [
-            (block.attention, lambda _, output: seen.pattern.append(output[1][0]))
-            for block in host.blocks
-        ]
+        taps += [(block.attention, keep) for block, keep in pattern_taps(host, seen.pattern)]
     else:
         remade = _remake_taps(host, seen)
     with (
         fast_maps(len(tokens)),
         eager_attention(host.model),
+        kernel_patterns(host, seen.pattern, keep_patterns),
         forward_pre_hooks(remade),
         forward_hooks(taps),
     ):
         return seen, host.run(tokens, keep_patterns, last_logits)
+
+
+def call_taps(
+    host: Host, into: dict[int, dict[str, Call]]
+) -> list[tuple[nn.Module, Callable[[Any, Any], None]]]:
+    """Hooks that keep the calls that blocks are watched for."""
+
+    def keep(layer: int, name: str) -> Callable[[Any, Any], None]:
+        def kept(inputs: Any, output: Any) -> None:
+            into.setdefault(layer, {})[name] = Call(inputs, output)
+
+        return kept
+
+    return [
+        (module, keep(layer, name))
+        for layer, block in enumerate(host.blocks)
+        if block.watch is not None
+        for name, module in block.watch.modules.items()
+    ]
+
+
+def pattern_taps(
+    host: Host, into: dict[int, Any]
+) -> Iterator[tuple[Block, Callable[[Any, Any], None]]]:
+    """Blocks whose attention returns its pattern, and hooks that keep it."""
+
+    def keep(layer: int) -> Callable[[Any, Any], None]:
+        return lambda _, output: into.__setitem__(layer, output[1][0])
+
+    for layer, block in enumerate(host.blocks):
+        if not block.by_kernel:
+            yield block, keep(layer)
 
 
 def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Module, Any]]:
@@ -312,13 +349,17 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
 
 
 def _remake_taps(host: Host, seen: Seen) -> list[tuple[nn.Module, Any]]:
-    def tap(attention: nn.Module) -> Callable[..., None]:
+    def tap(layer: int, attention: nn.Module) -> Callable[..., None]:
         def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.pattern.append(RecomputedPattern(host, attention, args, kwargs))
+            seen.pattern[layer] = RecomputedPattern(host, attention, args, kwargs)
 
         return keep
 
-    return [(block.attention, tap(block.attention)) for block in host.blocks]
+    return [
+        (block.attention, tap(layer, block.attention))
+        for layer, block in enumerate(host.blocks)
+        if not block.by_kernel
+    ]
 
 
 def _first(output: Any) -> Tensor:
@@ -338,4 +379,10 @@ def _frozen(block: Block, seen: Seen, layer: int) -> FrozenLayer:
         mlp_scale=one if mlp_scale is None else mlp_scale,
         attention_post_scale=scale(block.attention_post_norm),
         mlp_post_scale=scale(block.mlp_post_norm),
+        factors=factors_of(block, seen.calls.get(layer, {})),
     )
+
+
+def factors_of(block: Block, calls: Mapping[str, Call]) -> Factors:
+    """What is held around a block's pattern, given what was watched."""
+    return PLAIN if block.watch is None else block.watch.factors(calls)

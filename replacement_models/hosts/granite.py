@@ -4,13 +4,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from replacement_models.errors import ModelError
-from replacement_models.host import Block, Host, Norm
+from replacement_models.host import Block, Host
 from replacement_models.hosts.llama import llama_block, of_layers
-from replacement_models.hosts.norms import norm_of, outside
+from replacement_models.hosts.norms import multiplied, norm_of
 
 
 def granite(model: Any) -> Host:
@@ -63,8 +60,3 @@ def _hyperclovax_block(module: Any, config: Any) -> Block:
         attention_post_norm=norm_of(module.post_norm1),
         mlp_post_norm=norm_of(module.post_norm2),
     )
-
-
-def multiplied(module: Any, factor: float, like: Tensor) -> Norm | None:
-    """A multiplier behind a module, or None where it is one."""
-    return None if factor == 1 else outside(module, torch.full_like(like, factor))

@@ -51,6 +51,18 @@ def outside(module: Any, weight: Tensor, bias: Tensor | None = None) -> Norm:
     return Norm(module, weight, bias, eps=0.0, centred=False, fixed=True)
 
 
+def multiplied(module: Any, factor: float, like: Tensor) -> Norm:
+    """No norm: a block's own factor on what a module writes to the stream.
+
+    Args:
+        module: the module.
+        factor: the factor.
+        like: any vector of the residual stream.
+    """
+    weight = like.new_full(like.shape, factor)
+    return Norm(module, weight, None, 0.0, centred=False, fixed=True)
+
+
 def _eps(module: Any) -> float:
     for name in ("variance_epsilon", "eps"):
         if hasattr(module, name):

@@ -9,6 +9,7 @@ from replacement_models.host import Host
 from replacement_models.hosts.bloom import bloom, mpt
 from replacement_models.hosts.falcon import falcon
 from replacement_models.hosts.fused import codegen, dbrx, gpt_bigcode
+from replacement_models.hosts.gated_delta import qwen3_next
 from replacement_models.hosts.gemma import gemma
 from replacement_models.hosts.glm4 import glm4
 from replacement_models.hosts.gpt2 import gpt2, gpt_neo
@@ -27,6 +28,7 @@ from replacement_models.hosts.olmo2 import olmo2
 from replacement_models.hosts.one_norm import cohere, gptj, phi
 from replacement_models.hosts.opt import biogpt, opt, xglm
 from replacement_models.hosts.phi3 import phi3
+from replacement_models.hosts.state_space import bamba, granite_hybrid
 
 AS_LLAMA = (
     "arcee", "aria_text", "cwm", "dots1", "emu3", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint",
@@ -35,6 +37,7 @@ AS_LLAMA = (
     "mistral", "mixtral", "nemotron", "olmoe", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
     "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2",
 )  # fmt: skip
+AS_QWEN3_NEXT = ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
 AS_GLM4 = ("glm4", "kolibri1")
 AS_GRANITE = ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared")
@@ -47,6 +50,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "codegen": codegen,
     "dbrx": dbrx,
     "falcon": falcon,
+    "bamba": bamba,
     "gpt2": gpt2,
     "gpt_bigcode": gpt_bigcode,
     "gpt_neo": gpt_neo,
@@ -61,6 +65,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "olmo": olmo,
     "opt": opt,
     "persimmon": persimmon,
+    "granitemoehybrid": granite_hybrid,
     "phi": phi,
     "phi3": phi3,
     "phi4_multimodal": phi3,
@@ -72,6 +77,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     **dict.fromkeys(AS_GRANITE, granite),
     **dict.fromkeys(AS_OLMO2, olmo2),
     **dict.fromkeys(AS_GEMMA, gemma),
+    **dict.fromkeys(AS_QWEN3_NEXT, qwen3_next),
 }
 """`model_type` of a configuration to the function that names the model's parts.
 
@@ -79,13 +85,11 @@ What a variant adds beyond its family's parts is refused when it is recorded (la
 """
 
 STATE_SPACE = {
-    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2",
-    "nemotron_h", "zamba", "zamba2",
+    "falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h", "zamba", "zamba2",
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {
-    "bailing_hybrid", "kimi_linear", "minimax", "olmo_hybrid", "qwen3_5", "qwen3_5_moe",
-    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text",
+    "bailing_hybrid", "kimi_linear", "minimax", "olmo_hybrid", "qwen4_exp", "qwen4_exp_text",
 }  # fmt: skip
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}

@@ -62,9 +62,10 @@ def live_layer(about: Explained, layer: int, place: QueryKeyMap, live: Live) -> 
     block = about.model.host.blocks[layer]
     reached = place.scores(live=live.norms)
     scores, hidden = reached.scores, place.hidden
-    pattern = about.recording.layers[layer].attention_pattern()
+    frozen = about.recording.layers[layer]
+    pattern, factors = frozen.attention_pattern(), frozen.factors
     heads, kv_heads = len(block.output), len(block.value)
-    values = block.values(hidden).unflatten(-1, (kv_heads, -1))
+    values = block.mixable(hidden, factors)
     slope = torch.full_like(pattern, scores.scaling)
     if scores.cap is not None:
         slope = slope * (1 - torch.tanh(scores.every().detach() / scores.cap) ** 2)
@@ -74,7 +75,7 @@ def live_layer(about: Explained, layer: int, place: QueryKeyMap, live: Live) -> 
         pattern=pattern,
         slope=slope,
         reached=reached,
-        attended=block.attend(hidden, pattern),
+        attended=block.attend(hidden, pattern, factors),
     )
 
 

@@ -17,7 +17,13 @@ from replacement_models.sites import stream_number, top_layer
 from tracer.attribution.local_model import LinearLayer, LocalModel
 from tracer.attribution.product import product
 from tracer.attribution.scoring import JoiningRows
-from tracer.attribution.sweep import KEYS, skip_back, spread_over_keys
+from tracer.attribution.sweep import (
+    KEYS,
+    heads_of,
+    skip_back,
+    spread_around,
+    spread_over_keys,
+)
 from tracer.attribution.targets import TargetRows
 
 ROWS, SPAN = 32, 2048
@@ -119,18 +125,22 @@ def _past_layer(
     own = _both(own, between)
     read, reading = (gradients[:dense], _both(above, between)) if maps.parallel else (below, own)
     kv_heads, _, group, _ = pattern.shape
-    heads = product(reading.vector, maps.output)
+    heads = heads_of(maps, reading)
     d_head = heads.shape[1] // (kv_heads * group)
     mixed = heads.new_empty(kv_heads, dense + len(own), group, span, d_head)
     if dense:
-        _mix(pattern, product(read.flatten(0, 1), maps.output).view(dense, span, -1), mixed)
-        values = mixed[:, :dense].sum(2).permute(1, 2, 0, 3).flatten(2)
+        back = product(read.flatten(0, 1), maps.output).view(dense, span, -1)
+        _mix(pattern, maps.read_heads(back, begin), mixed)
+        values = maps.read_values(mixed[:, :dense].sum(2).permute(1, 2, 0, 3).flatten(2), begin)
         pulled = product(values.flatten(0, 1), maps.value).view_as(below)
         torch.add(below, pulled, out=gradients[:dense])
     if len(own):
         _outer(pattern, heads, reading, begin, mixed[:, dense:])
         room = gradients[dense : dense + len(own)]
-        spread_over_keys(room, pattern, heads, maps.value, own, begin)
+        if maps.around is None or maps.around.bare_values:
+            spread_over_keys(room, pattern, heads, maps.value, own, begin)
+        else:
+            spread_around(room, pattern, heads, maps, own, begin)
     return mixed
 
 

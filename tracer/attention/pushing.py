@@ -69,6 +69,8 @@ def _pushed(
         read[:dense] = product(stream[:dense].flatten(0, 1), maps.value.T).view_as(read[:dense])
         at = np.arange(dense, live), position[fresh]
         read[at] = product(stream[at], maps.value.T)
+        if maps.around is not None:
+            read, dense = maps.around.values_on(read, begin), live
         values.append(_by_key_head(read, len(pattern)))
         if layer < top:
             _attend(maps, pattern, stream, read, (dense, live), position)
@@ -104,6 +106,9 @@ def _attend(
     before = stream[:live].clone() if maps.parallel and maps.skip is not None else stream[:live]
     if dense:
         mixed = _mixed(pattern, values[:dense])
+        if maps.around is not None:
+            begin = len(maps.skip_scale) - stream.shape[1]
+            mixed = maps.read_heads(mixed.unflatten(0, (dense, -1)), begin).flatten(0, 1)
         old = stream[:dense].flatten(0, 1)
         stream[:dense] = add_product(old, mixed, maps.output.T).view_as(stream[:dense])
     if live > dense:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement_models import Recording, ReplacementModel
+from replacement_models import FrozenLayer, Recording, ReplacementModel
 from replacement_models.hooks import first_of, first_tensor, on_last, replaced_first
 from replacement_models.host import Block, Norm
 from replacement_models.recording import norms
@@ -20,7 +20,7 @@ class Freezing:
 
     recording: Recording
     attention: bool
-    """Attention patterns."""
+    """Attention patterns, and factors around them."""
     norms: bool
     """Norm denominators."""
     layers: range
@@ -48,8 +48,7 @@ class Freezing:
                 found = [norm for norm in norms(block) if not norm.fixed]
                 hooks += [(norm.module, _hold_norm(norm, scales[id(norm)])) for norm in found]
             if self.attention:
-                pattern = layer.attention_pattern()
-                hooks += _holding_pattern(block, pattern)
+                hooks += _holding_attention(block, layer)
         if self.norms:
             final = model.host.final_norm
             hold = _hold_norm(final, self.recording.final_scale)
@@ -69,9 +68,11 @@ def _hold_norm(norm: Norm, scale: Tensor | None) -> Callable[..., Tensor]:
     return hold
 
 
-def _holding_pattern(block: Block, pattern: Tensor) -> list[tuple[nn.Module, Any]]:
+def _holding_attention(block: Block, frozen: FrozenLayer) -> list[tuple[nn.Module, Any]]:
+    pattern = frozen.attention_pattern()
+
     def attended(hidden: Tensor) -> Tensor:
-        return torch.stack([block.attend(row, pattern) for row in hidden])
+        return torch.stack([block.attend(row, pattern, frozen.factors) for row in hidden])
 
     def hold(inputs: Any, output: Any) -> Any:
         return replaced_first(output, attended(first_tensor(inputs)))

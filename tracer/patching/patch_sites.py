@@ -14,6 +14,7 @@ from replacement_models.hooks import eager_attention, first_of, first_tensor
 from replacement_models.host import Block
 from replacement_models.process import one_call
 from replacement_models.recording import write_hooks
+from tracer.attention.queries_keys import check_bare
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Run, run
 from tracer.interventions.freezing import rows_of
@@ -89,6 +90,8 @@ def head_values(
 @torch.no_grad()
 def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
     """Run the model once and keep the value of every site."""
+    for layer in range(len(model.host.blocks)):
+        check_bare(model, layer)
     seen = Values()
     hooks: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.host.blocks):
