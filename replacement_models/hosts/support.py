@@ -9,12 +9,14 @@ from replacement_models.host import Host
 from replacement_models.hosts.bloom import bloom, mpt
 from replacement_models.hosts.falcon import falcon
 from replacement_models.hosts.fused import codegen, dbrx, gpt_bigcode
+from replacement_models.hosts.gated import afmoe, bitnet, laguna
 from replacement_models.hosts.gated_delta import qwen3_next
 from replacement_models.hosts.gemma import gemma
 from replacement_models.hosts.glm4 import glm4
 from replacement_models.hosts.gpt2 import gpt2, gpt_neo
 from replacement_models.hosts.gpt_neox import gpt_neox, gpt_neox_japanese, persimmon
 from replacement_models.hosts.granite import granite, hyperclovax
+from replacement_models.hosts.latent import deepseek, minicpm3
 from replacement_models.hosts.llama import llama
 from replacement_models.hosts.llama_likes import (
     apertus,
@@ -40,12 +42,23 @@ AS_LLAMA = (
 AS_QWEN3_NEXT = ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
 AS_GLM4 = ("glm4", "kolibri1")
-AS_GRANITE = ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared")
+AS_DEEPSEEK = (
+    "axk1",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "youtu",
+)
+AS_GRANITE = ("granite", "granitemoe", "granitemoeshared")
 AS_COHERE = ("cohere", "cohere2", "cohere2_moe", "cohere_compass_text")
 AS_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 HOSTS: dict[str, Callable[[nn.Module], Host]] = {
+    "afmoe": afmoe,
     "apertus": apertus,
     "biogpt": biogpt,
+    "bitnet": bitnet,
     "bloom": bloom,
     "codegen": codegen,
     "dbrx": dbrx,
@@ -58,7 +71,9 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "gpt_neox_japanese": gpt_neox_japanese,
     "gptj": gptj,
     "hyperclovax": hyperclovax,
+    "laguna": laguna,
     "llama4_text": llama4,
+    "minicpm3": minicpm3,
     "mimo_v2_flash": mimo_v2,
     "mpt": mpt,
     "nanochat": nanochat,
@@ -73,6 +88,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "xglm": xglm,
     **dict.fromkeys(AS_LLAMA, llama),
     **dict.fromkeys(AS_COHERE, cohere),
+    **dict.fromkeys(AS_DEEPSEEK, deepseek),
     **dict.fromkeys(AS_GLM4, glm4),
     **dict.fromkeys(AS_GRANITE, granite),
     **dict.fromkeys(AS_OLMO2, olmo2),

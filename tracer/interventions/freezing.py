@@ -60,10 +60,9 @@ def _hold_norm(norm: Norm, scale: Tensor | None) -> Callable[..., Tensor]:
     assert scale is not None
 
     def hold(inputs: Any, output: Tensor) -> Tensor:
-        x = first_tensor(inputs)
-        return norm.frozen(
-            x.reshape(-1, *x.shape[-1:]).unflatten(0, (-1, len(scale))), scale
-        ).view_as(x)
+        x = first_tensor(inputs)  # OPT's has rows and positions in one
+        rows = x.reshape(-1, *scale.shape[:1], x.shape[-1])
+        return norm.frozen(rows, scale).view_as(x)
 
     return hold
 
@@ -85,10 +84,10 @@ def _holding_attention(block: Block, frozen: FrozenLayer) -> list[tuple[nn.Modul
     def keep(inputs: Any, output: Tensor) -> None:
         read[:] = [output]
 
-    return [
-        (block.attention_norm.module, keep),
-        (block.attention_out, lambda inputs, output: attended(read.pop())),
-    ]
+    def end(inputs: Any, output: Tensor) -> Tensor | None:
+        return attended(read.pop()) if read else None  # the map itself, run by `attend`
+
+    return [(block.attention_norm.module, keep), (block.attention_out, end)]
 
 
 def read_scale(
