@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 
-from tests.random_models import EXPERTS, GROUPED, LAYERS, MIXED, PAIRED, randomised
+from tests.random_models import EXPERTS, GROUPED, LAYERS, MIXED, PAIRED, SLIDING, randomised
 
 WITHOUT_NAMES = {
     key: value for key, value in PAIRED.items() if key not in ("num_key_value_heads", "hidden_size")
@@ -50,6 +50,27 @@ LATENT = {
 }
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 INDEXED = {"index_topk": 4, "index_n_heads": 2, "index_head_dim": 4}
+
+SEES = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "crop_size": 28,
+}
+HEARS = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_blocks": 1,
+    "num_attention_heads": 2,
+    "ext_pw_out_channel": 8,
+    "nemo_conv_channels": 8,
+    "depthwise_separable_out_channel": 8,
+    "input_size": 16,
+    "nemo_final_size": 8,
+}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "afmoe": (
@@ -101,6 +122,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("deepseek_v3", LATENT),
     "deepseek_v32": ("deepseek_v32", {**LATENT, **INDEXED}),
     "dots1": ("dots1", {**BIASED, **MIXED, **ROUTED, "first_k_dense_replace": 1}),
+    "emu3": ("emu3", {"text_config": {**GROUPED, "attention_bias": True}}),
     "falcon": ("falcon", {**FALCON, "multi_query": True, "parallel_attn": True}),
     "falcon_heads": ("falcon", {**FALCON, "multi_query": False, "parallel_attn": False}),
     "falcon_new": (
@@ -143,6 +165,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**GROUPED, **MIXED, **ROUTED, **SPARSE, "num_attention_heads_per_layer": [4, 2, 4]}
         | {"shared_expert_intermediate_size": 12, "gating": "per-element"},
     ),
+    "llama4": (
+        "llama4",
+        {
+            "text_config": {**BIASED, "num_experts_per_tok": 1, "num_local_experts": 4}
+            | {"moe_layers": [], "intermediate_size_mlp": 24}
+        },
+    ),
     "llama4_text": (
         "llama4_text",
         {**BIASED, "num_experts_per_tok": 1, "num_local_experts": 4, "moe_layers": [1]}
@@ -169,6 +198,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo": ("olmo", {**PAIRED, "attention_bias": True, "clip_qkv": 50.0}),
     "opt": ("opt", {**PAIRED, **FFN}),
     "persimmon": ("persimmon", {**PAIRED, "partial_rotary_factor": 0.5}),
+    "phi4_multimodal": (
+        "phi4_multimodal",
+        {**PAIRED, **SLIDING, "vision_config": SEES, "audio_config": HEARS},
+    ),
     "vaultgemma": (
         "vaultgemma",
         {**BIASED, **MIXED, "final_logit_softcapping": 4.0, "attn_logit_softcapping": 2.0}

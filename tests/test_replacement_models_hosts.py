@@ -20,6 +20,7 @@ from replacement_models.dictionaries.neurons import neurons
 from replacement_models.hosts import HOSTS, check_family, host_of, support
 from replacement_models.hosts.llama import llama
 from replacement_models.hosts.support import decoders, support_table
+from tests.family_configs import CONFIGS
 from tests.local_forward import LocalForward
 from tests.random_hybrids import HYBRIDS
 from tests.random_models import (
@@ -45,7 +46,9 @@ GENERIC = {
 }
 FLOAT32_ONLY = ("ernie4_5_moe", "glm4_moe")
 """Experts that some releases of transformers mix in float32."""
-BY_THEMSELVES = {model_type for model_type, _ in [*FAMILIES.values(), *HYBRIDS.values()]}
+BY_THEMSELVES = {
+    model_type for model_type, _ in [*FAMILIES.values(), *HYBRIDS.values(), *CONFIGS.values()]
+}
 """Types with a configuration, and laws, of their own."""
 SUPPORTED = [name for name in decoders() if support(name).supported]
 REFUSED = [name for name in decoders() if not support(name).supported]
@@ -97,7 +100,9 @@ def test_a_refused_decoder_is_refused_with_its_name_and_reason(model_type: str):
         ("bart", "encoder-decoder"),
         ("t5", "encoder-decoder"),
         ("bert", "encoder"),
-        ("opt", "not yet supported"),
+        ("gemma4_text", "rescale the residual stream"),
+        ("gemma3n_text", "several residual streams"),
+        ("cpmant", "not yet supported"),
         ("no_such_model", "no causal language model"),
     ],
 )

@@ -1,6 +1,6 @@
 """Which decoders of Hugging Face transformers tracer can take apart, and why not the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from torch import nn
@@ -30,14 +30,16 @@ from replacement_models.hosts.olmo2 import olmo2
 from replacement_models.hosts.one_norm import cohere, gptj, phi
 from replacement_models.hosts.opt import biogpt, opt, xglm
 from replacement_models.hosts.phi3 import phi3
+from replacement_models.hosts.refusals import REFUSED
 from replacement_models.hosts.state_space import bamba, granite_hybrid
 
 AS_LLAMA = (
-    "arcee", "aria_text", "cwm", "dots1", "emu3", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint",
-    "glm", "glm4_moe", "gpt_oss", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3",
-    "internlm3", "iquestcoder", "jais2", "llama", "mellum", "minimax_m2", "ministral", "ministral3",
-    "mistral", "mixtral", "nemotron", "olmoe", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
-    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2",
+    "arcee", "aria_text", "cwm", "dots1", "emu3", "emu3_text_model", "ernie4_5", "ernie4_5_moe",
+    "exaone_moe", "flint", "glm", "glm4_moe", "gpt_oss", "helium", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "hy_v3", "internlm3", "iquestcoder", "jais2", "llama", "mellum",
+    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "nemotron", "olmoe", "phimoe",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm",
+    "starcoder2",
 )  # fmt: skip
 AS_QWEN3_NEXT = ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
@@ -72,6 +74,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "gptj": gptj,
     "hyperclovax": hyperclovax,
     "laguna": laguna,
+    "llama4": llama4,
     "llama4_text": llama4,
     "minicpm3": minicpm3,
     "mimo_v2_flash": mimo_v2,
@@ -151,9 +154,13 @@ def _reason(model_type: str) -> str:
         "recurrent layers": RECURRENT,
         "convolutions between tokens": CONVOLUTION,
     }
-    for kind, types in layers.items():
+    known: dict[str, Collection[str]] = {
+        f"{kind} have no attention pattern that could be frozen": types
+        for kind, types in layers.items()
+    }
+    for reason, types in {**known, **REFUSED}.items():
         if model_type in types:
-            return f"{kind} have no attention pattern that could be frozen"
+            return reason
     if model_type in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "encoder-decoder: its decoder also reads an encoder"
     if model_type in AFTER_AN_ENCODER:
