@@ -58,7 +58,8 @@ def read_back(vectors: Tensor, norm: Norm | None, read: ReadPoint) -> Tensor:
 
 def mlp_post_norm(block: Block, write: WritePoint) -> Norm | None:
     """The post-norm that what is written to an MLP's output still passes, if any."""
-    return block.mlp_post_norm if write is WritePoint.MLP_OUTPUT else None
+    norm = block.mlp_post_norm
+    return norm if norm is None or norm.fixed or write is WritePoint.MLP_OUTPUT else None
 
 
 def _constant(block: Block) -> Float[Tensor, "heads d_model"] | None:

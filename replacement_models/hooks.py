@@ -46,6 +46,22 @@ def first_tensor(inputs: tuple[Any, ...]) -> Tensor:
     return next(value for value in inputs if isinstance(value, Tensor))
 
 
+def in_rows(tensor: Tensor, rows: int) -> Tensor:
+    """(rows, positions, width), also of what a layer flattened into rows · positions (OPT)."""
+    return tensor if tensor.ndim == 3 else tensor.unflatten(0, (rows, -1))
+
+
+def first_of(output: Any) -> Tensor:
+    """The hidden states that a module returns, alone or first in a tuple."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def copied(output: Any) -> Any:
+    """A module's output with hidden states of their own."""
+    return replaced_first(output, first_of(output).clone())
+
+
 def replaced_first(output: Any, tensor: Tensor) -> Any:
     """`output` with its first part, the hidden states, replaced."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
@@ -63,6 +79,20 @@ def _adapted(hook: Hook) -> Callable[..., Any]:
         return hook((*args, *kwargs.values()), output)
 
     return adapted
+
+
+def on_last(calls: int, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """`hook` at the last of so many calls that one forward pass makes to a module."""
+    if calls == 1:
+        return hook
+    seen = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        return None if seen % calls else hook(*args)
+
+    return counted
 
 
 @contextmanager

@@ -8,11 +8,13 @@ module.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from replacement_models.around import PLAIN, Factors, Taps, Watch
 from replacement_models.hooks import float64_experts, recorders_removed
 from replacement_models.one_line import one_line
 from replacement_models.sites import Site, Stage
@@ -28,6 +30,8 @@ class Norm:
     eps: float
     centred: bool
     """Whether the mean is taken off: LayerNorm does, RMSNorm does not."""
+    fixed: bool = False
+    """No norm but what the block does to `module`'s output: the denominator is always 1."""
 
     __repr__ = one_line
 
@@ -37,6 +41,8 @@ class Norm:
 
     def scale(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows 1"]:
         """The denominator at `x`: root of the mean square (of the variance) plus eps."""
+        if self.fixed:
+            return torch.ones_like(x[..., :1])
         return (self.centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def frozen(
@@ -56,7 +62,8 @@ class Block:
     attention_norm: Norm | None
     """Norm on the way in; None where attention reads the residual stream itself (OLMo 2)."""
     attention: nn.Module
-    """Returns (output, pattern, ...); pattern (1, heads, queries, keys), row sums at most 1."""
+    """Returns (output, pattern, ...); pattern (1, heads, queries, keys), row sums at most 1. The
+    output alone where `watch` says which kernel makes the pattern."""
     mlp_norm: Norm | None
     mlp: nn.Module
     """Returns its output, alone or first in a tuple; experts with their router are one MLP."""
@@ -72,18 +79,66 @@ class Block:
     mlp_post_norm: Norm | None = None
     parallel: bool = False
     """Attention and MLP both read the block's input (GPT-NeoX) instead of one after the other."""
+    taps: Taps | None = None
+    """A short convolution that values pass before the pattern mixes them."""
+    watch: Watch | None = None
+    """Where a prompt's factors, or a pattern that attention does not return, are read off."""
+    attention_out: nn.Module | None = None
+    """Returns attention's output, where `attention` adds it to the stream itself (BLOOM)."""
+    mlp_out: nn.Module | None = None
+    """Returns the MLP's output, where `mlp` does not and is only what reads first (OPT)."""
+    mlp_beside: nn.Module | None = None
+    """Runs before it, and its output is added to the MLP's (experts before a shared one)."""
+    mlp_maps: Any = None
+    """Has the MLP's linear modules as attributes, where `mlp` has not."""
 
     __repr__ = one_line
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing stands around the pattern."""
+        return self.taps is None and self.watch is None
+
+    @property
+    def by_kernel(self) -> bool:
+        """Whether a kernel makes the pattern, which attention then does not return."""
+        return self.watch is not None and self.watch.kernel is not None
+
+    @property
+    def attention_end(self) -> nn.Module:
+        """Returns attention's output, alone or first in a tuple."""
+        return self.attention if self.attention_out is None else self.attention_out
+
     def attend(
-        self, hidden: Float[Tensor, "positions d_model"], pattern: Float[Tensor, "heads q k"]
+        self,
+        hidden: Float[Tensor, "positions d_model"],
+        pattern: Float[Tensor, "heads q k"],
+        factors: Factors = PLAIN,
     ) -> Float[Tensor, "positions d_model"]:
         """The attention layer's output with its pattern given, through the model's own maps."""
-        kv_heads, d_head, _ = self.value.shape
-        values = self.values(hidden).unflatten(-1, (kv_heads, d_head))
-        per_head = values.repeat_interleave(len(self.output) // kv_heads, dim=-2)
-        mixed = torch.einsum("hqk,khd->qhd", pattern, per_head)
-        return self.project(mixed.flatten(-2))
+        mixed = self.mix(self.mixable(hidden, factors), pattern)
+        return self.project(factors.of_outputs(mixed).flatten(-2))
+
+    def mixable(
+        self, hidden: Float[Tensor, "positions d_model"], factors: Factors = PLAIN
+    ) -> Float[Tensor, "positions kv_heads d_head"]:
+        """The values that the pattern mixes, through the model's own map."""
+        return self.passed_on(self.values(hidden).unflatten(-1, self.value.shape[:2]), factors)
+
+    def passed_on(
+        self, values: Float[Tensor, "positions kv_heads d_head"], factors: Factors
+    ) -> Float[Tensor, "positions kv_heads d_head"]:
+        """Values past taps and factors."""
+        return factors.of_values(values if self.taps is None else self.taps(values))
+
+    def mix(
+        self,
+        values: Float[Tensor, "positions kv_heads d_head"],
+        pattern: Float[Tensor, "heads q k"],
+    ) -> Float[Tensor, "q heads d_head"]:
+        """Every head's mix of the values that it reads."""
+        per_head = values.repeat_interleave(len(self.output) // len(self.value), dim=-2)
+        return torch.einsum("hqk,khd->qhd", pattern, per_head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +156,8 @@ class Host:
     position_embedding: nn.Module | None = None
     """Learned positions, added once at the bottom."""
     embedding_scale: float = 1.0
+    embedding_norm: Norm | None = None
+    """Norm that the tokens' part passes at the bottom (BLOOM, nanochat)."""
     logit_cap: float | None = None
     """Soft cap c: logits shown are c·tanh(logit / c)."""
     context: int | None = None
@@ -117,6 +174,12 @@ class Host:
         ]
 
     @property
+    def final_norm_calls(self) -> int:
+        """How often one pass runs the final norm's module: nanochat's also norms embeddings."""
+        first = self.embedding_norm
+        return 1 + (first is not None and first.module is self.final_norm.module)
+
+    @property
     def stream_sites(self) -> list[Site]:
         """Where the residual stream can be read, from below."""
         entering = [Site(layer, Stage.RESID_PRE) for layer in range(len(self.blocks) + 1)]
@@ -131,6 +194,12 @@ class Host:
     def vocabulary(self) -> int:
         """Entries of the vocabulary."""
         return self.unembedding.shape[0]
+
+    def embed(self, tokens: Float[Tensor, "positions d_model"]) -> Tensor:
+        """The token part of the first residual stream, from the embedding's output."""
+        found = tokens * self.embedding_scale
+        norm = self.embedding_norm
+        return found if norm is None else norm.frozen(found, norm.scale(found))
 
     def cap(self, logits: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
         """The logits the model shows, from those before its soft cap."""

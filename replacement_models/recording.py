@@ -1,6 +1,6 @@
 """One forward pass of the unmodified model, with everything the engine freezes written down."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,13 +8,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from replacement_models.around import PLAIN, Call, Factors
 from replacement_models.hooks import (
+    Hook,
+    copied,
     eager_attention,
+    first_of,
     first_tensor,
     forward_hooks,
     forward_pre_hooks,
+    in_rows,
+    replaced_first,
 )
 from replacement_models.host import Block, Host, Norm
+from replacement_models.kernel_patterns import kernel_patterns
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from replacement_models.sites import ReadPoint, Site, Stage, WritePoint
@@ -60,6 +67,8 @@ class FrozenLayer:
     mlp_scale: Float[Tensor, "positions 1"]
     attention_post_scale: Float[Tensor, "positions 1"] | None = None
     mlp_post_scale: Float[Tensor, "positions 1"] | None = None
+    factors: Factors = PLAIN
+    """What is held around the pattern."""
 
     __repr__ = one_line
 
@@ -127,7 +136,10 @@ class Seen:
     token: Tensor | None = None
     position: Tensor | None = None
     residual: list[Tensor] = field(default_factory=list)
-    pattern: list[Tensor | RecomputedPattern] = field(default_factory=list)
+    pattern: dict[int, Tensor | Callable[[], Tensor]] = field(default_factory=dict)
+    """By layer."""
+    calls: dict[int, dict[str, Call]] = field(default_factory=dict)
+    """By layer, what a block's `watch` names."""
     norm_input: dict[nn.Module, Tensor] = field(default_factory=dict)
     mlp_input: list[Tensor] = field(default_factory=list)
     mlp_output: list[Tensor] = field(default_factory=list)
@@ -171,7 +183,7 @@ def record(
     assert seen.token is not None
     return Recording(
         tokens=tuple(tokens),
-        token_vectors=seen.token * host.embedding_scale,
+        token_vectors=host.embed(seen.token),
         position_vectors=None if seen.position is None else seen.position.expand_as(seen.token),
         layers=[_frozen(block, seen, layer) for layer, block in enumerate(host.blocks)],
         final_scale=final_scale,
@@ -209,9 +221,34 @@ def encode(transcoder: Transcoder, inputs: Sequence[Tensor]) -> ActiveFeatures:
 
 def write_module(block: Block, write: WritePoint) -> nn.Module:
     """The module whose output the transcoder reconstructs."""
-    if write is WritePoint.POST_NORM and block.mlp_post_norm is not None:
-        return block.mlp_post_norm.module
-    return block.mlp
+    norm = block.mlp_post_norm
+    if write is WritePoint.POST_NORM and norm is not None and not norm.fixed:
+        return norm.module
+    return block.mlp if block.mlp_out is None else block.mlp_out
+
+
+def write_hooks(block: Block, write: WritePoint, hook: Hook) -> list[tuple[nn.Module, Hook]]:
+    """A forward hook where what the transcoder reconstructs comes about, and where it is put in.
+
+    Args:
+        block: of the host.
+        write: of the layer's transcoder.
+        hook: as of `forward_hooks`, given what the MLP writes.
+    """
+    module = write_module(block, write)
+    if block.mlp_beside is None:  # Falcon adds to the output in its place
+        return [(module, lambda inputs, output: hook(inputs, copied(output)))]
+    before: list[Tensor] = []
+
+    def keep(inputs: Any, output: Any) -> None:
+        before[:] = [first_of(output)]
+
+    def added(inputs: Any, output: Any) -> Any:
+        beside = before.pop().reshape(first_of(output).shape)
+        new = hook(inputs, first_of(output) + beside)
+        return None if new is None else replaced_first(output, new - beside)
+
+    return [(block.mlp_beside, keep), (module, added)]
 
 
 def norms(block: Block) -> list[Norm]:
@@ -234,22 +271,52 @@ def _watched(
 ) -> tuple[Seen, Tensor]:
     """The one forward pass: what its hooks saw, and its logits."""
     seen = Seen()
-    taps = _taps(host, transcoder, seen)
+    taps = [*_taps(host, transcoder, seen), *call_taps(host, seen.calls)]
     remade = []
     if keep_patterns:
-        taps += [
-            (block.attention, lambda _, output: seen.pattern.append(output[1][0]))
-            for block in host.blocks
-        ]
+        taps += [(block.attention, keep) for block, keep in pattern_taps(host, seen.pattern)]
     else:
         remade = _remake_taps(host, seen)
     with (
         fast_maps(len(tokens)),
         eager_attention(host.model),
+        kernel_patterns(host, seen.pattern, keep_patterns),
         forward_pre_hooks(remade),
         forward_hooks(taps),
     ):
         return seen, host.run(tokens, keep_patterns, last_logits)
+
+
+def call_taps(
+    host: Host, into: dict[int, dict[str, Call]]
+) -> list[tuple[nn.Module, Callable[[Any, Any], None]]]:
+    """Hooks that keep the calls that blocks are watched for."""
+
+    def keep(layer: int, name: str) -> Callable[[Any, Any], None]:
+        def kept(inputs: Any, output: Any) -> None:
+            into.setdefault(layer, {})[name] = Call(inputs, output)
+
+        return kept
+
+    return [
+        (module, keep(layer, name))
+        for layer, block in enumerate(host.blocks)
+        if block.watch is not None
+        for name, module in block.watch.modules.items()
+    ]
+
+
+def pattern_taps(
+    host: Host, into: dict[int, Any]
+) -> Iterator[tuple[Block, Callable[[Any, Any], None]]]:
+    """Blocks whose attention returns its pattern, and hooks that keep it."""
+
+    def keep(layer: int) -> Callable[[Any, Any], None]:
+        return lambda _, output: into.__setitem__(layer, output[1][0])
+
+    for layer, block in enumerate(host.blocks):
+        if not block.by_kernel:
+            yield block, keep(layer)
 
 
 def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Module, Any]]:
@@ -259,9 +326,12 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
     def keep_position(inputs: Any, output: Tensor) -> None:
         seen.position = output[0] if output.ndim == 3 else output
 
+    def keep_output(_: Any, output: Any) -> None:
+        seen.mlp_output.append(_first(output))
+
     def keep_norm(norm: Norm) -> Any:
         def keep(inputs: Any, output: Tensor) -> None:
-            seen.norm_input[norm.module] = first_tensor(inputs)[0]
+            seen.norm_input[norm.module] = in_rows(first_tensor(inputs), 1)[0]
 
         return keep
 
@@ -269,30 +339,32 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
     if host.position_embedding is not None:
         taps.append((host.position_embedding, keep_position))
     for layer, block in enumerate(host.blocks):
-        written = write_module(block, transcoder.write_at(layer))
         taps += [
             (block.module, lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])),
-            (block.mlp, lambda inputs, _: seen.mlp_input.append(first_tensor(inputs)[0])),
-            (written, lambda _, output: seen.mlp_output.append(_first(output))),
+            (block.mlp, lambda inputs, _: seen.mlp_input.append(_first(first_tensor(inputs)))),
+            *write_hooks(block, transcoder.write_at(layer), keep_output),
             *((norm.module, keep_norm(norm)) for norm in norms(block)),
         ]
     return [*taps, (host.final_norm.module, keep_norm(host.final_norm))]
 
 
 def _remake_taps(host: Host, seen: Seen) -> list[tuple[nn.Module, Any]]:
-    def tap(attention: nn.Module) -> Callable[..., None]:
+    def tap(layer: int, attention: nn.Module) -> Callable[..., None]:
         def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.pattern.append(RecomputedPattern(host, attention, args, kwargs))
+            seen.pattern[layer] = RecomputedPattern(host, attention, args, kwargs)
 
         return keep
 
-    return [(block.attention, tap(block.attention)) for block in host.blocks]
+    return [
+        (block.attention, tap(layer, block.attention))
+        for layer, block in enumerate(host.blocks)
+        if not block.by_kernel
+    ]
 
 
 def _first(output: Any) -> Tensor:
     """(P, D) of a module's output, whether it comes alone or in a tuple."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor[0] if tensor.ndim == 3 else tensor
+    return in_rows(first_of(output), 1)[0]
 
 
 def _frozen(block: Block, seen: Seen, layer: int) -> FrozenLayer:
@@ -307,4 +379,10 @@ def _frozen(block: Block, seen: Seen, layer: int) -> FrozenLayer:
         mlp_scale=one if mlp_scale is None else mlp_scale,
         attention_post_scale=scale(block.attention_post_norm),
         mlp_post_scale=scale(block.mlp_post_norm),
+        factors=factors_of(block, seen.calls.get(layer, {})),
     )
+
+
+def factors_of(block: Block, calls: Mapping[str, Call]) -> Factors:
+    """What is held around a block's pattern, given what was watched."""
+    return PLAIN if block.watch is None else block.watch.factors(calls)

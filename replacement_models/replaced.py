@@ -24,11 +24,12 @@ from replacement_models.hooks import (
     float64_experts,
     forward_hooks,
     forward_pre_hooks,
+    in_rows,
     replaced_first,
 )
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
-from replacement_models.recording import read_input, write_module
+from replacement_models.recording import read_input, write_hooks
 from replacement_models.replacement import ReplacementModel
 from replacement_models.sites import ReadPoint
 from replacement_models.transcoder import Transcoder
@@ -233,13 +234,15 @@ class _Pass:
         block, transcoder = self.model.host.blocks[layer], self.model.transcoder
 
         def keep(into: dict[int, Tensor]) -> Callable[[Any, Any], None]:
-            return lambda inputs, _: into.__setitem__(layer, first_tensor(inputs))
+            return lambda inputs, _: into.__setitem__(
+                layer, in_rows(first_tensor(inputs), len(self.counted))
+            )
 
         hooks: list[tuple[nn.Module, Any]] = [(block.mlp, keep(self.read))]
         if block.mlp_norm is not None and transcoder.read_at(layer) is not ReadPoint.NORMED:
             hooks.append((block.mlp_norm.module, keep(self.residual)))
-        written = write_module(block, transcoder.write_at(layer))
-        return [*hooks, (written, lambda _, output: self._replace(layer, output))]
+        write = transcoder.write_at(layer)
+        return [*hooks, *write_hooks(block, write, lambda _, out: self._replace(layer, out))]
 
     def _replace(self, layer: int, output: Any) -> Any:
         transcoder, block = self.model.transcoder, self.model.host.blocks[layer]

@@ -48,7 +48,7 @@ class LocalForward:
         block, frozen = self.model.host.blocks[layer], self.recording.layers[layer]
         if block.attention_norm is not None:
             x = block.attention_norm.frozen(x, frozen.attention_scale)
-        out = block.attend(x, frozen.pattern)
+        out = block.attend(x, frozen.pattern, frozen.factors)
         if block.attention_post_norm is None:
             return out
         return block.attention_post_norm.frozen(out, frozen.attention_post_scale)

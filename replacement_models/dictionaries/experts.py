@@ -63,13 +63,18 @@ class Shares:
         always = torch.ones_like(share[:, :1])
         if hasattr(self.mlp, "shared_expert_gate"):
             always = self.mlp.shared_expert_gate(tokens).sigmoid().to(share.dtype)
-        return torch.cat([share, always], dim=1)
+        both = torch.cat([share, always], dim=1)
+        how = getattr(self.mlp, "shared_expert_combination_strategy", "sum")
+        return both / 2 if how == "average" else both
 
     def _routed(self, tokens: Tensor) -> Tensor:
         router = self.mlp.router if hasattr(self.mlp, "router") else self.mlp.gate
         correction = getattr(self.mlp, "e_score_correction_bias", None)
         try:
-            found = router(tokens) if correction is None else router(tokens, correction)
+            if hasattr(self.mlp, "expert_bias"):  # AFMoE's, which takes rows of tokens
+                found = router(tokens[None], self.mlp.expert_bias)
+            else:
+                found = router(tokens) if correction is None else router(tokens, correction)
         except (TypeError, ValueError) as error:
             raise ModelError(
                 f"neurons: the router of {type(self.mlp).__name__} is not known ({error})"
@@ -129,7 +134,7 @@ def expert_neurons(mlp: Any, like: Tensor) -> TranscoderLayer:
     if isinstance(experts, nn.ModuleList):
         found = [_apart(expert, like) for expert in experts]
     elif isinstance(getattr(experts, "gate_up_proj", None), nn.Parameter):
-        found = _stacked(experts)
+        found = _stacked(experts, like.shape[-1])
     else:
         raise ModelError(
             f"neurons: experts of {type(mlp).__name__} are not known; gated ones are supported"
@@ -183,6 +188,12 @@ def _layer(
 
 def _apart(expert: Any, like: Tensor) -> Expert:
     """An expert that is a module of its own."""
+    if hasattr(expert, "input_linear"):  # Granite's, gate above up
+        both, bias = linear_map(expert.input_linear, like.shape[-1], like)
+        write, after = linear_map(expert.output_linear, both.shape[1] // 2, like)
+        if bias is after is None:
+            gate, up = both.T.chunk(2)
+            return Expert(gate, up, write)
     names = next((names for names in APART if all(hasattr(expert, name) for name in names)), None)
     if names is None:
         raise ModelError(
@@ -197,9 +208,11 @@ def _apart(expert: Any, like: Tensor) -> Expert:
     return Expert(gate.T, up.T, down)
 
 
-def _stacked(experts: Any) -> list[Expert]:
+def _stacked(experts: Any, width: int) -> list[Expert]:
     """Experts whose weights are stacked; with biases as in GPT-OSS, or without."""
     both, down = read(experts, "gate_up_proj"), read(experts, "down_proj")
+    if not hasattr(experts, "gate_up_proj_bias") and down.shape[1] != width:  # Aria's
+        both, down = both.transpose(1, 2), down.transpose(1, 2)
     if not hasattr(experts, "gate_up_proj_bias"):
         gate, up = both.chunk(2, dim=1)
         return [Expert(*one) for one in zip(gate, up, down.transpose(1, 2), strict=True)]

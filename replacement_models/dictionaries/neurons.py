@@ -24,9 +24,17 @@ from replacement_models.dictionaries.activation import Elementwise
 from replacement_models.dictionaries.experts import expert_neurons, identity
 from replacement_models.dictionaries.per_layer import PerLayerTranscoder
 from replacement_models.errors import ModelError
-from replacement_models.hooks import float64_experts
-from replacement_models.host import Host
+from replacement_models.hooks import (
+    first_of,
+    first_tensor,
+    float64_experts,
+    forward_hooks,
+    in_rows,
+)
+from replacement_models.host import Block, Host
 from replacement_models.hosts.weights import linear_map
+from replacement_models.recording import write_hooks
+from replacement_models.sites import WritePoint
 from replacement_models.transcoder import DenseDecoder, TranscoderLayer
 
 NEURONS = "neurons"
@@ -39,7 +47,7 @@ PLAIN = (
     ("up_proj", "down_proj"),
 )
 """Names of an ungated MLP's two linear modules."""
-FUNCTIONS = ("act", "act_fn", "activation_fn")
+FUNCTIONS = ("act", "act_fn", "activation_fn", "gelu_impl")
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Relative; some models mix experts in float32 even when they are in float64."""
 
@@ -75,14 +83,46 @@ def neurons(host: Host, at: Sequence[int] | None = None) -> PerLayerTranscoder:
     like = host.unembedding
     wanted = range(len(host.blocks)) if at is None else at
     layers = [
-        _layer(block.mlp, like) if index in wanted else TranscoderLayer.empty(like[0], 1)
+        _layer(_maps(block), like) if index in wanted else TranscoderLayer.empty(like[0], 1)
         for index, block in enumerate(host.blocks)
     ]
     found = PerLayerTranscoder(layers)
     with float64_experts(host.model):
         for index in wanted:
-            _check_exact(found, index, host.blocks[index].mlp, like)
+            block = host.blocks[index]
+            mlp, apart = block.mlp, block.mlp_out is not None or block.mlp_beside is not None
+            x, expected = _in_a_pass(host, block) if apart else _by_itself(mlp, like)
+            _check_exact(found.layers[index], x, expected, f"{type(mlp).__name__} of layer {index}")
     return found
+
+
+def _maps(block: Block) -> Any:
+    return block.mlp if block.mlp_maps is None else block.mlp_maps
+
+
+@torch.no_grad()
+def _by_itself(mlp: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What an MLP makes of anything."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 8, like.shape[1], generator=generator).to(like.device, like.dtype)
+    return x, first_of(mlp(x))
+
+
+@torch.no_grad()
+def _in_a_pass(host: Host, block: Block) -> tuple[Tensor, Tensor]:
+    """What an MLP that is no module of its own reads and writes on the first tokens there are."""
+    seen: list[Tensor] = []
+
+    def read(inputs: Any, output: Any) -> None:
+        seen.append(in_rows(first_tensor(inputs), 1))
+
+    def written(inputs: Any, output: Any) -> None:
+        seen.append(in_rows(first_of(output), 1))
+
+    hooks = [(block.mlp, read), *write_hooks(block, WritePoint.MLP_OUTPUT, written)]
+    with forward_hooks(hooks):
+        host.run(range(min(8, host.vocabulary)), patterns=False, last_logits=True)
+    return seen[0], seen[1]
 
 
 def _layer(mlp: Any, like: Tensor) -> TranscoderLayer:
@@ -129,18 +169,13 @@ def _gated(
 
 
 @torch.no_grad()
-def _check_exact(found: PerLayerTranscoder, index: int, mlp: Any, like: Tensor) -> None:
+def _check_exact(layer: TranscoderLayer, x: Tensor, expected: Tensor, name: str) -> None:
     """Refuse an MLP that does more than its weights say: a norm inside, a clamp, a scale."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 8, like.shape[1], generator=generator).to(like.device, like.dtype)
-    layer = found.layers[index].to(like.device, like.dtype)
-    alone = PerLayerTranscoder([layer])
-    out = mlp(x)
-    expected = out[0] if isinstance(out, tuple) else out
+    alone = PerLayerTranscoder([layer.to(x.device, x.dtype)])
     [got] = alone.decode([alone.encode(0, x)[1]], [x])
     error = float((got - expected).abs().max() / expected.abs().max())
-    if not error <= TOLERANCE.get(like.dtype, 0.1):
+    if not error <= TOLERANCE.get(x.dtype, 0.1):
         raise ModelError(
-            f"neurons: {type(mlp).__name__} of layer {index} is not what its weights say "
+            f"neurons: {name} is not what its weights say "
             f"(relative difference {error:.1g}); it is not supported"
         )

@@ -58,20 +58,37 @@ def _attended(block: Block, frozen: FrozenLayer, pattern: Tensor, x: Tensor) -> 
     The first coordinates of it, where they do not depend on the others.
     """
     normed = _normed(block.attention_norm, x, frozen.attention_scale, last=False)
-    kv_heads, _, width = block.value.shape
-    mixed = (pattern @ normed).view(kv_heads, -1, width)
-    heads = torch.bmm(mixed, block.value.transpose(1, 2))
-    if block.value_bias is not None:
-        heads += pattern.sum(1).view(kv_heads, -1, 1) * block.value_bias[:, None]
+    heads = _heads_plain if block.plain else _heads_factored
+    mixed = heads(block, frozen, pattern, normed)
     norm, bias = block.attention_post_norm, block.output_bias
+    width = block.output.shape[-1]
     some = slice(None if norm is not None and norm.centred else -(-width // PARTS))
-    out = heads.flatten() @ block.output.flatten(0, 1)[:, some]
+    out = mixed.flatten() @ block.output.flatten(0, 1)[:, some]
     if bias is not None:
         out = out + bias[some]
     if norm is not None:
         bias = None if norm.bias is None else norm.bias[some]
         norm = replace(norm, weight=norm.weight[some], bias=bias)
     return _normed(norm, out, frozen.attention_post_scale)
+
+
+def _heads_plain(block: Block, frozen: FrozenLayer, pattern: Tensor, normed: Tensor) -> Tensor:
+    kv_heads, _, width = block.value.shape
+    mixed = (pattern @ normed).view(kv_heads, -1, width)
+    heads = torch.bmm(mixed, block.value.transpose(1, 2))
+    if block.value_bias is not None:
+        heads += pattern.sum(1).view(kv_heads, -1, 1) * block.value_bias[:, None]
+    return heads
+
+
+def _heads_factored(block: Block, frozen: FrozenLayer, pattern: Tensor, normed: Tensor) -> Tensor:
+    """Every position's values are needed: each has taps and factors of its own."""
+    values = torch.einsum("pd,vid->pvi", normed, block.value)
+    if block.value_bias is not None:
+        values += block.value_bias
+    mixed = block.mix(block.passed_on(values, frozen.factors), pattern[:, None])
+    outputs = frozen.factors.outputs
+    return mixed if outputs is None else mixed * outputs[-1:]
 
 
 def _normed(norm: Norm | None, x: Tensor, scale: Tensor | None, last: bool = True) -> Tensor:

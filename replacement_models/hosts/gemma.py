@@ -3,6 +3,7 @@
 Gemma 2 and 3 have norms before and after attention and MLP, Gemma 1 only before.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from replacement_models.hosts.projections import unembedding
 
 def gemma(model: Any) -> Host:
     """Name the parts of a Gemma 1, 2 or 3, or of the language part of a multimodal Gemma 3."""
+    return gemma_host(model, _block)
+
+
+def gemma_host(model: Any, block: Callable[[Any, Any], Block]) -> Host:
+    """A host whose parts outside the blocks are named as in Gemma."""
     body = model.model.language_model if hasattr(model.model, "language_model") else model.model
     config = model.config.get_text_config()
     final_norm = shifted_rms_norm(body.norm)
@@ -22,7 +28,7 @@ def gemma(model: Any) -> Host:
     return Host(
         family=model.config.model_type,
         model=model,
-        blocks=[_block(module, config) for module in body.layers],
+        blocks=[block(module, config) for module in body.layers],
         embedding=body.embed_tokens,
         embedding_scale=_embedding_scale(body, config),
         final_norm=final_norm,

@@ -17,10 +17,11 @@ from replacement_models.hosts.projections import Projections, projections, unemb
 
 def llama(model: Any) -> Host:
     """Name the parts of a `LlamaForCausalLM` or of a model of the same shape."""
-    return of_layers(model, _block)
+    return of_layers(model, llama_block)
 
 
-def _block(module: Any, config: Any) -> Block:
+def llama_block(module: Any, config: Any) -> Block:
+    """One decoder layer, its parts named as Llama's."""
     norm = norm_of(module.input_layernorm)
     return Block(
         module=module,

@@ -5,7 +5,7 @@ from typing import Any
 from replacement_models.host import Block, Host
 from replacement_models.hosts.llama import of_layers
 from replacement_models.hosts.norms import norm_of
-from replacement_models.hosts.projections import projections
+from replacement_models.hosts.projections import last, projections
 
 
 def phi3(model: Any) -> Host:
@@ -23,7 +23,7 @@ def _block(module: Any, config: Any) -> Block:
         config.num_attention_heads,
         config.num_key_value_heads,
         norm.weight,
-        pick=lambda out: out[..., -width:],
+        pick=last(width),
     )
     return Block(
         module=module,

@@ -53,6 +53,20 @@ def projections(
     )
 
 
+def by_group(kv_heads: int, heads: int) -> Callable[[Tensor], Tensor]:
+    """Picks the values where one matrix makes a group's queries, its key, its value, and so on."""
+
+    def pick(out: Tensor) -> Tensor:
+        return out.unflatten(-1, (kv_heads, heads // kv_heads + 2, -1))[..., -1, :].flatten(-2)
+
+    return pick
+
+
+def last(width: int) -> Callable[[Tensor], Tensor]:
+    """Picks the last entries: one matrix makes all queries, all keys, all values."""
+    return lambda out: out[..., -width:]
+
+
 def unembedding(
     head: nn.Module, like: Float[Tensor, " d_model"]
 ) -> tuple[Float[Tensor, "vocabulary d_model"], Float[Tensor, " vocabulary"] | None]:

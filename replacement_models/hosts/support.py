@@ -1,42 +1,102 @@
 """Which decoders of Hugging Face transformers tracer can take apart, and why not the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from torch import nn
 
 from replacement_models.host import Host
+from replacement_models.hosts.bloom import bloom, mpt
+from replacement_models.hosts.falcon import falcon
+from replacement_models.hosts.fused import codegen, dbrx, gpt_bigcode
+from replacement_models.hosts.gated import afmoe, bitnet, laguna
+from replacement_models.hosts.gated_delta import qwen3_next
 from replacement_models.hosts.gemma import gemma
 from replacement_models.hosts.glm4 import glm4
 from replacement_models.hosts.gpt2 import gpt2, gpt_neo
-from replacement_models.hosts.gpt_neox import gpt_neox
+from replacement_models.hosts.gpt_neox import gpt_neox, gpt_neox_japanese, persimmon
+from replacement_models.hosts.granite import granite, hyperclovax
+from replacement_models.hosts.latent import deepseek, minicpm3
 from replacement_models.hosts.llama import llama
+from replacement_models.hosts.llama_likes import (
+    apertus,
+    llama4,
+    mimo_v2,
+    nanochat,
+    olmo,
+    vaultgemma,
+)
 from replacement_models.hosts.olmo2 import olmo2
 from replacement_models.hosts.one_norm import cohere, gptj, phi
+from replacement_models.hosts.opt import biogpt, opt, xglm
 from replacement_models.hosts.phi3 import phi3
+from replacement_models.hosts.refusals import REFUSED
+from replacement_models.hosts.state_space import bamba, granite_hybrid
 
 AS_LLAMA = (
-    "arcee", "cwm", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "gpt_oss",
-    "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "internlm3", "iquestcoder", "jais2",
-    "llama", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "olmoe",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
-    "stablelm", "starcoder2",
+    "arcee", "aria_text", "cwm", "dots1", "emu3", "emu3_text_model", "ernie4_5", "ernie4_5_moe",
+    "exaone_moe", "flint", "glm", "glm4_moe", "gpt_oss", "helium", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "hy_v3", "internlm3", "iquestcoder", "jais2", "llama", "mellum",
+    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "nemotron", "olmoe", "phimoe",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm",
+    "starcoder2",
 )  # fmt: skip
+AS_QWEN3_NEXT = ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
+AS_GLM4 = ("glm4", "kolibri1")
+AS_DEEPSEEK = (
+    "axk1",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "youtu",
+)
+AS_GRANITE = ("granite", "granitemoe", "granitemoeshared")
+AS_COHERE = ("cohere", "cohere2", "cohere2_moe", "cohere_compass_text")
 AS_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 HOSTS: dict[str, Callable[[nn.Module], Host]] = {
-    "cohere": cohere,
-    "cohere2": cohere,
-    "glm4": glm4,
+    "afmoe": afmoe,
+    "apertus": apertus,
+    "biogpt": biogpt,
+    "bitnet": bitnet,
+    "bloom": bloom,
+    "codegen": codegen,
+    "dbrx": dbrx,
+    "falcon": falcon,
+    "bamba": bamba,
     "gpt2": gpt2,
+    "gpt_bigcode": gpt_bigcode,
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
+    "gpt_neox_japanese": gpt_neox_japanese,
     "gptj": gptj,
+    "hyperclovax": hyperclovax,
+    "laguna": laguna,
+    "llama4": llama4,
+    "llama4_text": llama4,
+    "minicpm3": minicpm3,
+    "mimo_v2_flash": mimo_v2,
+    "mpt": mpt,
+    "nanochat": nanochat,
+    "olmo": olmo,
+    "opt": opt,
+    "persimmon": persimmon,
+    "granitemoehybrid": granite_hybrid,
     "phi": phi,
     "phi3": phi3,
+    "phi4_multimodal": phi3,
+    "vaultgemma": vaultgemma,
+    "xglm": xglm,
     **dict.fromkeys(AS_LLAMA, llama),
+    **dict.fromkeys(AS_COHERE, cohere),
+    **dict.fromkeys(AS_DEEPSEEK, deepseek),
+    **dict.fromkeys(AS_GLM4, glm4),
+    **dict.fromkeys(AS_GRANITE, granite),
     **dict.fromkeys(AS_OLMO2, olmo2),
     **dict.fromkeys(AS_GEMMA, gemma),
+    **dict.fromkeys(AS_QWEN3_NEXT, qwen3_next),
 }
 """`model_type` of a configuration to the function that names the model's parts.
 
@@ -44,13 +104,11 @@ What a variant adds beyond its family's parts is refused when it is recorded (la
 """
 
 STATE_SPACE = {
-    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2",
-    "nemotron_h", "zamba", "zamba2",
+    "falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h", "zamba", "zamba2",
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {
-    "bailing_hybrid", "kimi_linear", "minimax", "olmo_hybrid", "qwen3_5", "qwen3_5_moe",
-    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text",
+    "bailing_hybrid", "kimi_linear", "minimax", "olmo_hybrid", "qwen4_exp", "qwen4_exp_text",
 }  # fmt: skip
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
@@ -96,9 +154,13 @@ def _reason(model_type: str) -> str:
         "recurrent layers": RECURRENT,
         "convolutions between tokens": CONVOLUTION,
     }
-    for kind, types in layers.items():
+    known: dict[str, Collection[str]] = {
+        f"{kind} have no attention pattern that could be frozen": types
+        for kind, types in layers.items()
+    }
+    for reason, types in {**known, **REFUSED}.items():
         if model_type in types:
-            return f"{kind} have no attention pattern that could be frozen"
+            return reason
     if model_type in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "encoder-decoder: its decoder also reads an encoder"
     if model_type in AFTER_AN_ENCODER:

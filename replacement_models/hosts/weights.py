@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from replacement_models.errors import ModelError
 
+LINEAR = ("FalconLinear",)
+"""Classes of transformers that compute what `nn.Linear` does."""
+
 
 def read(module: Any, name: str = "weight") -> Tensor:
     """One parameter, detached; fetched where accelerate has put it away.
@@ -48,7 +51,7 @@ def linear_map(
         ModelError: it is not linear.
     """
     transposed = _inputs_first(module)
-    if transposed or type(module) is nn.Linear:
+    if transposed or type(module) is nn.Linear or type(module).__name__ in LINEAR:
         bias = None if module.bias is None else read(module, "bias")
         return (read(module) if transposed else read(module).T), bias
     with torch.no_grad():

@@ -10,13 +10,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from replacement_models.hooks import (
+    first_of,
     first_tensor,
     float64_experts,
     forward_hooks,
     forward_pre_hooks,
 )
 from replacement_models.host import Block
-from replacement_models.recording import read_input, write_module
+from replacement_models.recording import read_input, write_hooks
 from replacement_models.replacement import ReplacementModel
 from replacement_models.sites import ReadPoint, WritePoint
 from replacement_models.training.config import TrainConfig
@@ -91,9 +92,9 @@ class Harvester:
         def finish(_: Any, output: Any) -> None:
             own = seen.mlp_input[layer]
             inputs = read_input(block, read, seen.residual.get(layer, own), own)
-            seen.take(layer, inputs, _first(output))
+            seen.take(layer, inputs, first_of(output))
 
-        return [*hooks, (write_module(block, WritePoint(chosen.write)), finish)]
+        return [*hooks, *write_hooks(block, WritePoint(chosen.write), finish)]
 
     def _entering(self, layer: int, seen: "_Seen") -> list[tuple[nn.Module, Any]]:
         """The stream entering a block is known before its module has run."""
@@ -136,19 +137,14 @@ def _stage_hooks(block: Block, site: str, layer: int, seen: _Seen) -> list[tuple
 
         return [(block.mlp_norm.module, entering)]
     post = block.attention_post_norm
-    module = post.module if post is not None else block.attention
-    if site == "mlp_out":
-        module = write_module(block, WritePoint.POST_NORM)
+    module = block.attention_end if post is None or post.fixed else post.module
 
     def finish(_: Any, output: Any) -> None:
-        seen.take(layer, _first(output), _first(output))
+        seen.take(layer, first_of(output), first_of(output))
 
+    if site == "mlp_out":
+        return write_hooks(block, WritePoint.POST_NORM, finish)
     return [(module, finish)]
-
-
-def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -60,7 +60,7 @@ def _batch(
     entering = streams(local, sources_of(local, columns))
     for maps, here, stream in zip(local.layers, by_layer, entering, strict=False):
         for item in here.tolist():
-            values[item] = stream[int(source[item])] @ maps.value
+            values[item] = maps.write_values(stream[int(source[item])])
     for layer, _, read, _ in gradients(local, rows[numbers]):
         maps, inside_layer = local.layers[layer], by_layer[layer]
         if not len(inside_layer):

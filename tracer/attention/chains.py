@@ -193,8 +193,9 @@ class _Followed:
         """What each head adds, (heads, positions, d_model), and what comes of it in the row."""
         maps = self.local.layers[layer]
         pattern = maps.transposed_pattern(0, len(stream))
-        mixed = mixed_values(pattern, stream[None] @ maps.value)[0].transpose(0, 1)
-        added = mixed @ outputs(maps, len(mixed))
+        mixed = mixed_values(pattern, maps.write_values(stream)[None])
+        gated = maps.read_heads(mixed.flatten(2), 0).view_as(mixed)[0].transpose(0, 1)
+        added = gated @ outputs(maps, len(gated))
         return added, (added * self.read[layer]).sum((1, 2))
 
 

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from replacement_models.folding import mlp_post_norm
 from replacement_models.host import Block, Norm
-from replacement_models.sites import ReadPoint, WritePoint, stream_number
+from replacement_models.sites import ReadPoint, stream_number
 from tracer.attention.explained import Explained, pulled_to_stream
 from tracer.attention.plain_streams import head_gradients, join, pulled_values
 from tracer.attention.queries_keys import QueryKeyMap, Reached, Scores
@@ -61,9 +62,10 @@ def live_layer(about: Explained, layer: int, place: QueryKeyMap, live: Live) -> 
     block = about.model.host.blocks[layer]
     reached = place.scores(live=live.norms)
     scores, hidden = reached.scores, place.hidden
-    pattern = about.recording.layers[layer].attention_pattern()
+    frozen = about.recording.layers[layer]
+    pattern, factors = frozen.attention_pattern(), frozen.factors
     heads, kv_heads = len(block.output), len(block.value)
-    values = block.values(hidden).unflatten(-1, (kv_heads, -1))
+    values = block.mixable(hidden, factors)
     slope = torch.full_like(pattern, scores.scaling)
     if scores.cap is not None:
         slope = slope * (1 - torch.tanh(scores.every().detach() / scores.cap) ** 2)
@@ -73,7 +75,7 @@ def live_layer(about: Explained, layer: int, place: QueryKeyMap, live: Live) -> 
         pattern=pattern,
         slope=slope,
         reached=reached,
-        attended=block.attend(hidden, pattern),
+        attended=block.attend(hidden, pattern, factors),
     )
 
 
@@ -110,8 +112,9 @@ def pull_live(
             join(stays, rows, stream_number(layer, between=True))
         read = gradient if maps.parallel else stays
         frozen, norm = recording.layers[layer], known.block.attention_post_norm
-        if live.norms and norm is not None and frozen.attention_post_scale is not None:
-            read = _post_norm_answers(norm, known.attended, frozen.attention_post_scale, read)
+        held = frozen.attention_post_scale
+        if live.norms and norm is not None and not norm.fixed and held is not None:
+            read = _post_norm_answers(norm, known.attended, held, read)
         pulled = pulled_values(maps, head_gradients(maps, read))
         if live.attention:
             pulled = pulled + _through_scores(about, layer, known, read, live.odds)
@@ -176,9 +179,8 @@ def _post_norm_answers(
 
 def _through_mlp_post_norm(about: Explained, layer: int, gradient: Tensor) -> Tensor:
     block, frozen = about.model.host.blocks[layer], about.recording.layers[layer]
-    write = about.model.transcoder.write_at(layer)
-    norm = None if write is WritePoint.POST_NORM else block.mlp_post_norm
-    if norm is None or frozen.mlp_post_scale is None:
+    norm = mlp_post_norm(block, about.model.transcoder.write_at(layer))
+    if norm is None or norm.fixed or frozen.mlp_post_scale is None:
         return gradient
     output = about.recording.outputs[layer]
     return _post_norm_answers(norm, output, frozen.mlp_post_scale, gradient)

@@ -36,10 +36,11 @@ def head_logits(model: ReplacementModel, graph: AttributionGraph) -> pa.Table:
         maps = local.layers[layer]
         stream = about.recording.residuals[layer]
         pattern = maps.transposed_pattern(0, local.positions)
-        mixed = mixed_values(pattern, (stream @ maps.value)[None])[0]
+        mixed = mixed_values(pattern, maps.write_values(stream)[None])[0]
         worth = head_gradients(maps, read).unflatten(-1, mixed.shape[1:])
         through = torch.einsum("rqhi,qhi->hr", worth, mixed)
-        last = torch.stack([mixed[position] for position in rows.position.tolist()])
+        gated = maps.read_heads(mixed.flatten(1)[None], 0).view_as(mixed)
+        last = torch.stack([gated[position] for position in rows.position.tolist()])
         written = torch.einsum("rhi,hid,rd->hr", last, outputs(maps, mixed.shape[1]), rows.vector)
         found += [
             (layer, head, name, float(written[head, row]), float(through[head, row]))

@@ -67,7 +67,7 @@ def _writers(
         worth = head_gradients(maps, gradient if maps.parallel else stays)
         pattern = maps.transposed_pattern(0, local.positions)
         read = about.recording.residuals[below]
-        mixed = mixed_values(pattern, (read @ maps.value)[None])[0]
+        mixed = mixed_values(pattern, maps.write_values(read)[None])[0]
         found.append(torch.einsum("sqhi,qhi->sh", worth.unflatten(-1, mixed.shape[1:]), mixed))
         gradient = stays + pulled_values(maps, worth)
     return found[::-1]

@@ -34,10 +34,11 @@ def attended(
 ) -> Float[Tensor, "rows positions d_model"]:
     """What an attention layer, or one head of it, adds to a stream."""
     pattern = maps.transposed_pattern(0, stream.shape[1])
-    mixed = mixed_values(pattern, stream @ maps.value)
+    mixed = mixed_values(pattern, maps.write_values(stream))
     if head is None:
-        return mixed.flatten(2) @ maps.output
-    return mixed[:, :, head] @ outputs(maps, mixed.shape[2])[head]
+        return maps.write_heads(mixed.flatten(2))
+    gated = maps.read_heads(mixed.flatten(2), 0).view_as(mixed)
+    return gated[:, :, head] @ outputs(maps, mixed.shape[2])[head]
 
 
 def outputs(maps: LinearLayer, heads: int) -> Float[Tensor, "heads d_head d_model"]:
@@ -91,7 +92,7 @@ def head_gradients(
     maps: LinearLayer, read: Float[Tensor, "rows positions d_model"]
 ) -> Float[Tensor, "rows queries heads_d_head"]:
     """Gradients of attention's output as the heads' outputs have them."""
-    return read @ maps.output.T
+    return maps.read_heads(read @ maps.output.T, 0)
 
 
 def pulled_values(
@@ -102,7 +103,7 @@ def pulled_values(
     kv_heads, _, group, _ = pattern.shape
     by_head = heads.unflatten(-1, (kv_heads, group, -1))
     mixed = torch.einsum("vkgq,rqvgi->rkvi", pattern, by_head)
-    return mixed.flatten(2) @ maps.value.T
+    return maps.read_values(mixed.flatten(2), 0) @ maps.value.T
 
 
 def join(gradient: Tensor, rows: TargetRows, site: int) -> None:

@@ -17,7 +17,14 @@ from replacement_models.sites import stream_number, top_layer
 from tracer.attribution.local_model import LinearLayer, LocalModel
 from tracer.attribution.product import product
 from tracer.attribution.scoring import JoiningRows
-from tracer.attribution.sweep import KEYS, projected_below, skip_back, spread_over_keys
+from tracer.attribution.sweep import (
+    KEYS,
+    heads_of,
+    projected_below,
+    skip_back,
+    spread_around,
+    spread_over_keys,
+)
 from tracer.attribution.targets import TargetRows
 
 ROWS, SPAN = 32, 2048
@@ -137,13 +144,13 @@ def _past_layer(
     below, own = skip_back(maps, gradients[:dense], above, begin)
     own = _both(own, between)
     read, reading = (gradients[:dense], _both(above, between)) if maps.parallel else (below, own)
-    heads = product(reading.vector, maps.output)
+    heads = heads_of(maps, reading)
     kv_heads, _, group, _ = pattern.shape
     mixed = heads.new_empty(
         kv_heads, group, span, dense + len(own), heads.shape[1] // (kv_heads * group)
     )
     if dense:
-        _mix(pattern, _by_head(maps, read, pulled.projected, pattern), mixed)
+        _mix(pattern, _by_head(pulled, maps, read, pattern), mixed)
     if len(own):
         _outer(pattern, heads, reading, begin, mixed[:, :, :, dense:])
     pulled.dense, pulled.projected = dense + len(own), None
@@ -154,26 +161,31 @@ def _past_layer(
         return mixed
     if dense:
         values = mixed[:, :, :, :dense].sum(1).permute(2, 1, 0, 3).flatten(2)
-        carried = product(values.flatten(0, 1), maps.value).view_as(below)
-        torch.add(below, carried, out=gradients[:dense])
-    if len(own):
+        values = maps.read_values(values, begin).flatten(0, 1)
+        torch.add(below, product(values, maps.value).view_as(below), out=gradients[:dense])
+    if not len(own):
+        return mixed
+    if maps.around is None or maps.around.bare_values:
         spread_over_keys(room, pattern, heads, maps.value, own, begin)
         pulled.projected = projected_below(pulled.local, layer, pattern, heads, (own, begin))
+    else:
+        spread_around(room, pattern, heads, maps, own, begin)
     return mixed
 
 
 def _by_head(
+    pulled: _Pulled,
     maps: LinearLayer,
     read: Float[Tensor, "rows queries d_model"],
-    projected: Float[Tensor, "last queries heads_d_head"] | None,
     pattern: Float[Tensor, "kv_heads keys group queries"],
 ) -> Float[Tensor, "heads queries rows_d_head"]:
-    """What the output map makes of `read`, the last rows of it known where `projected` is given."""
+    """What rows weigh heads' outputs with; of the last it may be known already."""
     kv_heads, _, group, queries = pattern.shape
-    parts = [] if projected is None else [projected]
+    parts = [] if pulled.projected is None else [pulled.projected]
     early = len(read) - sum(len(part) for part in parts)
     if early:
         parts.insert(0, product(read[:early].flatten(0, 1), maps.output).unflatten(0, (early, -1)))
+    parts = [maps.read_heads(part, pulled.begin) for part in parts]
     turned = [part.unflatten(-1, (kv_heads * group, -1)).permute(2, 1, 0, 3) for part in parts]
     whole = torch.cat(turned, dim=2) if len(turned) > 1 else turned[0]
     return whole.reshape(kv_heads * group, queries, -1)

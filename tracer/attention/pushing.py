@@ -99,6 +99,8 @@ def _push(
         maps = local.layers[layer]
         dense, live = (int(np.searchsorted(first, bound)) for bound in (layer - 1, layer))
         read = _read(maps, stream, (dense, live), position)
+        if maps.around is not None:
+            read, dense = maps.around.values_on(read, begin), live
         room[:, at_slab[:live], begin - slab_begin :] = _by_key_head(read, len(room))
         if layer < len(values) - 1:
             pattern = maps.transposed_pattern(begin, local.positions)
@@ -149,6 +151,9 @@ def _attend(
     before = stream[:live].clone() if maps.parallel and maps.skip is not None else stream[:live]
     if dense:
         mixed = _mixed(pattern, values[:dense])
+        if maps.around is not None:
+            begin = len(maps.skip_scale) - stream.shape[1]
+            mixed = maps.read_heads(mixed.unflatten(0, (dense, -1)), begin).flatten(0, 1)
         old = stream[:dense].flatten(0, 1)
         stream[:dense] = add_product(old, mixed, maps.output.T).view_as(stream[:dense])
     if live > dense:

@@ -172,6 +172,8 @@ def query_key_maps(
         residuals: the stream entering each layer of the model.
         scales: denominators of the norm in front of each layer's attention.
     """
+    for layer in layers:
+        check_scored(model, layer)
     seen: dict[int, Inputs] = {}
 
     def keep(layer: int) -> Any:
@@ -195,6 +197,33 @@ def query_key_maps(
         )
         for layer in layers
     }
+
+
+def check_scored(model: ReplacementModel, layer: int) -> None:
+    """Refuse a layer whose pattern comes from no scores.
+
+    Raises:
+        TraceError: a kernel makes its pattern.
+    """
+    if model.host.blocks[layer].by_kernel:
+        raise TraceError(
+            f"layer {layer} of this {model.host.family} model has no softmax attention: its "
+            "pattern comes from gates and a recurrence, not from scores of queries and keys"
+        )
+
+
+def check_bare(model: ReplacementModel, layer: int) -> None:
+    """Refuse a layer whose heads are more than their weights.
+
+    Raises:
+        TraceError: there are factors or taps around its pattern, other ones for every prompt.
+    """
+    if not model.host.blocks[layer].plain:
+        raise TraceError(
+            f"layer {layer} of this {model.host.family} model has gates, factors or a convolution "
+            "around its pattern, which depend on the prompt: its heads cannot be told by their "
+            "weights alone; the loadings of a traced prompt hold them"
+        )
 
 
 def norms_inside(attention: nn.Module) -> list[Norm]:

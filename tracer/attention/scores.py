@@ -20,6 +20,7 @@ from torch import Tensor
 from replacement_models import ReplacementModel
 from replacement_models.folding import written
 from replacement_models.process import one_call
+from tracer.attention.queries_keys import check_bare
 from tracer.errors import TraceError
 
 SCORES = ("previous", "induction", "duplicate", "successor", "name_mover")
@@ -232,6 +233,7 @@ def _outputs(
 def _layer_outputs(
     model: ReplacementModel, layer: int, stream: Float[Tensor, "tokens d_model"]
 ) -> Float[Tensor, "tokens heads d_model"]:
+    check_bare(model, layer)
     block, final = model.host.blocks[layer], model.host.final_norm
     norm = block.attention_norm
     read = stream if norm is None else norm.frozen(stream, norm.scale(stream))

@@ -21,7 +21,7 @@ from replacement_models.folding import mlp_post_norm, read_back, written
 from replacement_models.process import one_call
 from replacement_models.sites import ReadPoint
 from tracer.attention.explained import chosen_head, chosen_layer
-from tracer.attention.queries_keys import query_key_maps
+from tracer.attention.queries_keys import check_bare, query_key_maps
 from tracer.errors import TraceError
 
 KINDS = ("q", "k", "v")
@@ -41,6 +41,7 @@ class HeadMaps:
 
 def head_maps(model: ReplacementModel, layer: int, offset: int = 0) -> HeadMaps:
     """Maps of one layer, the query so many positions after the key."""
+    check_bare(model, layer)
     block = model.host.blocks[layer]
     heads, kv_heads = len(block.output), len(block.value)
     recording = model.record([0] * (offset + 1), last_logits=True)

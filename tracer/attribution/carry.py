@@ -18,6 +18,7 @@ from torch import Tensor
 
 from replacement_models import Recording, ReplacementModel
 from replacement_models.folding import FoldedLayer
+from tracer.attribution.around import Around
 
 LIFTED = 1 << 26
 """Bytes that tokens carried by the bottom attention layer may take: P·P·D numbers."""
@@ -31,8 +32,9 @@ def start_of(recording: Recording, skip_positions: int) -> int:
 
 def is_lifted(model: ReplacementModel, recording: Recording) -> bool:
     """Whether the bottom attention layer carries all tokens, so that sweeps end above it."""
-    tokens = recording.token_vectors
-    return not model.host.blocks[0].parallel and len(tokens) * tokens.nbytes <= LIFTED
+    tokens, bottom = recording.token_vectors, model.host.blocks[0]
+    small = len(tokens) * tokens.nbytes <= LIFTED
+    return bottom.plain and not bottom.parallel and small
 
 
 def embedded(recording: Recording, count: int) -> Float[Tensor, "positions carried d_model"]:
@@ -63,6 +65,20 @@ def carry(
         return torch.einsum("vkgq,vgksd->qsd", pattern, by_head)
     mixed = torch.einsum("vkgq,ksvi->qsvgi", pattern, values)
     return mixed.flatten(2) @ folded.output
+
+
+def carry_around(
+    folded: FoldedLayer,
+    pattern: Float[Tensor, "kv_heads keys group queries"],
+    around: Around,
+    held: Float[Tensor, "start carried d_model"],
+) -> Float[Tensor, "positions carried d_model"]:
+    """As `carry`, for a layer with taps or factors around its pattern."""
+    values = held.new_zeros(held.shape[1], pattern.shape[-1], folded.value.shape[1])
+    values[:, : len(held)] = (held @ folded.value).transpose(0, 1)
+    by_head = around.values_on(values, 0).unflatten(-1, (len(pattern), -1))
+    mixed = torch.einsum("vkgq,skvi->sqvgi", pattern, by_head).flatten(2)
+    return (around.outputs_at(mixed, 0) @ folded.output).transpose(0, 1)
 
 
 def lift(

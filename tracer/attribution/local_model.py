@@ -31,7 +31,8 @@ from replacement_models.folding import FoldedLayer, mlp_post_norm, written
 from replacement_models.host import Block
 from replacement_models.one_line import one_line
 from replacement_models.sites import ReadPoint, stream_number, top_layer
-from tracer.attribution.carry import carry, embedded, is_lifted, lift, start_of
+from tracer.attribution.around import Around, around, bare_values, constant_heads
+from tracer.attribution.carry import carry, carry_around, embedded, is_lifted, lift, start_of
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.writers import Writers, gather, written_bytes
 
@@ -57,6 +58,8 @@ class LinearLayer:
     parallel: bool
     virtual: Float[Tensor, "heads_d_head kv_heads_d_head_above"] | None
     """Back through the value map of the layer above and this one's output map, where that pays."""
+    around: Around | None = None
+    """Taps and factors around the pattern; None where there are none."""
 
     @property
     def remakes_pattern(self) -> bool:
@@ -69,6 +72,31 @@ class LinearLayer:
         """The pattern among the positions from `begin` to before `end`."""
         whole = self.pattern if isinstance(self.pattern, Tensor) else self.pattern()
         return whole[:, begin:end, :, begin:end]
+
+    def read_heads(
+        self, heads: Float[Tensor, "rows positions heads_d_head"], begin: int
+    ) -> Float[Tensor, "rows positions heads_d_head"]:
+        """What came back through the output map, as the pattern's outputs have it."""
+        return heads if self.around is None else self.around.outputs_at(heads, begin)
+
+    def read_values(
+        self, mixed: Float[Tensor, "rows positions kv_heads_d_head"], begin: int
+    ) -> Float[Tensor, "rows positions kv_heads_d_head"]:
+        """What came back through the pattern, as the value map's outputs have it."""
+        return mixed if self.around is None else self.around.values_back(mixed, begin)
+
+    def write_values(
+        self, stream: Float[Tensor, "*rows positions d_model"], begin: int = 0
+    ) -> Float[Tensor, "*rows positions kv_heads_d_head"]:
+        """What the pattern mixes of a stream that begins at a position; biases left out."""
+        values = stream @ self.value
+        return values if self.around is None else self.around.values_on(values, begin)
+
+    def write_heads(
+        self, mixed: Float[Tensor, "*rows positions heads_d_head"], begin: int = 0
+    ) -> Float[Tensor, "*rows positions d_model"]:
+        """What the output map makes of what the pattern mixed."""
+        return self.read_heads(mixed, begin) @ self.output
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +234,7 @@ def linearise(
         counts[0] = 2 + len(recording.tokens)
     writers, sums = gather(model.transcoder, features, len(recording.tokens), counts)
     pays = virtual_pays(model, len(recording.tokens), rows)
-    virtual = [*model.virtual_weights, None] if pays else [None] * len(writers)
+    virtual = _virtual(model, recording) if pays else [None] * len(writers)
     layers, early = _climb(
         model, recording, writers, sums, (skip_positions, start, lifted), virtual
     )
@@ -269,6 +297,13 @@ def virtual_pays(model: ReplacementModel, positions: int, rows: int) -> bool:
     blocks = model.host.blocks
     width = max(block.value[..., 0].numel() for block in blocks)
     return TRACES * rows * positions >= len(blocks) * width
+
+
+def _virtual(model: ReplacementModel, recording: Recording) -> list[Tensor | None]:
+    """Virtual weights, but for those of a layer that mixes something else than bare values."""
+    above = list(zip(model.host.blocks, recording.layers, strict=True))[1:]
+    pairs = zip(model.virtual_weights, above, strict=True)
+    return [*(one if bare_values(*place) else None for one, place in pairs), None]
 
 
 def _mixed(writers: Writers, above: LinearLayer, rows: int) -> Writers | None:
@@ -365,11 +400,15 @@ def _linear_layer(
 ) -> LinearLayer:
     folded, frozen = model.folded[layer], recording.layers[layer]
     block = model.host.blocks[layer]
-    make = partial(_transposed_pattern, frozen, len(block.value))
+    make = partial(_transposed_pattern, frozen, len(block.value), bare_values(block, frozen))
     pattern = make() if isinstance(frozen.pattern, Tensor) else make
+    beside = around(block, frozen)
     if lifted or len(stream):
         whole = pattern if isinstance(pattern, Tensor) else pattern()
-        carried = lift(folded, whole, recording) if lifted else carry(folded, whole, stream)
+        if beside is not None:
+            carried = carry_around(folded, whole, beside, stream)
+        else:
+            carried = lift(folded, whole, recording) if lifted else carry(folded, whole, stream)
     else:
         carried = recording.token_vectors.new_zeros(len(recording.tokens), 1, model.host.d_model)
     carried[:, -1] += _attention_constant(folded, frozen, block)
@@ -382,6 +421,7 @@ def _linear_layer(
         skip_scale=_skip_scale(model.transcoder, layer, frozen, block),
         parallel=block.parallel,
         virtual=virtual if block.parallel or folded.skip is None else None,
+        around=beside,
     )
 
 
@@ -418,10 +458,12 @@ def _past_skip(
 
 
 def _transposed_pattern(
-    frozen: FrozenLayer, kv_heads: int
+    frozen: FrozenLayer, kv_heads: int, bare: bool
 ) -> Float[Tensor, "kv_heads keys group queries"]:
-    """The pattern with the norm denominators of what it reads and writes folded in."""
-    scaled = frozen.attention_pattern() / frozen.attention_scale[:, 0]
+    """The pattern with the norm denominators of what it writes, and of bare values, folded in."""
+    scaled = frozen.attention_pattern()
+    if bare:
+        scaled = scaled / frozen.attention_scale[:, 0]
     if frozen.attention_post_scale is not None:
         scaled = scaled / frozen.attention_post_scale
     heads, positions, _ = scaled.shape
@@ -434,7 +476,10 @@ def _attention_constant(
 ) -> Float[Tensor, "positions d_model"]:
     """What an attention layer adds that no source wrote: its biases, and the norms' around it."""
     constant = block.output.new_zeros(len(frozen.attention_scale), block.output.shape[-1])
-    if folded.constant is not None:  # patterns of long prompts are not made anew for nothing
+    tapped = block.taps is not None and block.taps.bias is not None
+    if not block.plain and (tapped or folded.constant is not None):
+        constant = constant_heads(block, frozen).flatten(1) @ block.output.flatten(0, 1)
+    elif folded.constant is not None:  # patterns of long prompts are not made anew for nothing
         mass = frozen.attention_pattern().sum(-1).T  # below 1 where there are attention sinks
         constant = mass @ folded.constant
     if block.output_bias is not None:

@@ -7,7 +7,7 @@ tests/test_tracer_plain_sweep.py checks. Read this first.
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from replacement_models import Recording, ReplacementModel
 from replacement_models.sites import stream_number
@@ -56,13 +56,29 @@ def plain_sweep(
 def _attention(model: ReplacementModel, recording: Recording, layer: int, read: Tensor) -> Tensor:
     """`((G W_O) · patternᵀ) W_V`, head by head, norms folded in."""
     folded, frozen = model.folded[layer], recording.layers[layer]
-    pattern = frozen.attention_pattern() / frozen.attention_scale[:, 0]
+    pattern = frozen.attention_pattern()
     if frozen.attention_post_scale is not None:
         pattern = pattern / frozen.attention_post_scale
     heads, kv_heads = len(pattern), len(model.host.blocks[layer].value)
     values = folded.value.unflatten(1, (kv_heads, -1)).repeat_interleave(heads // kv_heads, 1)
     back = (read @ folded.output.T).unflatten(-1, (heads, -1))
-    return torch.einsum("rqhi,hqk,dhi->rkd", back, pattern, values)
+    block, factors = model.host.blocks[layer], frozen.factors
+    mixed = torch.einsum("rqhi,hqk->rkhi", factors.of_outputs(back), pattern)
+    if factors.values is not None:
+        mixed = mixed * _by_head(factors.values, heads)
+    if block.taps is not None:
+        taps = _by_head(block.taps.weight.permute(2, 0, 1), heads)
+        ahead = [
+            nn.functional.pad(mixed[:, lag:], (0, 0, 0, 0, 0, lag)) for lag in range(len(taps))
+        ]
+        mixed = sum(tap * later for tap, later in zip(taps, ahead, strict=True))
+    scaled = mixed / frozen.attention_scale[:, :, None]
+    return torch.einsum("rkhi,dhi->rkd", scaled, values)
+
+
+def _by_head(factors: Tensor, heads: int) -> Float[Tensor, "some heads d_head"]:
+    """Those of values, for the heads that share one."""
+    return factors.repeat_interleave(heads // factors.shape[1], 1)
 
 
 def _placed(rows: TargetRows, positions: int) -> Float[Tensor, "rows positions d_model"]:

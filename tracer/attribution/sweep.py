@@ -175,7 +175,7 @@ def _sweep_whole(
             continue
         read = gradients[:joined] if maps.parallel else torch.cat([below, gradients[between]])
         pattern = maps.transposed_pattern(local.start, end)
-        values = _attention(maps, pattern, read, None)
+        values = _attention(maps, pattern, read, None, local.start)
         gradients[:joined] = torch.cat([below, gradients[between]])
         gradients[:joined] += product(values, maps.value).view_as(read)
     score_tokens(local, gradients, scores, joined if local.lifted else 0)
@@ -211,7 +211,7 @@ def _pass_layer(
     read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
     mixed = None
     if joined:
-        values = _attention(maps, pattern, read, projected)
+        values = _attention(maps, pattern, read, projected, local.start)
         if layer == 1 and local.mixed is not None:
             mixed = values.unflatten(0, (joined, -1))
         else:
@@ -252,7 +252,7 @@ def skip_back(
 
 
 def _attention(
-    maps: LinearLayer, pattern: Tensor, read: Tensor, projected: Tensor | None
+    maps: LinearLayer, pattern: Tensor, read: Tensor, projected: Tensor | None, start: int
 ) -> Float[Tensor, "rows_positions kv_heads_d_head"]:
     """What one attention layer pulls back of `read`, as far as its values.
 
@@ -261,6 +261,7 @@ def _attention(
         pattern: its pattern.
         read: (rows, positions, D).
         projected: of the last rows: what the output map makes of them.
+        start: position of the first gradient.
     """
     rows, positions, _ = read.shape
     kv_heads, _, group, _ = pattern.shape
@@ -268,13 +269,18 @@ def _attention(
     found = [] if projected is None else [projected.flatten(0, 1)]
     if early:
         found.insert(0, product(read[:early].flatten(0, 1), maps.output))
+    found = [
+        maps.read_heads(part.view(-1, positions, part.shape[-1]), start).flatten(0, 1)
+        for part in found
+    ]
     by_head = [
         part.view(len(part) // positions, positions, kv_heads, group, -1).permute(2, 3, 1, 0, 4)
         for part in found
     ]
     heads = by_head[0] if len(by_head) == 1 else torch.cat(by_head, dim=3)
     mixed = _mix(pattern, heads.flatten(3)).view(kv_heads, positions, rows, -1)
-    return mixed.permute(2, 1, 0, 3).reshape(rows * positions, -1)
+    values = mixed.permute(2, 1, 0, 3).reshape(rows, positions, -1)
+    return maps.read_values(values, start).flatten(0, 1)
 
 
 def _first_attention(
@@ -297,7 +303,10 @@ def _first_attention(
         What `projected_below` says of them.
     """
     (reading, own), maps = joining, local.layers[layer]
-    by_head = product(reading.vector, maps.output)
+    by_head = heads_of(maps, reading)
+    if maps.around is not None and not maps.around.bare_values:
+        spread_around(out, pattern, by_head, maps, own, local.start)
+        return None
     spread_over_keys(out, pattern, by_head, maps.value, own, local.start)
     return projected_below(local, layer, pattern, by_head, (own, local.start))
 
@@ -328,6 +337,33 @@ def projected_below(
     projected = by_head.new_empty(len(own), pattern.shape[1], len(below.virtual))
     spread_over_keys(projected, pattern, by_head, below.virtual, there, start)
     return projected
+
+
+def heads_of(maps: LinearLayer, rows: JoiningRows) -> Float[Tensor, "rows heads_d_head"]:
+    """What rows at one position yet weigh heads' outputs with."""
+    heads = product(rows.vector, maps.output)
+    if maps.around is not None and maps.around.outputs is not None:
+        heads.mul_(maps.around.outputs[on_device(rows.position, heads.device)])
+    return heads
+
+
+def spread_around(
+    out: Float[Tensor, "rows positions d_model"],
+    pattern: Tensor,
+    by_head: Float[Tensor, "rows heads_d_head"],
+    maps: LinearLayer,
+    own: JoiningRows,
+    start: int,
+) -> None:
+    """As `spread_over_keys`, by way of the values: taps or factors stand before the pattern."""
+    kv_heads, keys, group, _ = pattern.shape
+    by_head = by_head.view(len(by_head), kv_heads, group, -1)
+    for position, here in own.by_position():
+        weight = pattern[..., position - start]
+        mixed = torch.einsum("vkg,rvgi->rkvi", weight, by_head[here]).flatten(2)
+        values = maps.read_values(mixed, start).flatten(0, 1)
+        out[here] = product(values, maps.value).view(-1, keys, out.shape[-1])
+        out[here, position - start].add_(own.vector[here])
 
 
 def spread_over_keys(

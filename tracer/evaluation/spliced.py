@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
 from replacement_models.hooks import (
+    first_of,
     first_tensor,
     float64_experts,
     forward_hooks,
@@ -23,7 +24,7 @@ from replacement_models.hooks import (
 )
 from replacement_models.host import Block
 from replacement_models.process import one_call
-from replacement_models.recording import write_module
+from replacement_models.recording import write_hooks
 from replacement_models.replaced import ReplacedLayer, Watch, Where, counted
 from replacement_models.sites import Stage, WritePoint
 from replacement_models.transcoder import Transcoder
@@ -95,10 +96,10 @@ class _Pass:
             stack.enter_context(forward_pre_hooks([(block.module, self._keep(layer))]))
             stack.enter_context(forward_hooks([(added_by_attention(block), self._middle(layer))]))
             return
-        module = added_by_attention(block)
+        hooks: list[tuple[nn.Module, Any]] = [(added_by_attention(block), self._written(layer))]
         if stage is Stage.MLP_OUT:
-            module = write_module(block, WritePoint.POST_NORM)
-        stack.enter_context(forward_hooks([(module, self._written(layer))]))
+            hooks = write_hooks(block, WritePoint.POST_NORM, self._written(layer))
+        stack.enter_context(forward_hooks(hooks))
 
     def _keep(self, layer: int) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
         return lambda args, kwargs: self.entered.__setitem__(
@@ -116,9 +117,17 @@ class _Pass:
         return enter
 
     def _middle(self, layer: int) -> Callable[[Any, Any], Any]:
+        block = self.model.host.blocks[layer]
+
         def middle(_: Any, output: Any) -> Any:
-            added, before = first_of(output), self.entered.pop(layer)
-            return replaced_first(output, self._mixed(layer, before + added) - before)
+            before, post = self.entered.pop(layer), block.attention_post_norm
+            added = first_of(output)
+            if post is None or not post.fixed:
+                return replaced_first(output, self._mixed(layer, before + added) - before)
+            added = post.frozen(added, post.scale(added))
+            new = self._mixed(layer, before + added) - before
+            bias = 0 if post.bias is None else post.bias
+            return replaced_first(output, (new - bias) / post.weight)
 
         return middle
 
@@ -147,12 +156,6 @@ def stage_of(autoencoder: Transcoder, layer: int) -> Stage:
 
 
 def added_by_attention(block: Block) -> nn.Module:
-    """The module whose output is what attention adds to the stream."""
+    """The module whose output is what attention adds to the stream, up to a multiplier."""
     post = block.attention_post_norm
-    return block.attention if post is None else post.module
-
-
-def first_of(output: Any) -> Tensor:
-    """The hidden states a module returns."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    return block.attention_end if post is None or post.fixed else post.module

@@ -15,9 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replacement_models import Recording, ReplacementModel
-from replacement_models.hooks import first_tensor, float64_experts, forward_hooks
+from replacement_models.hooks import (
+    first_tensor,
+    float64_experts,
+    forward_hooks,
+    in_rows,
+    on_last,
+)
 from replacement_models.process import one_call
-from replacement_models.recording import read_input, write_module
+from replacement_models.recording import read_input, write_hooks
 from replacement_models.sites import ReadPoint
 from tracer.interventions.freezing import Freezing, held_output, read_scale, replaced, rows_of
 from tracer.interventions.values import Placed, Steering, positions_in
@@ -116,6 +122,7 @@ class Run:
 class Pass:
     """What the hooks of one forward pass share."""
 
+    rows: int
     residual: dict[int, Tensor] = field(default_factory=dict)
     inputs: dict[int, Tensor] = field(default_factory=dict)
     activations: list[Tensor] = field(default_factory=list)
@@ -133,7 +140,7 @@ def run(
     past: Any = None,
 ) -> Outcome:
     """One forward pass of a batch of equally long prompts, or of what follows `past`."""
-    going = Pass()
+    going = Pass(len(tokens))
     hooks = [*how.hooks, *_write_hooks(model, how, going)]
     if how.frozen is not None:
         hooks = [*how.frozen.hooks(model), *hooks]
@@ -158,10 +165,7 @@ def _write_hooks(model: ReplacementModel, how: Run, going: Pass) -> list[tuple[n
             hooks.append((block.mlp_norm.module, _keep_residual(going, layer)))
         hooks += [
             (block.mlp, _encode(model, layer, how, going)),
-            (
-                write_module(block, model.transcoder.write_at(layer)),
-                _write(model, layer, how, going),
-            ),
+            *write_hooks(block, model.transcoder.write_at(layer), _write(model, layer, how, going)),
         ]
 
     def keep_logits(inputs: Any, output: Tensor) -> None:
@@ -172,7 +176,7 @@ def _write_hooks(model: ReplacementModel, how: Run, going: Pass) -> list[tuple[n
 
 def _keep_residual(going: Pass, layer: int) -> Callable[..., None]:
     def keep(inputs: Any, output: Tensor) -> None:
-        going.residual[layer] = first_tensor(inputs)
+        going.residual[layer] = in_rows(first_tensor(inputs), going.rows)
 
     return keep
 
@@ -182,7 +186,7 @@ def _encode(model: ReplacementModel, layer: int, how: Run, going: Pass) -> Calla
     read = transcoder.read_at(layer)
 
     def encode(inputs: Any, output: Any) -> None:
-        normed = first_tensor(inputs)
+        normed = in_rows(first_tensor(inputs), going.rows)
         residual = going.residual.get(layer, normed)
         x = read_input(block, read, residual, normed)
         if read is ReadPoint.NORMED_UNWEIGHTED:
@@ -221,7 +225,7 @@ def _write(model: ReplacementModel, layer: int, how: Run, going: Pass) -> Callab
         x = going.inputs[layer]
         tensor = rows_of(output, x)
         if how.frozen is not None and layer in how.frozen.layers:
-            tensor = held_output(how.frozen.recording, layer, x, skip).expand_as(tensor)
+            tensor = held_output(how.frozen.recording, layer, x, skip).clone()
         tensor = how.edit.output(layer, x, tensor)
         if layer in going.pending:
             tensor = tensor + going.pending[layer]
@@ -242,13 +246,15 @@ def input_hooks(
         yield
 
 
-def _before(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _before(change: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for index, value in enumerate(args):
-            if isinstance(value, Tensor):
-                return (*args[:index], change(value), *args[index + 1 :]), kwargs
-        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-        return args, {**kwargs, name: change(kwargs[name])}
+        stream = first_tensor((*args, *kwargs.values()))
+        new = change(stream)
+        if new is None:
+            return None
+        given = [new if value is stream else value for value in args]
+        named = {name: new if value is stream else value for name, value in kwargs.items()}
+        return tuple(given), named
 
     return before
 
@@ -267,7 +273,8 @@ def steering_hooks(
         prompt: tokens of the prompt.
         first: position of the pass's first token.
     """
-    blocks = model.host.blocks
+    blocks, final = model.host.blocks, model.host.final_norm.module
+    calls = model.host.final_norm_calls
 
     def adding(steering: Steering, rows: Sequence[int]) -> Callable[[Tensor], Tensor]:
         def add(stream: Tensor) -> Tensor:
@@ -280,9 +287,8 @@ def steering_hooks(
         return add
 
     return [
-        (
-            blocks[one.layer].module if one.layer < len(blocks) else model.host.final_norm.module,
-            adding(one, rows),
-        )
+        (blocks[one.layer].module, adding(one, rows))
+        if one.layer < len(blocks)
+        else (final, on_last(calls, adding(one, rows)))
         for one, rows in wanted
     ]

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement_models import Recording, ReplacementModel
-from replacement_models.hooks import first_tensor, replaced_first
+from replacement_models import FrozenLayer, Recording, ReplacementModel
+from replacement_models.hooks import first_of, first_tensor, on_last, replaced_first
 from replacement_models.host import Block, Norm
 from replacement_models.recording import norms
 
@@ -20,7 +20,7 @@ class Freezing:
 
     recording: Recording
     attention: bool
-    """Attention patterns."""
+    """Attention patterns, and factors around them."""
     norms: bool
     """Norm denominators."""
     layers: range
@@ -45,14 +45,14 @@ class Freezing:
                 id(block.mlp_post_norm): layer.mlp_post_scale,
             }
             if self.norms:
-                found = norms(block)
+                found = [norm for norm in norms(block) if not norm.fixed]
                 hooks += [(norm.module, _hold_norm(norm, scales[id(norm)])) for norm in found]
             if self.attention:
-                pattern = layer.attention_pattern()
-                hooks.append((block.attention, _hold_pattern(block.attend, pattern)))
+                hooks += _holding_attention(block, layer)
         if self.norms:
             final = model.host.final_norm
-            hooks.append((final.module, _hold_norm(final, self.recording.final_scale)))
+            hold = _hold_norm(final, self.recording.final_scale)
+            hooks.append((final.module, on_last(model.host.final_norm_calls, hold)))
         return hooks
 
 
@@ -60,17 +60,34 @@ def _hold_norm(norm: Norm, scale: Tensor | None) -> Callable[..., Tensor]:
     assert scale is not None
 
     def hold(inputs: Any, output: Tensor) -> Tensor:
-        return norm.frozen(first_tensor(inputs), scale)
+        x = first_tensor(inputs)  # OPT's has rows and positions in one
+        rows = x.reshape(-1, *scale.shape[:1], x.shape[-1])
+        return norm.frozen(rows, scale).view_as(x)
 
     return hold
 
 
-def _hold_pattern(attend: Callable[[Tensor, Tensor], Tensor], pattern: Tensor) -> Any:
+def _holding_attention(block: Block, frozen: FrozenLayer) -> list[tuple[nn.Module, Any]]:
+    pattern = frozen.attention_pattern()
+
+    def attended(hidden: Tensor) -> Tensor:
+        return torch.stack([block.attend(row, pattern, frozen.factors) for row in hidden])
+
     def hold(inputs: Any, output: Any) -> Any:
-        rows = [attend(row, pattern) for row in first_tensor(inputs)]
-        return replaced_first(output, torch.stack(rows))
+        return replaced_first(output, attended(first_tensor(inputs)))
 
-    return hold
+    if block.attention_out is None:
+        return [(block.attention, hold)]
+    assert block.attention_norm is not None
+    read: list[Tensor] = []
+
+    def keep(inputs: Any, output: Tensor) -> None:
+        read[:] = [output]
+
+    def end(inputs: Any, output: Tensor) -> Tensor | None:
+        return attended(read.pop()) if read else None  # the map itself, run by `attend`
+
+    return [(block.attention_norm.module, keep), (block.attention_out, end)]
 
 
 def read_scale(
@@ -95,11 +112,9 @@ def held_output(
 
 def rows_of(output: Any, like: Float[Tensor, "rows positions d_model"]) -> Tensor:
     """A module's output, alone or first in a tuple, as (rows, P, D); experts may flatten it."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor.reshape(like.shape)
+    return first_of(output).reshape(like.shape)
 
 
 def replaced(output: Any, tensor: Float[Tensor, "rows positions d_model"]) -> Any:
     """`output` with its hidden states replaced, in the shape they had."""
-    first = output[0] if isinstance(output, tuple) else output
-    return replaced_first(output, tensor.reshape(first.shape))
+    return replaced_first(output, tensor.reshape(first_of(output).shape))

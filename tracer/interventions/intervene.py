@@ -6,9 +6,7 @@ with the sweep; the modules of the Hugging Face model do the arithmetic (Ameisen
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,8 +14,10 @@ from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
 from replacement_models.hooks import eager_attention
+from replacement_models.kernel_patterns import kernel_patterns
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
+from replacement_models.recording import pattern_taps
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Outcome, Run, run, steering_hooks
 from tracer.interventions.freezing import Freezing
@@ -206,18 +206,14 @@ def _state(model: ReplacementModel, tokens: Sequence[int], how: Run, patterns: b
         held = [layer.attention_pattern() for layer in how.frozen.recording.layers]
         found = _ran(model, ids, how)
         return replace(found, patterns=held) if patterns else found
-    seen: list[Tensor] = []
-
-    def keep(inputs: Any, output: Any) -> None:
-        seen.append(output[1][0])
-
-    watched: AbstractContextManager[None] = nullcontext()
-    if patterns:
-        hooks = [*how.hooks, *((block.attention, keep) for block in model.host.blocks)]
-        how, watched = replace(how, hooks=hooks), eager_attention(model.host.model)
-    with watched:
+    if not patterns:
+        return _ran(model, ids, how)
+    seen: dict[int, Tensor] = {}
+    taps = [(block.attention, keep) for block, keep in pattern_taps(model.host, seen)]
+    how = replace(how, hooks=[*how.hooks, *taps])
+    with eager_attention(model.host.model), kernel_patterns(model.host, seen, True):
         found = _ran(model, ids, how)
-    return replace(found, patterns=seen) if patterns else found
+    return replace(found, patterns=[seen[layer] for layer in sorted(seen)])
 
 
 def _ran(model: ReplacementModel, ids: Tensor, how: Run) -> State:

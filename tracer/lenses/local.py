@@ -156,12 +156,22 @@ def _attended(
 ) -> Float[Tensor, "sites parts positions d_model"]:
     """What attention makes of every part; what `own` brings elsewhere joins `others`."""
     pattern = maps.transposed_pattern(0, held.shape[2])
-    values = (held @ maps.value).unflatten(-1, (len(pattern), -1))
-    mixed = torch.einsum("vkgq,spkvi->spqvgi", pattern, values).flatten(3) @ maps.output
-    stays = torch.einsum("vqgq,sqvi->sqvgi", pattern, values[:, 0]).flatten(2) @ maps.output
+    values = maps.write_values(held).unflatten(-1, (len(pattern), -1))
+    mixed = maps.write_heads(torch.einsum("vkgq,spkvi->spqvgi", pattern, values).flatten(3))
+    own = (
+        values[:, 0] if maps.around is None else _own_values(maps, held[:, 0]).view_as(values[:, 0])
+    )
+    stays = maps.write_heads(torch.einsum("vqgq,sqvi->sqvgi", pattern, own).flatten(2))
     mixed[:, 1] += mixed[:, 0] - stays
     mixed[:, 0] = stays
     return mixed
+
+
+def _own_values(
+    maps: LinearLayer, own: Float[Tensor, "sites positions d_model"]
+) -> Float[Tensor, "sites positions kv_heads_d_head"]:
+    """Values that each position reads of itself alone, before taps bring those before it."""
+    return torch.cat([maps.write_values(own[:, at, None], at) for at in range(own.shape[1])], dim=1)
 
 
 def _past_skip(maps: LinearLayer, vectors: Tensor, read: Tensor) -> Tensor:

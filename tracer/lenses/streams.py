@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import first_tensor, float64_experts, forward_hooks
+from replacement_models.hooks import first_tensor, float64_experts, forward_hooks, on_last
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,9 @@ def streams(model: ReplacementModel, tokens: Int[Tensor, "rows positions"]) -> S
     def keep(inputs: Any, output: Any) -> None:
         seen.append(first_tensor(inputs))
 
-    modules = [*(block.module for block in host.blocks), host.final_norm.module]
-    with forward_hooks([(module, keep) for module in modules]), float64_experts(host.model):
+    hooks = [(block.module, keep) for block in host.blocks]
+    hooks.append((host.final_norm.module, on_last(host.final_norm_calls, keep)))
+    with forward_hooks(hooks), float64_experts(host.model):
         logits: Tensor = host.model(input_ids=tokens, use_cache=False).logits
     return Streams(seen, logits)
 

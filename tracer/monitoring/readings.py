@@ -14,7 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import first_tensor, float64_experts, forward_hooks, forward_pre_hooks
+from replacement_models.hooks import (
+    first_tensor,
+    float64_experts,
+    forward_hooks,
+    forward_pre_hooks,
+    on_last,
+)
 from replacement_models.recording import read_input
 from replacement_models.replaced import Where, counted
 from replacement_models.sites import ReadPoint, Site, Stage
@@ -98,7 +104,9 @@ class _Tap:
             hooks += self._at_mlp(layer)
         for site in self.directions:
             module = self._module(site)
-            before.append((module, self._at_site(site)))
+            ended = site.layer == len(self.model.host.blocks)
+            calls = self.model.host.final_norm_calls if ended else 1
+            before.append((module, on_last(calls, self._at_site(site))))
         with forward_hooks(hooks), forward_pre_hooks(before):
             yield
 
@@ -151,7 +159,7 @@ class _Tap:
         def at_site(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found = first_tensor((*args, *kwargs.values())) @ vectors
             for column, number in enumerate(numbers):
-                self.values[number] = self.reach[number] = found[..., column]
+                self.values[number] = self.reach[number] = found[..., column].reshape(self.shape)
             self._done(site)
 
         return at_site

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import eager_attention, first_tensor, replaced_first
+from replacement_models.hooks import eager_attention, first_of, first_tensor, replaced_first
 from replacement_models.host import Block
-from replacement_models.recording import write_module
+from replacement_models.recording import write_hooks
 from tracer.interventions.forward import FeatureEdits, Run, run
-from tracer.interventions.freezing import replaced, rows_of
+from tracer.interventions.freezing import replaced
 from tracer.interventions.values import Intervention, Placed
 from tracer.patching.metrics import Metric
 from tracer.patching.patch_sites import Kind, PatchSite, head_values
@@ -65,12 +65,14 @@ def _run(model: ReplacementModel, batch: Sequence[Wanted], positions: int) -> Ru
         }
         if mine[Kind.RESIDUAL]:
             added.append((block.module, _placing(mine[Kind.RESIDUAL])))
-        if mine[Kind.ATTENTION] or mine[Kind.HEAD]:
-            hook = _attention(block, mine[Kind.ATTENTION], mine[Kind.HEAD])
-            hooks.append((block.attention, hook))
+        if mine[Kind.ATTENTION]:
+            place = _placing(mine[Kind.ATTENTION])
+            hooks.append((block.attention_end, _output(place, positions)))
+        if mine[Kind.HEAD]:
+            hooks.append((block.attention, _heads(block, mine[Kind.HEAD])))
         if mine[Kind.MLP]:
-            module = write_module(block, model.transcoder.write_at(layer))
-            hooks.append((module, _output(_placing(mine[Kind.MLP]))))
+            place = _output(_placing(mine[Kind.MLP]), positions)
+            hooks += write_hooks(block, model.transcoder.write_at(layer), place)
     features = [_interventions(wanted, positions) for wanted in batch]
     return Run(edit=FeatureEdits(features), keep=False, added=added, hooks=hooks)
 
@@ -88,21 +90,20 @@ def _placing(mine: Mine) -> Callable[[Tensor], Tensor]:
     return place
 
 
-def _output(place: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _output(place: Callable[[Tensor], Tensor], positions: int) -> Callable[..., Any]:
     def hook(inputs: Any, output: Any) -> Any:
-        tensor = rows_of(output, first_tensor(inputs))
-        return replaced(output, place(tensor))
+        tensor = first_of(output)
+        return replaced(output, place(tensor.reshape(-1, positions, tensor.shape[-1])))
 
     return hook
 
 
-def _attention(block: Block, whole: Mine, heads: Mine) -> Callable[..., Any]:
-    """Put in whole outputs, and for heads the change of their part."""
+def _heads(block: Block, heads: Mine) -> Callable[..., Any]:
+    """Put in the change of heads' parts."""
 
     def hook(inputs: Any, output: Any) -> Any:
-        out = _placing(whole)(output[0])
-        if heads:
-            now = head_values(block, first_tensor(inputs), output[1])
+        out = output[0].clone()
+        now = head_values(block, first_tensor(inputs), output[1])
         for row, site, value in heads:
             at = slice(None) if site.position is None else site.position
             out[row, at] += (value - now[row, at, site.index]) @ block.output[site.index]

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import first_tensor, replaced_first
-from replacement_models.recording import write_module
+from replacement_models.hooks import first_of
+from replacement_models.recording import write_hooks
 from tracer.interventions.forward import FeatureEdits, Run, run
-from tracer.interventions.freezing import replaced, rows_of
+from tracer.interventions.freezing import replaced
 from tracer.patching.exact import Wanted
 from tracer.patching.metrics import Metric
 from tracer.patching.patch_sites import Kind, PatchSite, Values
@@ -54,10 +54,10 @@ def _gradients(
     }
     hooks: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.host.blocks):
-        write = write_module(block, model.transcoder.write_at(layer))
+        write = model.transcoder.write_at(layer)
         hooks += [
-            (block.attention, _adding_first(zero[Kind.ATTENTION, layer])),
-            (write, _adding(zero[Kind.MLP, layer])),
+            (block.attention_end, _adding(zero[Kind.ATTENTION, layer])),
+            *write_hooks(block, write, _adding(zero[Kind.MLP, layer])),
         ]
     added = [
         (block.module, _plus(zero[Kind.RESIDUAL, layer]))
@@ -77,12 +77,8 @@ def _plus(zero: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda stream: stream + zero
 
 
-def _adding_first(zero: Tensor) -> Callable[..., Any]:
-    return lambda _, output: replaced_first(output, output[0] + zero)
-
-
 def _adding(zero: Tensor) -> Callable[..., Any]:
-    return lambda inputs, output: replaced(output, rows_of(output, first_tensor(inputs)) + zero)
+    return lambda _, output: replaced(output, first_of(output).reshape(zero.shape) + zero)
 
 
 def _effect(

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import eager_attention, first_tensor
+from replacement_models.hooks import eager_attention, first_of, first_tensor
 from replacement_models.host import Block
 from replacement_models.process import one_call
-from replacement_models.recording import write_module
+from replacement_models.recording import write_hooks
+from tracer.attention.queries_keys import check_bare
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Run, run
 from tracer.interventions.freezing import rows_of
@@ -89,13 +90,16 @@ def head_values(
 @torch.no_grad()
 def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
     """Run the model once and keep the value of every site."""
+    for layer in range(len(model.host.blocks)):
+        check_bare(model, layer)
     seen = Values()
     hooks: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.host.blocks):
         hooks += [
             (block.module, _keep_residual(seen)),
-            (block.attention, _keep_attention(block, seen)),
-            (write_module(block, model.transcoder.write_at(layer)), _keep_mlp(seen)),
+            (block.attention_end, _keep_attention(seen)),
+            (block.attention, _keep_heads(block, seen)),
+            *write_hooks(block, model.transcoder.write_at(layer), _keep_mlp(seen)),
         ]
     ids = torch.tensor([list(tokens)], device=model.device)
     with eager_attention(model.host.model):
@@ -109,9 +113,12 @@ def _keep_residual(seen: Values) -> Callable[..., None]:
     return lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])
 
 
-def _keep_attention(block: Block, seen: Values) -> Callable[..., None]:
+def _keep_attention(seen: Values) -> Callable[..., None]:
+    return lambda _, output: seen.attention.append(first_of(output)[0])
+
+
+def _keep_heads(block: Block, seen: Values) -> Callable[..., None]:
     def keep(inputs: Any, output: Any) -> None:
-        seen.attention.append(output[0][0])
         seen.head.append(head_values(block, first_tensor(inputs), output[1])[0])
 
     return keep

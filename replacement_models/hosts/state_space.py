@@ -1,0 +1,113 @@
+"""Mamba 2 and hybrids with its layers: Bamba, Granite 4, Nemotron-H.
+
+A layer's values pass a short convolution and SiLU; the kernel's skip D is part of the pattern's
+diagonal; heads' outputs are gated and then normed in groups.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from replacement_models.around import Call, Factors, Kernel, Watch
+from replacement_models.host import Block, Host
+from replacement_models.hosts.linear_layers import (
+    check_silu,
+    group_gated_norm,
+    short_convolution,
+    silu_slope,
+)
+from replacement_models.hosts.llama import host, separate
+from replacement_models.hosts.norms import multiplied, norm_of
+from replacement_models.hosts.projections import projections
+from replacement_models.hosts.weights import read
+
+KERNEL = Kernel("mamba2_chunk_scan", "hidden_states")
+
+
+def bamba(model: Any) -> Host:
+    """Name the parts of a `BambaForCausalLM`."""
+    blocks = [
+        _block(module, model.config, module.pre_ff_layernorm, {"mlp": module.feed_forward})
+        for module in model.model.layers
+    ]
+    return host(model, blocks, norm_of(model.model.final_layernorm))
+
+
+def granite_hybrid(model: Any) -> Host:
+    """Name the parts of a `GraniteMoeHybridForCausalLM`, which scales most of what it adds."""
+    config = model.config
+    blocks = [_granite_block(module, config) for module in model.model.layers]
+    plain = host(model, blocks, norm_of(model.model.norm))
+    return replace(
+        plain,
+        embedding_scale=config.embedding_multiplier,
+        unembedding=plain.unembedding / config.logits_scaling,
+    )
+
+
+def _granite_block(module: Any, config: Any) -> Block:
+    shared, beside = module.shared_mlp, module.block_sparse_moe
+    maps = _granite_mlp(shared)
+    if beside is not None:
+        maps = SimpleNamespace(router=beside.router, experts=beside.experts, shared_expert=maps)
+    mlp = {"mlp": shared, "mlp_beside": beside, "mlp_maps": maps}
+    block = _block(module, config, module.post_attention_layernorm, mlp)
+    scale = multiplied(shared, config.residual_multiplier, block.output[0, 0])
+    return replace(
+        block,
+        attention_post_norm=replace(scale, module=block.attention),
+        mlp_post_norm=scale,
+    )
+
+
+def _granite_mlp(mlp: Any) -> SimpleNamespace:
+    """A gated MLP's linear modules by their usual names; gate and what it opens are one there."""
+    gate, up = (nn.Linear(1, 1, bias=False, device="meta") for _ in range(2))
+    gate.weight, up.weight = (
+        nn.Parameter(half, requires_grad=False) for half in read(mlp.input_linear).chunk(2)
+    )
+    return SimpleNamespace(
+        gate_proj=gate, up_proj=up, down_proj=mlp.output_linear, act_fn=mlp.activation
+    )
+
+
+def _block(module: Any, config: Any, mlp_norm: Any, mlp: Mapping[str, Any]) -> Block:
+    norm, layer = norm_of(module.input_layernorm), getattr(module, "mamba", None)
+    return Block(
+        module=module,
+        attention_norm=norm,
+        attention=module.self_attn if layer is None else layer,
+        mlp_norm=norm_of(mlp_norm),
+        **mlp,
+        **(
+            vars(separate(module.self_attn, config, norm.weight))
+            if layer is None
+            else scan(layer, norm.weight)
+        ),
+    )
+
+
+def scan(layer: Any, like: Tensor) -> dict[str, Any]:
+    """Fields of a `Block` whose layer is a Mamba 2."""
+    check_silu(layer.activation)
+    heads, width = layer.num_heads, layer.intermediate_size
+
+    def pick(out: Float[Tensor, "*rows projected"]) -> Float[Tensor, "*rows values"]:
+        return out[..., width : 2 * width]
+
+    maps = projections(layer.in_proj, layer.out_proj, heads, heads, like, pick=pick)
+    taps = short_convolution(layer.conv1d, slice(width), heads)
+
+    def factors(calls: Mapping[str, Call]) -> Factors:
+        return Factors(
+            values=silu_slope(pick(calls["values"].output[0]), taps),
+            outputs=group_gated_norm(calls["norm"], layer.norm, width // layer.n_groups, heads),
+        )
+
+    modules = {"values": layer.in_proj, "norm": layer.norm}
+    watch = Watch(modules=modules, factors=factors, kernel=KERNEL)
+    return {**vars(maps), "taps": taps, "watch": watch}

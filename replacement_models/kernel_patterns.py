@@ -1,0 +1,123 @@
+"""Patterns of linear layers: what their own kernel makes of values that are the identity.
+
+With gates, keys and queries held, a gated delta net, a Mamba 2 and a linear attention layer are
+linear in their values: o_t = Σ_s A_ts v_s, one number for each head, query and key. The kernel is
+called once more with what it was given, but for the values: those of position s are the s-th unit
+vector, so its output at t is row t of A. Units are taken in slices as wide as a head, which is what
+the kernel is made for.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from replacement_models.errors import ModelError
+from replacement_models.hooks import forward_pre_hooks
+from replacement_models.host import Block, Host
+from replacement_models.one_line import one_line
+from replacement_models.process import one_call
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPattern:
+    """One layer's kernel with what it was given on one prompt; called, it gives the pattern."""
+
+    function: Callable[..., Any]
+    given: inspect.BoundArguments
+    values: str
+    """The parameter that takes values."""
+
+    __repr__ = one_line
+
+    @one_call()
+    @torch.no_grad()
+    def __call__(self) -> Float[Tensor, "heads queries keys"]:
+        """(heads, queries, keys), in the dtype of the values."""
+        own: Tensor = self.given.arguments[self.values]
+        _, positions, heads, width = own.shape
+        pattern = own.new_empty(heads, positions, positions)
+        for begin in range(0, positions, width):
+            mixed = self._of_units(own, begin)[0, :, :, : positions - begin]
+            pattern[:, :, begin : begin + width] = mixed.transpose(0, 1)
+        return pattern
+
+    def _of_units(self, own: Tensor, begin: int) -> Float[Tensor, "1 queries heads width"]:
+        """Outputs where positions from `begin` on have a unit vector each for their value."""
+        units = torch.zeros_like(own)
+        width = min(own.shape[-1], own.shape[1] - begin)
+        every = torch.arange(width, device=own.device)
+        units[0, begin + every, :, every] = 1
+        arguments = {**self.given.arguments, self.values: units}
+        bound = inspect.BoundArguments(self.given.signature, arguments)
+        found = self.function(*bound.args, **bound.kwargs)
+        mixed: Tensor = found[0] if isinstance(found, tuple) else found
+        return mixed.view(own.shape)
+
+
+@contextmanager
+def kernel_patterns(host: Host, into: dict[int, Any], make: bool) -> Iterator[None]:
+    """Keep the patterns of layers whose kernel makes them, while the block lasts.
+
+    Args:
+        host: the model.
+        into: takes them, by layer.
+        make: make them at once; otherwise keep what makes them.
+
+    Raises:
+        ModelError: a kernel is not where this release of transformers should have it.
+    """
+    entered: list[int] = []
+    known = {layer: block for layer, block in enumerate(host.blocks) if block.by_kernel}
+
+    def keep(found: KernelPattern) -> None:
+        into[entered[-1]] = found() if make else found
+
+    with ExitStack() as stack:
+        hooks = [(block.attention, _entering(entered, layer)) for layer, block in known.items()]
+        stack.enter_context(forward_pre_hooks(hooks))
+        for place, name, values in dict.fromkeys(_place(block) for block in known.values()):
+            stack.enter_context(_watched(place, name, values, keep))
+        yield
+
+
+def _entering(entered: list[int], layer: int) -> Callable[..., None]:
+    return lambda args, kwargs: entered.append(layer)
+
+
+def _place(block: Block) -> tuple[str, str, str]:
+    """Module and name of a block's kernel, and its parameter for values."""
+    assert block.watch is not None
+    assert block.watch.kernel is not None
+    kernel = block.watch.kernel
+    return type(block.attention).__module__, kernel.name, kernel.values
+
+
+@contextmanager
+def _watched(
+    place: str, name: str, values: str, keep: Callable[[KernelPattern], None]
+) -> Iterator[None]:
+    """Hear of every call of a function of a module, which is put back afterwards."""
+    module: Any = sys.modules[place]
+    function = getattr(module, name, None)
+    if function is None:
+        raise ModelError(
+            f"{place} has no function {name}; this release of transformers is not supported"
+        )
+    signature = inspect.signature(function)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        keep(KernelPattern(function, signature.bind(*args, **kwargs), values))
+        return function(*args, **kwargs)
+
+    setattr(module, name, watched)
+    try:
+        yield
+    finally:
+        setattr(module, name, function)

@@ -1,0 +1,75 @@
+"""Small random hybrids: linear attention and state-space layers, every part of them active."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from replacement_models import ReplacementModel
+from tests.random_models import GROUPED, randomised, transcoder
+
+MIXED = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "linear_conv_kernel_dim": 3,
+}
+MIXTURE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 12,
+    "decoder_sparse_step": 1,
+}
+NEXT = {**GROUPED, **DELTA, **MIXED, "attention_bias": True, "partial_rotary_factor": 0.5}
+
+SCAN = {
+    **GROUPED,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 5,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 4,
+    "mamba_expand": 2,
+    "mamba_proj_bias": True,
+    "attention_bias": True,
+    "head_dim": 4,
+}
+GRANITE = {
+    **SCAN,
+    "layers_block_type": ["linear_attention", "full_attention", "linear_attention"],
+    "shared_intermediate_size": 12,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+    "attention_multiplier": 0.3,
+}
+
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_next": ("qwen3_next", {**NEXT, **MIXTURE, "mlp_only_layers": [1]}),
+    "qwen3_5": ("qwen3_5", {"text_config": NEXT}),
+    "bamba": ("bamba", {**SCAN, "attn_layer_indices": [1]}),
+    "granite": ("granitemoehybrid", {**GRANITE, "num_local_experts": 0}),
+    "granite_moe": (
+        "granitemoehybrid",
+        {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
+}
+"""Name of a case to its `model_type` and what its configuration takes."""
+
+
+def hybrid_language_model(family: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
+    """A random model of one of HYBRIDS, as transformers builds it."""
+    model_type, options = HYBRIDS[family]
+    config = AutoConfig.for_model(model_type, **{**options, **changes})
+    return randomised(AutoModelForCausalLM.from_config(config), dtype)
+
+
+def hybrid(family: str, dtype: torch.dtype = torch.float64, **options: Any) -> ReplacementModel:
+    """A random hybrid with a random dictionary; options as `transcoder`'s."""
+    dictionary = transcoder(**{"skip": True, **options})
+    return ReplacementModel.from_huggingface(hybrid_language_model(family, dtype), None, dictionary)

@@ -1,0 +1,278 @@
+"""Hybrids obey the engine's laws: patterns of kernels, taps and factors around them, all held."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tracer
+from replacement_models import ModelError, ReplacementModel
+from replacement_models.around import Call, Factors
+from replacement_models.dictionaries.neurons import neurons
+from replacement_models.hooks import first_tensor, forward_hooks
+from replacement_models.kernel_patterns import KernelPattern, kernel_patterns
+from tests.local_forward import LocalForward
+from tests.random_hybrids import HYBRIDS, hybrid, hybrid_language_model
+from tests.random_models import PROMPT, transcoder
+from tests.test_laws import deviation, row_sums
+from tests.test_tracer_lenses_local import wrong
+from tests.test_tracer_plain_sweep import assert_same, both, rows_everywhere, spread_everywhere
+from tracer import Intervention, TraceError
+from tracer.attribution.local_model import LocalModel
+
+KERNEL = 1e-5
+"""Relative: what the models' own kernels and norms round to, which compute in float32."""
+family_case = pytest.mark.parametrize("family", HYBRIDS)
+
+
+@cache
+def model_of(family: str) -> ReplacementModel:
+    return hybrid(family)
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+@family_case
+@torch.no_grad()
+def test_every_layer_is_what_its_maps_pattern_taps_and_factors_make_of_its_input(family: str):
+    model = model_of(family)
+    recording, outputs = model.record(PROMPT), {}
+
+    def keep(layer: int) -> Callable[[Any, Any], None]:
+        return lambda inputs, output: outputs.__setitem__(
+            layer, (first_tensor(inputs)[0], output[0] if isinstance(output, tuple) else output)
+        )
+
+    blocks = model.host.blocks
+    hooks = [(block.attention, keep(layer)) for layer, block in enumerate(blocks)]
+    with forward_hooks(hooks):
+        model.host.run(PROMPT)
+    for layer, frozen in enumerate(recording.layers):
+        hidden, output = outputs[layer]
+        made = blocks[layer].attend(hidden, frozen.attention_pattern(), frozen.factors)
+        assert relative(made, output[0]) < KERNEL
+
+
+@family_case
+def test_every_row_sums_to_what_a_separate_forward_pass_reads(family: str):
+    got, expected = row_sums(model_of(family))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+@family_case
+def test_the_local_replacement_model_reproduces_the_logits(family: str):
+    model = model_of(family)
+    with torch.no_grad():
+        recording = model.record(PROMPT)
+        _, logits = LocalForward(model, recording)()
+    assert relative(logits, recording.logits_before_cap) < KERNEL
+
+
+@family_case
+def test_an_edge_is_what_a_direct_intervention_changes(family: str):
+    model = model_of(family)
+    graph = tracer.trace(model, PROMPT)
+    nodes = graph.nodes.to_pylist()
+    rows = [index for index, node in enumerate(nodes) if node["kind"] in ("feature", "logit")]
+    effect = graph.effect.toarray()[rows]
+    features = [index for index in rows if nodes[index]["kind"] == "feature"]
+    for source in features[:: max(1, len(features) // 4)]:
+        node = nodes[source]
+        doubled = Intervention(
+            layer=node["layer"], position=node["position"], feature=node["feature"], scale=2.0
+        )
+        change = tracer.intervene(model, PROMPT, [doubled], mode="direct")
+        moved = change.pre_activations - change.base.pre_activations
+        logits = (change.logits_before_cap - change.base.logits_before_cap)[-1]
+        targets = [nodes[index] for index in rows]
+        assert deviation(effect[:, source], targets, moved, logits) < 1e-9
+    assert graph.metadata["conservation"]["relative"] < KERNEL
+
+
+@family_case
+def test_a_free_intervention_that_changes_nothing_changes_nothing(family: str):
+    model = model_of(family)
+    same = Intervention(layer=1, position=2, feature=3, scale=1.0)
+    change = tracer.intervene(model, PROMPT, [same], mode="free", patterns=True)
+    recording = model.record(PROMPT)
+    assert torch.equal(change.logits, recording.logits)
+    assert change.patterns is not None
+    for pattern, frozen in zip(change.patterns, recording.layers, strict=True):
+        assert torch.equal(pattern, frozen.attention_pattern())
+
+
+@pytest.mark.parametrize("skip_positions", [0, 2])
+@family_case
+def test_the_fast_sweep_gives_what_the_plain_one_does(family: str, skip_positions: int):
+    model = model_of(family)
+    for rows in (rows_everywhere(model), spread_everywhere(model)):
+        assert_same(*both(model, rows, skip_positions))
+
+
+@family_case
+def test_patterns_made_anew_give_the_same_effects(family: str):
+    model = model_of(family)
+    kept = tracer.trace(model, PROMPT)
+    made = tracer.trace(model, PROMPT, recompute_patterns=True)
+    assert abs(kept.effect - made.effect).max() < 1e-12
+
+
+@family_case
+def test_loadings_and_chains_of_heads_add_up_to_their_edges(family: str):
+    model = model_of(family)
+    graph = tracer.head_loadings(model, tracer.trace(model, PROMPT))
+    checked = graph.metadata["heads"]
+    assert max(checked["conservation"], checked["stay"]) < 1e-9
+    names = graph.nodes["id"].to_pylist()
+    edge = max(graph.edges.to_pylist(), key=lambda edge: edge["target"] - edge["source"])
+    source, target = names[edge["source"]], names[edge["target"]]
+    found = tracer.head_chains(model, graph, source, target, top=1000, steps=50)
+    total = sum(found.table["loading"].to_pylist()) + found.remainder
+    assert total == pytest.approx(edge["weight"], abs=1e-9)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next"])
+def test_what_softmax_alone_has_is_explained_there_and_refused_elsewhere(family: str):
+    model = model_of(family)
+    graph = tracer.trace(model, PROMPT)
+    found = tracer.explain_attention(model, graph, layer=1, head=0, query=4)
+    assert abs(found.residual) < 1e-6
+    with pytest.raises(TraceError, match=r"layer 0 .* has no softmax attention"):
+        tracer.explain_attention(model, graph, layer=0, head=0, query=4)
+    with pytest.raises(TraceError, match=r"layer 0 .* has no softmax attention"):
+        tracer.attention_effects(model, graph)
+    with pytest.raises(TraceError, match=r"layer 0 .* depend on the prompt"):
+        tracer.head_composition(model)
+
+
+@family_case
+def test_a_lens_reads_the_logits_at_every_site(family: str):
+    assert wrong(tracer.local_lens(model_of(family), PROMPT)) < 2e-5
+
+
+@family_case
+def test_a_models_own_neurons_are_conserved_without_errors(family: str):
+    language_model = hybrid_language_model(family)
+    host = model_of(family).host
+    model = ReplacementModel.from_huggingface(language_model, None, neurons(host))
+    graph = tracer.trace(model, PROMPT, max_features=40)
+    assert graph.metadata["conservation"]["relative"] < KERNEL
+    errors = [node for node in graph.nodes.to_pylist() if node["kind"] == "error"]
+    assert max(abs(node["activation"] or 0) for node in errors) < 1e-3
+
+
+def _with_layer(local: LocalModel, **changes: Any) -> LocalModel:
+    layers = list(local.layers)
+    layers[2] = replace(layers[2], **changes)
+    return replace(local, layers=layers)
+
+
+def _around(**changes: Any) -> Callable[[LocalModel], LocalModel]:
+    def change(local: LocalModel) -> LocalModel:
+        known = local.layers[2].around
+        assert known is not None
+        return _with_layer(local, around=replace(known, **changes))
+
+    return change
+
+
+def _own_tap_alone(local: LocalModel) -> LocalModel:
+    known = local.layers[2].around
+    assert known is not None
+    assert known.taps is not None
+    return _around(taps=known.taps[:1])(local)
+
+
+def _one_head_for_another(local: LocalModel) -> LocalModel:
+    pattern = local.layers[2].pattern
+    assert isinstance(pattern, Tensor)
+    return _with_layer(local, pattern=pattern.roll(1, 0))
+
+
+DROPPED: dict[str, Callable[[LocalModel], LocalModel]] = {
+    "convolution": _own_tap_alone,
+    "slope of values": _around(values=None),
+    "gate and norm of outputs": _around(outputs=None),
+    "grouped heads": _one_head_for_another,
+}
+
+
+@pytest.mark.parametrize("dropped", DROPPED)
+@family_case
+def test_conservation_fails_when_a_part_is_dropped(family: str, dropped: str):
+    got, expected = row_sums(model_of(family), DROPPED[dropped])
+    assert float((got - expected).abs().max()) > 1e-3
+
+
+ARGUMENTS = {
+    "torch_chunk_gated_delta_rule": ("g", "beta", "query", "key"),
+    "mamba2_chunk_scan": ("A", "dt", "B", "C"),
+}
+"""Of every kernel, what makes its pattern: decay, gates, keys and queries."""
+
+
+@pytest.mark.parametrize("argument", range(4))
+@family_case
+def test_a_pattern_without_a_part_of_its_kernel_is_noticed(
+    family: str, argument: int, monkeypatch: pytest.MonkeyPatch
+):
+    real = KernelPattern._of_units
+
+    def without(self: KernelPattern, own: Tensor, begin: int) -> Tensor:
+        name = ARGUMENTS[self.function.__name__][argument]
+        kept = self.given.arguments[name]
+        self.given.arguments[name] = kept.roll(1, 1) if kept.ndim == 4 else 0 * kept
+        try:
+            return real(self, own, begin)
+        finally:
+            self.given.arguments[name] = kept
+
+    monkeypatch.setattr(KernelPattern, "_of_units", without)
+    with pytest.raises(ModelError, match=r"layer \d computes something else"):
+        hybrid(family).record(PROMPT)
+
+
+@pytest.mark.parametrize("part", ["values", "outputs", "taps"])
+@family_case
+def test_a_host_that_forgets_a_part_is_refused(family: str, part: str):
+    model = model_of(family)
+    block = model.host.blocks[2]
+    watch = block.watch
+    assert watch is not None
+
+    def without(calls: dict[str, Call]) -> Factors:
+        return replace(watch.factors(calls), **{part: None})
+
+    changes = {"taps": None} if part == "taps" else {"watch": replace(watch, factors=without)}
+    blocks = [*model.host.blocks[:2], replace(block, **changes)]
+    host = replace(model.host, blocks=blocks)
+    with pytest.raises(ModelError, match="layer 2 computes something else"):
+        replace(model, host=host).record(PROMPT)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 130])
+def test_a_pattern_is_the_kernels_own_for_prompts_of_any_length(positions: int):
+    language_model = hybrid_language_model("qwen3_next", torch.float32, max_position_embeddings=256)
+    model = ReplacementModel.from_huggingface(language_model, None, transcoder())
+    tokens = [(3 * number) % 29 for number in range(positions)]
+    pattern = model.record(tokens).layers[0].attention_pattern()
+    assert pattern.shape == (4, positions, positions)
+    assert torch.equal(pattern, pattern.tril())
+
+
+def test_the_kernel_is_put_back_after_an_error():
+    model = model_of("qwen3_next")
+    place = sys.modules[type(model.host.blocks[0].attention).__module__]
+    before = place.torch_chunk_gated_delta_rule
+    with suppress(KeyboardInterrupt), kernel_patterns(model.host, {}, True):
+        assert place.torch_chunk_gated_delta_rule is not before
+        raise KeyboardInterrupt
+    assert place.torch_chunk_gated_delta_rule is before
