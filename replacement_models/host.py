@@ -66,7 +66,8 @@ class Block:
     output alone where `watch` says which kernel makes the pattern."""
     mlp_norm: Norm | None
     mlp: nn.Module
-    """Returns its output, alone or first in a tuple; experts with their router are one MLP."""
+    """Returns its output, alone or first in a tuple; experts with their router are one MLP. A block
+    without one has `NoMLP` (no_mlp.py)."""
     value: Float[Tensor, "kv_heads d_head d_model"]
     value_bias: Float[Tensor, "kv_heads d_head"] | None
     output: Float[Tensor, "heads d_head d_model"]

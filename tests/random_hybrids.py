@@ -38,6 +38,19 @@ SCAN = {
     "attention_bias": True,
     "head_dim": 4,
 }
+MAMBA = {
+    **GROUPED,
+    "head_dim": 8,
+    "num_heads": 4,
+    "state_size": 5,
+    "n_groups": 2,
+    "conv_kernel": 3,
+    "chunk_size": 4,
+    "expand": 2,
+    "use_bias": True,
+    "layer_norm_epsilon": 1e-5,
+    "residual_in_fp32": False,
+}
 GRANITE = {
     **SCAN,
     "layers_block_type": ["linear_attention", "full_attention", "linear_attention"],
@@ -56,6 +69,24 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite_moe": (
         "granitemoehybrid",
         {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "mamba2": ("mamba2", MAMBA),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            **MAMBA,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 5,
+            "layers_block_type": [
+                *("linear_attention", "mlp", "full_attention", "linear_attention", "moe"),
+            ],
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 8,
+            "moe_shared_expert_intermediate_size": 12,
+            "mlp_bias": True,
+        },
     ),
     "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
 }

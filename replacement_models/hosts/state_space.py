@@ -4,7 +4,7 @@ A layer's values pass a short convolution and SiLU; the kernel's skip D is part 
 diagonal; heads' outputs are gated and then normed in groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models.around import Call, Factors, Kernel, Watch
+from replacement_models.errors import ModelError
 from replacement_models.host import Block, Host
 from replacement_models.hosts.linear_layers import (
     check_silu,
@@ -22,9 +23,11 @@ from replacement_models.hosts.linear_layers import (
 )
 from replacement_models.hosts.llama import host, separate
 from replacement_models.hosts.norms import multiplied, norm_of
-from replacement_models.hosts.projections import projections
+from replacement_models.hosts.projections import projections, unembedding
 from replacement_models.hosts.weights import read
+from replacement_models.no_mlp import NoMLP
 
+MIXERS = ("linear_attention", "full_attention")
 KERNEL = Kernel("mamba2_chunk_scan", "hidden_states")
 
 
@@ -46,6 +49,60 @@ def granite_hybrid(model: Any) -> Host:
         plain,
         embedding_scale=config.embedding_multiplier,
         unembedding=plain.unembedding / config.logits_scaling,
+    )
+
+
+def mamba2(model: Any) -> Host:
+    """Name the parts of a `Mamba2ForCausalLM`, whose blocks have no MLP."""
+    body = model.backbone
+    return _of_mixers(model, body, [_lone_mixer(module, model.config) for module in body.layers])
+
+
+def nemotron_h(model: Any) -> Host:
+    """Name the parts of a `NemotronHForCausalLM`, whose layers are a mixer or an MLP each.
+
+    A mixer and the MLP right above it make one block; a mixer that another one follows has no MLP.
+
+    Raises:
+        ModelError: an MLP stands above no mixer.
+    """
+    blocks: list[Block] = []
+    for module in model.model.layers:
+        if module.block_type in MIXERS:
+            blocks.append(_lone_mixer(module, model.config))
+        elif not blocks or not isinstance(blocks[-1].mlp, NoMLP):
+            raise ModelError("nemotron_h model: an MLP above no mixer is not supported")
+        else:
+            norm, mlp = norm_of(module.norm), module.mixer
+            blocks[-1] = replace(blocks[-1], mlp_norm=norm, mlp=mlp)
+    return _of_mixers(model, model.model, blocks)
+
+
+def _of_mixers(model: Any, body: Any, blocks: Sequence[Block]) -> Host:
+    final_norm = norm_of(body.norm_f)
+    weight, bias = unembedding(model.lm_head, final_norm.weight)
+    return Host(
+        family=model.config.model_type,
+        model=model,
+        blocks=blocks,
+        embedding=body.embeddings,
+        final_norm=final_norm,
+        unembedding=weight,
+        unembedding_bias=bias,
+        context=getattr(model.config, "max_position_embeddings", None),
+    )
+
+
+def _lone_mixer(module: Any, config: Any) -> Block:
+    norm, mixer = norm_of(module.norm), module.mixer
+    softmax = hasattr(mixer, "v_proj")
+    return Block(
+        module=module,
+        attention_norm=norm,
+        attention=mixer,
+        mlp_norm=None,
+        mlp=NoMLP(module),
+        **(vars(separate(mixer, config, norm.weight)) if softmax else scan(mixer, norm.weight)),
     )
 
 

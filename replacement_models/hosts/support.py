@@ -15,7 +15,7 @@ from replacement_models.hosts.llama import llama
 from replacement_models.hosts.olmo2 import olmo2
 from replacement_models.hosts.one_norm import cohere, gptj, phi
 from replacement_models.hosts.phi3 import phi3
-from replacement_models.hosts.state_space import bamba, granite_hybrid
+from replacement_models.hosts.state_space import bamba, granite_hybrid, mamba2, nemotron_h
 
 AS_LLAMA = (
     "arcee", "cwm", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "gpt_oss",
@@ -37,6 +37,8 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "gpt_neox": gpt_neox,
     "gptj": gptj,
     "granitemoehybrid": granite_hybrid,
+    "mamba2": mamba2,
+    "nemotron_h": nemotron_h,
     "phi": phi,
     "phi3": phi3,
     **dict.fromkeys(AS_LLAMA, llama),
@@ -50,7 +52,7 @@ What a variant adds beyond its family's parts is refused when it is recorded (la
 """
 
 STATE_SPACE = {
-    "falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h", "zamba", "zamba2",
+    "falcon_h1", "falcon_mamba", "jamba", "mamba", "zamba", "zamba2",
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {
