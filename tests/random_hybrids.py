@@ -88,6 +88,10 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_bias": True,
         },
     ),
+    "olmo_hybrid": (
+        "olmo_hybrid",
+        {**GROUPED, **DELTA, **MIXED, "linear_allow_neg_eigval": True, "attention_bias": True},
+    ),
     "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
 }
 """Name of a case to its `model_type` and what its configuration takes."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from replacement_models.host import Host
-from replacement_models.hosts.gated_delta import qwen3_next
+from replacement_models.hosts.gated_delta import olmo_hybrid, qwen3_next
 from replacement_models.hosts.gemma import gemma
 from replacement_models.hosts.glm4 import glm4
 from replacement_models.hosts.gpt2 import gpt2, gpt_neo
@@ -39,6 +39,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "granitemoehybrid": granite_hybrid,
     "mamba2": mamba2,
     "nemotron_h": nemotron_h,
+    "olmo_hybrid": olmo_hybrid,
     "phi": phi,
     "phi3": phi3,
     **dict.fromkeys(AS_LLAMA, llama),
@@ -56,7 +57,7 @@ STATE_SPACE = {
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {
-    "bailing_hybrid", "kimi_linear", "minimax", "olmo_hybrid", "qwen4_exp", "qwen4_exp_text",
+    "bailing_hybrid", "kimi_linear", "minimax", "qwen4_exp", "qwen4_exp_text",
 }  # fmt: skip
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
