@@ -1,10 +1,12 @@
 """Hybrids obey the engine's laws: patterns of kernels, taps and factors around them, all held."""
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from replacement_models.hooks import first_tensor, forward_hooks
 from replacement_models.kernel_patterns import KernelPattern, kernel_patterns
 from tests.local_forward import LocalForward
 from tests.random_hybrids import HYBRIDS, hybrid, hybrid_language_model
-from tests.random_models import PROMPT, transcoder
+from tests.random_models import PROMPT, replacement_model, transcoder
 from tests.test_laws import deviation, row_sums
 from tests.test_tracer_lenses_local import wrong
 from tests.test_tracer_plain_sweep import assert_same, both, rows_everywhere, spread_everywhere
@@ -173,6 +175,20 @@ def test_a_models_own_neurons_are_conserved_without_errors(family: str):
     assert graph.metadata["conservation"]["relative"] < KERNEL
     errors = [node for node in graph.nodes.to_pylist() if node["kind"] == "error"]
     assert max(abs(node["activation"] or 0) for node in errors) < 1e-3
+
+
+def test_a_picture_says_what_the_frozen_gates_hide(tmp_path: Path):
+    graph = tracer.trace(model_of("qwen3_next"), PROMPT)
+    assert graph.metadata["held"] == {"kernels": [0, 2], "factors": [1]}
+    expected = "held, so not explained: decay, gates, keys, queries in 2 linear layers"
+    for draw in (graph.render, graph.render_summary):
+        draw(tmp_path / "picture.dot")
+        text = (tmp_path / "picture.dot").read_text("utf-8")
+        lines = re.findall(r'label="([^"]*?)(?:\\l)?"', text)
+        assert expected in " ".join(lines)
+    graph.save(tmp_path / "graph")
+    assert tracer.AttributionGraph.load(tmp_path / "graph").metadata["held"]
+    assert "held" not in tracer.trace(replacement_model("llama"), PROMPT).metadata
 
 
 def _with_layer(local: LocalModel, **changes: Any) -> LocalModel:

@@ -115,6 +115,7 @@ def metadata(
         "transcoders": model.transcoder_name,
         "transcoders_hash": model.transcoder_hash,
         **({"elsewhere": model.elsewhere} if model.elsewhere else {}),
+        **_held(model),
         "settings": settings,
         "versions": {
             "tracer": version_of("tracer"),
@@ -123,6 +124,14 @@ def metadata(
             "python": platform.python_version(),
         },
     }
+
+
+def _held(model: ReplacementModel) -> dict[str, Any]:
+    """Layers whose decay and gates are held with the pattern; nothing for softmax alone."""
+    blocks = list(enumerate(model.host.blocks))
+    kernels = [layer for layer, block in blocks if block.by_kernel]
+    factors = [layer for layer, block in blocks if not (block.plain or block.by_kernel)]
+    return {"held": {"kernels": kernels, "factors": factors}} if kernels or factors else {}
 
 
 @cache
