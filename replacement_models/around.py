@@ -99,5 +99,8 @@ class Watch:
     """From those calls, in which the batch holds one prompt, what is held around the pattern."""
     kernel: Kernel | None = None
     """What makes the pattern; None where the attention module returns it."""
+    mixer: nn.Module | None = None
+    """Calls the kernel before attention is called, whose pattern is the first heads' (Falcon-H1);
+    None where attention is what calls it."""
 
     __repr__ = one_line

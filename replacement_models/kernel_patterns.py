@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from replacement_models.errors import ModelError
 from replacement_models.hooks import forward_pre_hooks
@@ -80,7 +80,7 @@ def kernel_patterns(host: Host, into: dict[int, Any], make: bool) -> Iterator[No
         into[entered[-1]] = found() if make else found
 
     with ExitStack() as stack:
-        hooks = [(block.attention, _entering(entered, layer)) for layer, block in known.items()]
+        hooks = [(_mixer(block), _entering(entered, layer)) for layer, block in known.items()]
         stack.enter_context(forward_pre_hooks(hooks))
         for place, name, values in dict.fromkeys(_place(block) for block in known.values()):
             stack.enter_context(_watched(place, name, values, keep))
@@ -91,12 +91,18 @@ def _entering(entered: list[int], layer: int) -> Callable[..., None]:
     return lambda args, kwargs: entered.append(layer)
 
 
+def _mixer(block: Block) -> nn.Module:
+    """What calls a block's kernel."""
+    beside = None if block.watch is None else block.watch.mixer
+    return block.attention if beside is None else beside
+
+
 def _place(block: Block) -> tuple[str, str, str]:
     """Module and name of a block's kernel, and its parameter for values."""
     assert block.watch is not None
     assert block.watch.kernel is not None
     kernel = block.watch.kernel
-    return type(block.attention).__module__, kernel.name, kernel.values
+    return type(_mixer(block)).__module__, kernel.name, kernel.values
 
 
 @contextmanager

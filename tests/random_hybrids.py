@@ -60,6 +60,20 @@ GRANITE = {
     "logits_scaling": 2.0,
     "attention_multiplier": 0.3,
 }
+FALCON = {
+    **SCAN,
+    "projectors_bias": True,
+    "mlp_bias": True,
+    "embedding_multiplier": 2.0,
+    "lm_head_multiplier": 0.3,
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 0.8,
+    "attention_out_multiplier": 0.6,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.9,
+    "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
+    "mlp_multipliers": [0.8, 0.5],
+}
 
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("qwen3_next", {**NEXT, **MIXTURE, "mlp_only_layers": [1]}),
@@ -87,6 +101,14 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_shared_expert_intermediate_size": 12,
             "mlp_bias": True,
         },
+    ),
+    "falcon_h1": (
+        "falcon_h1",
+        {**FALCON, "mamba_d_ssm": 32, "mamba_rms_norm": True, "mamba_norm_before_gate": True},
+    ),
+    "falcon_h1_bare": (
+        "falcon_h1",
+        {**FALCON, "mamba_d_ssm": 12, "mamba_rms_norm": False, "mamba_d_head": 3},
     ),
     "olmo_hybrid": (
         "olmo_hybrid",

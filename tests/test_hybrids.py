@@ -17,7 +17,6 @@ import tracer
 from replacement_models import ModelError, ReplacementModel
 from replacement_models.around import Call, Factors
 from replacement_models.dictionaries.neurons import neurons
-from replacement_models.hooks import first_tensor, forward_hooks
 from replacement_models.kernel_patterns import KernelPattern, kernel_patterns
 from tests.local_forward import LocalForward
 from tests.random_hybrids import HYBRIDS, hybrid, hybrid_language_model
@@ -48,21 +47,15 @@ def relative(got: Tensor, expected: Tensor) -> float:
 @torch.no_grad()
 def test_every_layer_is_what_its_maps_pattern_taps_and_factors_make_of_its_input(family: str):
     model = model_of(family)
-    recording, outputs = model.record(PROMPT), {}
-
-    def keep(layer: int) -> Callable[[Any, Any], None]:
-        return lambda inputs, output: outputs.__setitem__(
-            layer, (first_tensor(inputs)[0], output[0] if isinstance(output, tuple) else output)
-        )
-
-    blocks = model.host.blocks
-    hooks = [(block.attention, keep(layer)) for layer, block in enumerate(blocks)]
-    with forward_hooks(hooks):
-        model.host.run(PROMPT)
-    for layer, frozen in enumerate(recording.layers):
-        hidden, output = outputs[layer]
-        made = blocks[layer].attend(hidden, frozen.attention_pattern(), frozen.factors)
-        assert relative(made, output[0]) < KERNEL
+    recording = model.record(PROMPT)
+    for layer, (block, frozen) in enumerate(zip(model.host.blocks, recording.layers, strict=True)):
+        norm, stream = block.attention_norm, recording.residuals[layer]
+        hidden = stream if norm is None else norm.frozen(stream, frozen.attention_scale)
+        made = block.attend(hidden, frozen.attention_pattern(), frozen.factors)
+        if block.attention_post_norm is not None:
+            assert frozen.attention_post_scale is not None
+            made = block.attention_post_norm.frozen(made, frozen.attention_post_scale)
+        assert relative(made, recording.between[layer] - stream) < KERNEL
 
 
 @family_case

@@ -148,22 +148,33 @@ def _block(module: Any, config: Any, mlp_norm: Any, mlp: Mapping[str, Any]) -> B
     )
 
 
-def scan(layer: Any, like: Tensor) -> dict[str, Any]:
-    """Fields of a `Block` whose layer is a Mamba 2."""
+def scan(layer: Any, like: Tensor, scale: Tensor | None = None) -> dict[str, Any]:
+    """Fields of a `Block` whose layer is a Mamba 2.
+
+    Args:
+        layer: the layer.
+        like: any vector of the residual stream.
+        scale: factors on what its input map makes; None is ones.
+    """
     check_silu(layer.activation)
     heads, width = layer.num_heads, layer.intermediate_size
 
     def pick(out: Float[Tensor, "*rows projected"]) -> Float[Tensor, "*rows values"]:
-        return out[..., width : 2 * width]
+        return (out if scale is None else out * scale)[..., width : 2 * width]
+
+    def gates(calls: Mapping[str, Call]) -> Float[Tensor, "positions heads d_head"]:
+        if "norm" in calls:
+            return group_gated_norm(calls["norm"], layer.norm, width // layer.n_groups, heads)
+        projected = calls["values"].output[0]
+        gate = (projected if scale is None else projected * scale)[..., :width]
+        return nn.functional.silu(gate).unflatten(-1, (heads, -1))
 
     maps = projections(layer.in_proj, layer.out_proj, heads, heads, like, pick=pick)
     taps = short_convolution(layer.conv1d, slice(width), heads)
 
     def factors(calls: Mapping[str, Call]) -> Factors:
-        return Factors(
-            values=silu_slope(pick(calls["values"].output[0]), taps),
-            outputs=group_gated_norm(calls["norm"], layer.norm, width // layer.n_groups, heads),
-        )
+        values = silu_slope(pick(calls["values"].output[0]), taps)
+        return Factors(values=values, outputs=gates(calls))
 
     modules = {"values": layer.in_proj, "norm": layer.norm}
     watch = Watch(modules=modules, factors=factors, kernel=KERNEL)

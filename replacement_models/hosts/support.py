@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from replacement_models.host import Host
+from replacement_models.hosts.falcon_h1 import falcon_h1
 from replacement_models.hosts.gated_delta import olmo_hybrid, qwen3_next
 from replacement_models.hosts.gemma import gemma
 from replacement_models.hosts.glm4 import glm4
@@ -31,6 +32,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "bamba": bamba,
     "cohere": cohere,
     "cohere2": cohere,
+    "falcon_h1": falcon_h1,
     "glm4": glm4,
     "gpt2": gpt2,
     "gpt_neo": gpt_neo,
@@ -53,7 +55,7 @@ What a variant adds beyond its family's parts is refused when it is recorded (la
 """
 
 STATE_SPACE = {
-    "falcon_h1", "falcon_mamba", "jamba", "mamba", "zamba", "zamba2",
+    "falcon_mamba", "jamba", "mamba", "zamba", "zamba2",
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {

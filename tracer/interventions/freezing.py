@@ -87,8 +87,18 @@ def _holding_attention(block: Block, frozen: FrozenLayer) -> list[tuple[nn.Modul
 
     return [
         (block.attention_norm.module, keep),
-        (block.attention_out, lambda inputs, output: attended(read.pop())),
+        (
+            block.attention_out,
+            lambda inputs, output: replaced_first(output, attended(read.pop())),
+        ),
+        *_silenced(block),
     ]
+
+
+def _silenced(block: Block) -> list[tuple[nn.Module, Any]]:
+    """What runs beside attention adds nothing: the held output has its part."""
+    beside = block.attention_beside
+    return [] if beside is None else [(beside, lambda inputs, output: torch.zeros_like(output))]
 
 
 def read_scale(
