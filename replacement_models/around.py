@@ -85,6 +85,10 @@ class Kernel:
     """In the module that the layer's class stands in."""
     values: str
     """The parameter that takes values, (batch, positions, heads, width)."""
+    channels: bool = False
+    """Whether values are (batch, channels, positions), and every channel is a head by itself."""
+    without: str | None = None
+    """A parameter that is left out when the pattern is made: a gate that `factors` holds."""
 
     __repr__ = one_line
 

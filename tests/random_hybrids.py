@@ -74,6 +74,12 @@ FALCON = {
     "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
     "mlp_multipliers": [0.8, 0.5],
 }
+LFM = {
+    **GROUPED,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "conv_L_cache": 3,
+    "head_dim": 4,
+}
 
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("qwen3_next", {**NEXT, **MIXTURE, "mlp_only_layers": [1]}),
@@ -110,6 +116,10 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon_h1",
         {**FALCON, "mamba_d_ssm": 12, "mamba_rms_norm": False, "mamba_d_head": 3},
     ),
+    "mamba": ("mamba", {**MAMBA, "time_step_rank": 3}),
+    "falcon_mamba": ("falcon_mamba", {**MAMBA, "time_step_rank": 3}),
+    "lfm2": ("lfm2", LFM),
+    "lfm2_moe": ("lfm2_moe", {**LFM, **MIXTURE, "num_dense_layers": 1, "use_expert_bias": False}),
     "olmo_hybrid": (
         "olmo_hybrid",
         {**GROUPED, **DELTA, **MIXED, "linear_allow_neg_eigval": True, "attention_bias": True},

@@ -55,7 +55,7 @@ def granite_hybrid(model: Any) -> Host:
 def mamba2(model: Any) -> Host:
     """Name the parts of a `Mamba2ForCausalLM`, whose blocks have no MLP."""
     body = model.backbone
-    return _of_mixers(model, body, [_lone_mixer(module, model.config) for module in body.layers])
+    return of_mixers(model, body, [_lone_mixer(module, model.config) for module in body.layers])
 
 
 def nemotron_h(model: Any) -> Host:
@@ -75,10 +75,11 @@ def nemotron_h(model: Any) -> Host:
         else:
             norm, mlp = norm_of(module.norm), module.mixer
             blocks[-1] = replace(blocks[-1], mlp_norm=norm, mlp=mlp)
-    return _of_mixers(model, model.model, blocks)
+    return of_mixers(model, model.model, blocks)
 
 
-def _of_mixers(model: Any, body: Any, blocks: Sequence[Block]) -> Host:
+def of_mixers(model: Any, body: Any, blocks: Sequence[Block]) -> Host:
+    """A host whose parts outside the blocks are named as in Mamba."""
     final_norm = norm_of(body.norm_f)
     weight, bias = unembedding(model.lm_head, final_norm.weight)
     return Host(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from replacement_models.host import Host
+from replacement_models.hosts.by_channel import lfm2, mamba
 from replacement_models.hosts.falcon_h1 import falcon_h1
 from replacement_models.hosts.gated_delta import olmo_hybrid, qwen3_next
 from replacement_models.hosts.gemma import gemma
@@ -33,12 +34,16 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "cohere": cohere,
     "cohere2": cohere,
     "falcon_h1": falcon_h1,
+    "falcon_mamba": mamba,
     "glm4": glm4,
     "gpt2": gpt2,
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
     "gptj": gptj,
     "granitemoehybrid": granite_hybrid,
+    "lfm2": lfm2,
+    "lfm2_moe": lfm2,
+    "mamba": mamba,
     "mamba2": mamba2,
     "nemotron_h": nemotron_h,
     "olmo_hybrid": olmo_hybrid,
@@ -55,7 +60,7 @@ What a variant adds beyond its family's parts is refused when it is recorded (la
 """
 
 STATE_SPACE = {
-    "falcon_mamba", "jamba", "mamba", "zamba", "zamba2",
+    "jamba", "zamba", "zamba2",
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {
@@ -63,7 +68,7 @@ LINEAR_ATTENTION = {
 }  # fmt: skip
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
-CONVOLUTION = {"inkling2_text", "inkling_text", "lfm2", "lfm2_moe", "lfm3", "zaya"}
+CONVOLUTION = {"inkling2_text", "inkling_text", "lfm3", "zaya"}
 AFTER_AN_ENCODER = {"musicgen", "musicgen_melody", "speech_to_text_2", "trocr", "whisper"}
 
 
