@@ -282,6 +282,19 @@ def test_a_host_that_forgets_a_part_is_refused(family: str, part: str):
         replace(model, host=host).record(PROMPT)
 
 
+@family_case
+def test_bfloat16_models_trace(family: str):
+    graph = tracer.trace(hybrid(family, torch.bfloat16), PROMPT)
+    assert graph.metadata["conservation"]["relative"] < 0.1
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_stream_of_another_type_than_the_weights_is_refused(family: str):
+    model = hybrid_language_model(family, torch.bfloat16, residual_in_fp32=True)
+    with pytest.raises(ModelError, match=r"keeps its stream in float32 .* load it in float32"):
+        ReplacementModel.from_huggingface(model, None, transcoder())
+
+
 @pytest.mark.parametrize("positions", [1, 7, 130])
 def test_a_pattern_is_the_kernels_own_for_prompts_of_any_length(positions: int):
     language_model = hybrid_language_model("qwen3_next", torch.float32, max_position_embeddings=256)

@@ -18,7 +18,7 @@ from replacement_models.hosts.linear_layers import check_silu, short_convolution
 from replacement_models.hosts.llama import host
 from replacement_models.hosts.norms import norm_of
 from replacement_models.hosts.projections import projections
-from replacement_models.hosts.state_space import of_mixers
+from replacement_models.hosts.state_space import check_stream, of_mixers
 from replacement_models.no_mlp import NoMLP
 
 SCAN = Kernel("mamba_selective_scan", "hidden_states", channels=True, without="z")
@@ -27,6 +27,7 @@ CONVOLUTION = Kernel("causal_conv1d_fn", "hidden_states", channels=True)
 
 def mamba(model: Any) -> Host:
     """Name the parts of a `MambaForCausalLM` or `FalconMambaForCausalLM`, which have no MLP."""
+    check_stream(model)
     blocks = []
     for module in model.backbone.layers:
         norm = norm_of(module.norm)

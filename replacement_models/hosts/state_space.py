@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,8 +55,22 @@ def granite_hybrid(model: Any) -> Host:
 
 def mamba2(model: Any) -> Host:
     """Name the parts of a `Mamba2ForCausalLM`, whose blocks have no MLP."""
+    check_stream(model)
     body = model.backbone
     return of_mixers(model, body, [_lone_mixer(module, model.config) for module in body.layers])
+
+
+def check_stream(model: Any) -> None:
+    """Refuse a Mamba whose stream is of another type than its weights.
+
+    Raises:
+        ModelError: it is kept in float32, its weights are bfloat16.
+    """
+    if model.config.residual_in_fp32 and model.lm_head.weight.dtype == torch.bfloat16:
+        raise ModelError(
+            f"{model.config.model_type} model in bfloat16 keeps its stream in float32 "
+            "(residual_in_fp32); load it in float32"
+        )
 
 
 def nemotron_h(model: Any) -> Host:
