@@ -91,6 +91,10 @@ SCHEMA: dict[str, tuple[Check, str]] = {
     "transcoders_hash": (is_text, "text"),
     "dictionary_hash": (is_text, "text"),
     "elsewhere": (is_text, "text"),
+    "held": (
+        _holding(dict.fromkeys(("kernels", "factors"), _listing(is_count))),
+        "an object with the lists of layers kernels and factors",
+    ),
     "labels_refused": (is_text, "text"),
     "tokens": (_listing(is_text), "a list of strings"),
     "token_ids": (_listing(is_count), "a list of whole numbers from 0 up"),

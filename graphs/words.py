@@ -98,6 +98,25 @@ def steering(pruned: Mapping[str, Any]) -> str:
     return f"; what steers attention kept: {pruned.get('only_steering', 0)} nodes only for that"
 
 
+def held(metadata: Mapping[str, Any]) -> str:
+    """What a graph of a hybrid model takes as given and explains nowhere; empty for softmax alone.
+
+    >>> held({"held": {"kernels": [0, 2], "factors": [1]}})
+    'held, so not explained: decay, gates, keys, queries in 2 linear layers; gates on heads in 1'
+    """
+    found = metadata.get("held")
+    if not found:
+        return ""
+    parts = []
+    if linear := len(found["kernels"]):
+        layers = "layer" if linear == 1 else "layers"
+        parts.append(f"decay, gates, keys, queries in {linear} linear {layers}")
+    if gated := len(found["factors"]):
+        more = "" if parts else " layer" if gated == 1 else " layers"
+        parts.append(f"gates on heads in {gated}{more}")
+    return f"held, so not explained: {'; '.join(parts)}" if parts else ""
+
+
 def scores(found: Scores, metadata: Mapping[str, Any], digits: int) -> dict[str, str]:
     """Scores as people read them, those beside them that say what they owe to what.
 

@@ -85,6 +85,10 @@ class Kernel:
     """In the module that the layer's class stands in."""
     values: str
     """The parameter that takes values, (batch, positions, heads, width)."""
+    channels: bool = False
+    """Whether values are (batch, channels, positions), and every channel is a head by itself."""
+    without: str | None = None
+    """A parameter that is left out when the pattern is made: a gate that `factors` holds."""
 
     __repr__ = one_line
 
@@ -99,5 +103,8 @@ class Watch:
     """From those calls, in which the batch holds one prompt, what is held around the pattern."""
     kernel: Kernel | None = None
     """What makes the pattern; None where the attention module returns it."""
+    mixer: nn.Module | None = None
+    """Calls the kernel before attention is called, whose pattern is the first heads' (Falcon-H1);
+    None where attention is what calls it."""
 
     __repr__ = one_line

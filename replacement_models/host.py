@@ -66,7 +66,8 @@ class Block:
     output alone where `watch` says which kernel makes the pattern."""
     mlp_norm: Norm | None
     mlp: nn.Module
-    """Returns its output, alone or first in a tuple; experts with their router are one MLP."""
+    """Returns its output, alone or first in a tuple; experts with their router are one MLP. A block
+    without one has `NoMLP` (no_mlp.py)."""
     value: Float[Tensor, "kv_heads d_head d_model"]
     value_bias: Float[Tensor, "kv_heads d_head"] | None
     output: Float[Tensor, "heads d_head d_model"]
@@ -85,6 +86,8 @@ class Block:
     """Where a prompt's factors, or a pattern that attention does not return, are read off."""
     attention_out: nn.Module | None = None
     """Returns attention's output, where `attention` adds it to the stream itself (BLOOM)."""
+    attention_beside: nn.Module | None = None
+    """Runs before it, and its output is added to attention's (Falcon-H1)."""
     mlp_out: nn.Module | None = None
     """Returns the MLP's output, where `mlp` does not and is only what reads first (OPT)."""
     mlp_beside: nn.Module | None = None
@@ -101,8 +104,13 @@ class Block:
 
     @property
     def by_kernel(self) -> bool:
-        """Whether a kernel makes the pattern, which attention then does not return."""
+        """Whether a kernel makes the pattern, or that of some heads."""
         return self.watch is not None and self.watch.kernel is not None
+
+    @property
+    def returns_pattern(self) -> bool:
+        """Whether attention returns its pattern, or that of some heads."""
+        return self.watch is None or self.watch.kernel is None or self.watch.mixer is not None
 
     @property
     def attention_end(self) -> nn.Module:

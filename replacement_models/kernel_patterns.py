@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from replacement_models.around import Kernel
 from replacement_models.errors import ModelError
 from replacement_models.hooks import forward_pre_hooks
 from replacement_models.host import Block, Host
@@ -31,8 +32,7 @@ class KernelPattern:
 
     function: Callable[..., Any]
     given: inspect.BoundArguments
-    values: str
-    """The parameter that takes values."""
+    kernel: Kernel
 
     __repr__ = one_line
 
@@ -40,7 +40,9 @@ class KernelPattern:
     @torch.no_grad()
     def __call__(self) -> Float[Tensor, "heads queries keys"]:
         """(heads, queries, keys), in the dtype of the values."""
-        own: Tensor = self.given.arguments[self.values]
+        own: Tensor = self.given.arguments[self.kernel.values]
+        if self.kernel.channels:
+            return self._of_channels(own)
         _, positions, heads, width = own.shape
         pattern = own.new_empty(heads, positions, positions)
         for begin in range(0, positions, width):
@@ -54,11 +56,29 @@ class KernelPattern:
         width = min(own.shape[-1], own.shape[1] - begin)
         every = torch.arange(width, device=own.device)
         units[0, begin + every, :, every] = 1
-        arguments = {**self.given.arguments, self.values: units}
+        return self._mixed(units).view(own.shape)
+
+    def _of_channels(
+        self, own: Float[Tensor, "1 channels positions"]
+    ) -> Float[Tensor, "channels queries keys"]:
+        """Every channel has its own pattern: one position after the other holds the unit."""
+        _, channels, positions = own.shape
+        pattern = own.new_empty(channels, positions, positions)
+        for position in range(positions):
+            units = torch.zeros_like(own)
+            units[..., position] = 1
+            pattern[:, :, position] = self._mixed(units)[0]
+        return pattern
+
+    def _mixed(self, units: Tensor) -> Tensor:
+        """What the kernel makes of other values."""
+        kernel, arguments = self.kernel, {**self.given.arguments, self.kernel.values: units}
+        if kernel.without is not None:
+            arguments[kernel.without] = None
         bound = inspect.BoundArguments(self.given.signature, arguments)
         found = self.function(*bound.args, **bound.kwargs)
         mixed: Tensor = found[0] if isinstance(found, tuple) else found
-        return mixed.view(own.shape)
+        return mixed
 
 
 @contextmanager
@@ -80,10 +100,10 @@ def kernel_patterns(host: Host, into: dict[int, Any], make: bool) -> Iterator[No
         into[entered[-1]] = found() if make else found
 
     with ExitStack() as stack:
-        hooks = [(block.attention, _entering(entered, layer)) for layer, block in known.items()]
+        hooks = [(_mixer(block), _entering(entered, layer)) for layer, block in known.items()]
         stack.enter_context(forward_pre_hooks(hooks))
-        for place, name, values in dict.fromkeys(_place(block) for block in known.values()):
-            stack.enter_context(_watched(place, name, values, keep))
+        for place, kernel in dict.fromkeys(_place(block) for block in known.values()):
+            stack.enter_context(_watched(place, kernel, keep))
         yield
 
 
@@ -91,20 +111,24 @@ def _entering(entered: list[int], layer: int) -> Callable[..., None]:
     return lambda args, kwargs: entered.append(layer)
 
 
-def _place(block: Block) -> tuple[str, str, str]:
-    """Module and name of a block's kernel, and its parameter for values."""
+def _mixer(block: Block) -> nn.Module:
+    """What calls a block's kernel."""
+    beside = None if block.watch is None else block.watch.mixer
+    return block.attention if beside is None else beside
+
+
+def _place(block: Block) -> tuple[str, Kernel]:
+    """The module that a block's kernel stands in, and the kernel."""
     assert block.watch is not None
     assert block.watch.kernel is not None
-    kernel = block.watch.kernel
-    return type(block.attention).__module__, kernel.name, kernel.values
+    return type(_mixer(block)).__module__, block.watch.kernel
 
 
 @contextmanager
-def _watched(
-    place: str, name: str, values: str, keep: Callable[[KernelPattern], None]
-) -> Iterator[None]:
+def _watched(place: str, kernel: Kernel, keep: Callable[[KernelPattern], None]) -> Iterator[None]:
     """Hear of every call of a function of a module, which is put back afterwards."""
     module: Any = sys.modules[place]
+    name = kernel.name
     function = getattr(module, name, None)
     if function is None:
         raise ModelError(
@@ -113,7 +137,7 @@ def _watched(
     signature = inspect.signature(function)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        keep(KernelPattern(function, signature.bind(*args, **kwargs), values))
+        keep(KernelPattern(function, signature.bind(*args, **kwargs), kernel))
         return function(*args, **kwargs)
 
     setattr(module, name, watched)

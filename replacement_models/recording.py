@@ -96,6 +96,19 @@ class RecomputedPattern:
 
 
 @dataclass(frozen=True, eq=False)
+class JoinedPattern:
+    """Softmax heads and a kernel's heads of one layer, in this order."""
+
+    softmax: RecomputedPattern
+    kernel: Any
+    """Called, it gives a pattern."""
+
+    def __call__(self) -> Float[Tensor, "heads queries keys"]:
+        """(heads, queries, keys)."""
+        return torch.cat([self.softmax(), self.kernel()])
+
+
+@dataclass(frozen=True, eq=False)
 class Recording:
     """The original model on one prompt: P positions, L layers, width D, vocabulary V."""
 
@@ -312,10 +325,14 @@ def pattern_taps(
     """Blocks whose attention returns its pattern, and hooks that keep it."""
 
     def keep(layer: int) -> Callable[[Any, Any], None]:
-        return lambda _, output: into.__setitem__(layer, output[1][0])
+        def kept(_: Any, output: Any) -> None:
+            own = output[1][0]
+            into[layer] = torch.cat([own, into[layer]]) if layer in into else own
+
+        return kept
 
     for layer, block in enumerate(host.blocks):
-        if not block.by_kernel:
+        if block.returns_pattern:
             yield block, keep(layer)
 
 
@@ -351,14 +368,16 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
 def _remake_taps(host: Host, seen: Seen) -> list[tuple[nn.Module, Any]]:
     def tap(layer: int, attention: nn.Module) -> Callable[..., None]:
         def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.pattern[layer] = RecomputedPattern(host, attention, args, kwargs)
+            own = RecomputedPattern(host, attention, args, kwargs)
+            beside = seen.pattern.get(layer)
+            seen.pattern[layer] = own if beside is None else JoinedPattern(own, beside)
 
         return keep
 
     return [
         (block.attention, tap(layer, block.attention))
         for layer, block in enumerate(host.blocks)
-        if not block.by_kernel
+        if block.returns_pattern
     ]
 
 

@@ -38,6 +38,19 @@ SCAN = {
     "attention_bias": True,
     "head_dim": 4,
 }
+MAMBA = {
+    **GROUPED,
+    "head_dim": 8,
+    "num_heads": 4,
+    "state_size": 5,
+    "n_groups": 2,
+    "conv_kernel": 3,
+    "chunk_size": 4,
+    "expand": 2,
+    "use_bias": True,
+    "layer_norm_epsilon": 1e-5,
+    "residual_in_fp32": False,
+}
 GRANITE = {
     **SCAN,
     "layers_block_type": ["linear_attention", "full_attention", "linear_attention"],
@@ -46,6 +59,26 @@ GRANITE = {
     "residual_multiplier": 0.4,
     "logits_scaling": 2.0,
     "attention_multiplier": 0.3,
+}
+FALCON = {
+    **SCAN,
+    "projectors_bias": True,
+    "mlp_bias": True,
+    "embedding_multiplier": 2.0,
+    "lm_head_multiplier": 0.3,
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 0.8,
+    "attention_out_multiplier": 0.6,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.9,
+    "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
+    "mlp_multipliers": [0.8, 0.5],
+}
+LFM = {
+    **GROUPED,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "conv_L_cache": 3,
+    "head_dim": 4,
 }
 
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -56,6 +89,40 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite_moe": (
         "granitemoehybrid",
         {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "mamba2": ("mamba2", MAMBA),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            **MAMBA,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 5,
+            "layers_block_type": [
+                *("linear_attention", "mlp", "full_attention", "linear_attention", "moe"),
+            ],
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 8,
+            "moe_shared_expert_intermediate_size": 12,
+            "mlp_bias": True,
+        },
+    ),
+    "falcon_h1": (
+        "falcon_h1",
+        {**FALCON, "mamba_d_ssm": 32, "mamba_rms_norm": True, "mamba_norm_before_gate": True},
+    ),
+    "falcon_h1_bare": (
+        "falcon_h1",
+        {**FALCON, "mamba_d_ssm": 12, "mamba_rms_norm": False, "mamba_d_head": 3},
+    ),
+    "mamba": ("mamba", {**MAMBA, "time_step_rank": 3}),
+    "falcon_mamba": ("falcon_mamba", {**MAMBA, "time_step_rank": 3}),
+    "lfm2": ("lfm2", LFM),
+    "lfm2_moe": ("lfm2_moe", {**LFM, **MIXTURE, "num_dense_layers": 1, "use_expert_bias": False}),
+    "olmo_hybrid": (
+        "olmo_hybrid",
+        {**GROUPED, **DELTA, **MIXED, "linear_allow_neg_eigval": True, "attention_bias": True},
     ),
     "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
 }

@@ -1,10 +1,12 @@
 """Hybrids obey the engine's laws: patterns of kernels, taps and factors around them, all held."""
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +17,10 @@ import tracer
 from replacement_models import ModelError, ReplacementModel
 from replacement_models.around import Call, Factors
 from replacement_models.dictionaries.neurons import neurons
-from replacement_models.hooks import first_tensor, forward_hooks
 from replacement_models.kernel_patterns import KernelPattern, kernel_patterns
 from tests.local_forward import LocalForward
 from tests.random_hybrids import HYBRIDS, hybrid, hybrid_language_model
-from tests.random_models import PROMPT, transcoder
+from tests.random_models import PROMPT, replacement_model, transcoder
 from tests.test_laws import deviation, row_sums
 from tests.test_tracer_lenses_local import wrong
 from tests.test_tracer_plain_sweep import assert_same, both, rows_everywhere, spread_everywhere
@@ -28,6 +29,8 @@ from tracer.attribution.local_model import LocalModel
 
 KERNEL = 1e-5
 """Relative: what the models' own kernels and norms round to, which compute in float32."""
+OPAQUE = {"nemotron_h": "experts of NemotronHMoE are not known"}
+"""Families whose MLPs have no neurons that tracer knows."""
 family_case = pytest.mark.parametrize("family", HYBRIDS)
 
 
@@ -44,21 +47,15 @@ def relative(got: Tensor, expected: Tensor) -> float:
 @torch.no_grad()
 def test_every_layer_is_what_its_maps_pattern_taps_and_factors_make_of_its_input(family: str):
     model = model_of(family)
-    recording, outputs = model.record(PROMPT), {}
-
-    def keep(layer: int) -> Callable[[Any, Any], None]:
-        return lambda inputs, output: outputs.__setitem__(
-            layer, (first_tensor(inputs)[0], output[0] if isinstance(output, tuple) else output)
-        )
-
-    blocks = model.host.blocks
-    hooks = [(block.attention, keep(layer)) for layer, block in enumerate(blocks)]
-    with forward_hooks(hooks):
-        model.host.run(PROMPT)
-    for layer, frozen in enumerate(recording.layers):
-        hidden, output = outputs[layer]
-        made = blocks[layer].attend(hidden, frozen.attention_pattern(), frozen.factors)
-        assert relative(made, output[0]) < KERNEL
+    recording = model.record(PROMPT)
+    for layer, (block, frozen) in enumerate(zip(model.host.blocks, recording.layers, strict=True)):
+        norm, stream = block.attention_norm, recording.residuals[layer]
+        hidden = stream if norm is None else norm.frozen(stream, frozen.attention_scale)
+        made = block.attend(hidden, frozen.attention_pattern(), frozen.factors)
+        if block.attention_post_norm is not None:
+            assert frozen.attention_post_scale is not None
+            made = block.attention_post_norm.frozen(made, frozen.attention_post_scale)
+        assert relative(made, recording.between[layer] - stream) < KERNEL
 
 
 @family_case
@@ -162,11 +159,29 @@ def test_a_lens_reads_the_logits_at_every_site(family: str):
 def test_a_models_own_neurons_are_conserved_without_errors(family: str):
     language_model = hybrid_language_model(family)
     host = model_of(family).host
+    if family in OPAQUE:
+        with pytest.raises(ModelError, match=f"neurons: {OPAQUE[family]}"):
+            neurons(host)
+        return
     model = ReplacementModel.from_huggingface(language_model, None, neurons(host))
     graph = tracer.trace(model, PROMPT, max_features=40)
     assert graph.metadata["conservation"]["relative"] < KERNEL
     errors = [node for node in graph.nodes.to_pylist() if node["kind"] == "error"]
     assert max(abs(node["activation"] or 0) for node in errors) < 1e-3
+
+
+def test_a_picture_says_what_the_frozen_gates_hide(tmp_path: Path):
+    graph = tracer.trace(model_of("qwen3_next"), PROMPT)
+    assert graph.metadata["held"] == {"kernels": [0, 2], "factors": [1]}
+    expected = "held, so not explained: decay, gates, keys, queries in 2 linear layers"
+    for draw in (graph.render, graph.render_summary):
+        draw(tmp_path / "picture.dot")
+        text = (tmp_path / "picture.dot").read_text("utf-8")
+        lines = re.findall(r'label="([^"]*?)(?:\\l)?"', text)
+        assert expected in " ".join(lines)
+    graph.save(tmp_path / "graph")
+    assert tracer.AttributionGraph.load(tmp_path / "graph").metadata["held"]
+    assert "held" not in tracer.trace(replacement_model("llama"), PROMPT).metadata
 
 
 def _with_layer(local: LocalModel, **changes: Any) -> LocalModel:
@@ -187,8 +202,12 @@ def _around(**changes: Any) -> Callable[[LocalModel], LocalModel]:
 def _own_tap_alone(local: LocalModel) -> LocalModel:
     known = local.layers[2].around
     assert known is not None
-    assert known.taps is not None
-    return _around(taps=known.taps[:1])(local)
+    if known.taps is not None:
+        return _around(taps=known.taps[:1])(local)
+    pattern = local.layers[2].pattern  # of LFM2: its convolution
+    assert isinstance(pattern, Tensor)
+    own = torch.eye(pattern.shape[1], dtype=pattern.dtype)[:, None]
+    return _with_layer(local, pattern=pattern * own)
 
 
 def _one_head_for_another(local: LocalModel) -> LocalModel:
@@ -215,6 +234,8 @@ def test_conservation_fails_when_a_part_is_dropped(family: str, dropped: str):
 ARGUMENTS = {
     "torch_chunk_gated_delta_rule": ("g", "beta", "query", "key"),
     "mamba2_chunk_scan": ("A", "dt", "B", "C"),
+    "mamba_selective_scan": ("A", "dt", "B", "C"),
+    "causal_conv1d_fn": ("weight",),
 }
 """Of every kernel, what makes its pattern: decay, gates, keys and queries."""
 
@@ -224,18 +245,19 @@ ARGUMENTS = {
 def test_a_pattern_without_a_part_of_its_kernel_is_noticed(
     family: str, argument: int, monkeypatch: pytest.MonkeyPatch
 ):
-    real = KernelPattern._of_units
+    real = KernelPattern._mixed
 
-    def without(self: KernelPattern, own: Tensor, begin: int) -> Tensor:
-        name = ARGUMENTS[self.function.__name__][argument]
+    def without(self: KernelPattern, units: Tensor) -> Tensor:
+        names = ARGUMENTS[self.function.__name__]
+        name = names[argument % len(names)]
         kept = self.given.arguments[name]
         self.given.arguments[name] = kept.roll(1, 1) if kept.ndim == 4 else 0 * kept
         try:
-            return real(self, own, begin)
+            return real(self, units)
         finally:
             self.given.arguments[name] = kept
 
-    monkeypatch.setattr(KernelPattern, "_of_units", without)
+    monkeypatch.setattr(KernelPattern, "_mixed", without)
     with pytest.raises(ModelError, match=r"layer \d computes something else"):
         hybrid(family).record(PROMPT)
 
@@ -245,6 +267,8 @@ def test_a_pattern_without_a_part_of_its_kernel_is_noticed(
 def test_a_host_that_forgets_a_part_is_refused(family: str, part: str):
     model = model_of(family)
     block = model.host.blocks[2]
+    if part == "taps" and block.taps is None:
+        pytest.skip("its convolution is the pattern")
     watch = block.watch
     assert watch is not None
 
@@ -256,6 +280,19 @@ def test_a_host_that_forgets_a_part_is_refused(family: str, part: str):
     host = replace(model.host, blocks=blocks)
     with pytest.raises(ModelError, match="layer 2 computes something else"):
         replace(model, host=host).record(PROMPT)
+
+
+@family_case
+def test_bfloat16_models_trace(family: str):
+    graph = tracer.trace(hybrid(family, torch.bfloat16), PROMPT)
+    assert graph.metadata["conservation"]["relative"] < 0.1
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_stream_of_another_type_than_the_weights_is_refused(family: str):
+    model = hybrid_language_model(family, torch.bfloat16, residual_in_fp32=True)
+    with pytest.raises(ModelError, match=r"keeps its stream in float32 .* load it in float32"):
+        ReplacementModel.from_huggingface(model, None, transcoder())
 
 
 @pytest.mark.parametrize("positions", [1, 7, 130])

@@ -92,11 +92,11 @@ def test_a_refused_decoder_is_refused_with_its_name_and_reason(model_type: str):
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("mamba", "state-space"),
+        ("zamba", "state-space"),
         ("jamba", "state-space"),
         ("rwkv", "recurrent"),
         ("kimi_linear", "linear-attention"),
-        ("lfm2", "convolutions"),
+        ("zaya", "convolutions"),
         ("bart", "encoder-decoder"),
         ("t5", "encoder-decoder"),
         ("bert", "encoder"),

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from tracer.attention.weights import head_composition, head_virtual_weights
     from tracer.attribution.targets import Difference, Direction
     from tracer.attribution.trace import trace
-    from tracer.datasets.many import trace_many
     from tracer.attribution.why import Why, why
+    from tracer.datasets.many import trace_many
     from tracer.errors import TraceError
     from tracer.evaluation.evaluate import evaluate
     from tracer.evaluation.evaluation import Evaluation

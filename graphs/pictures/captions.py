@@ -103,7 +103,7 @@ def _tall(scene: Scene) -> bool:
 
 
 def _facts(scene: Scene) -> list[str]:
-    """What of the graph is shown, and how much of the model it explains, on one to three lines."""
+    """What of the graph is shown, and how much of the model it explains, on one to four lines."""
     content, shown = scene.content, len(scene.drawn)
     nodes, edges = content.nodes.num_rows, content.edges.num_rows
     pruned = content.metadata.get("pruned")
@@ -120,7 +120,7 @@ def _facts(scene: Scene) -> list[str]:
     scores = words.scores(content.scores, content.metadata, 2)
     explained = [f"{name} {scores[name]}" for name in ("replacement", "completeness")]
     said = validation_summary.subtitle(content.metadata)
-    verdict = [said] if said else []
+    verdict = [line for line in (said, words.held(content.metadata)) if line]
     if not content.scores.uncovered > 0:
         return [BETWEEN.join(parts + explained), *verdict]
     beyond = f"uncovered {scores['uncovered']} (features beyond the cap)"

@@ -209,6 +209,8 @@ def _legend(content: Content, summary: Summary) -> list[str]:
         said.append("Red: the answer's logit with these features zeroed one by one, summed.")
     if verdict := validation_summary.subtitle(content.metadata):
         said.append(verdict)
+    if held := words.held(content.metadata):
+        said.append(held)
     lines = [line for text in said for line in _wrapped(text, SMALL)]
     return [
         _text(f"legend {at}", line, (WIDTH / 2, -9 - 7.5 * at, WIDTH), GREY, SMALL, LEFT)

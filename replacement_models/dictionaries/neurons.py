@@ -33,6 +33,7 @@ from replacement_models.hooks import (
 )
 from replacement_models.host import Block, Host
 from replacement_models.hosts.weights import linear_map
+from replacement_models.no_mlp import NoMLP
 from replacement_models.recording import write_hooks
 from replacement_models.sites import WritePoint
 from replacement_models.transcoder import DenseDecoder, TranscoderLayer
@@ -83,13 +84,17 @@ def neurons(host: Host, at: Sequence[int] | None = None) -> PerLayerTranscoder:
     like = host.unembedding
     wanted = range(len(host.blocks)) if at is None else at
     layers = [
-        _layer(_maps(block), like) if index in wanted else TranscoderLayer.empty(like[0], 1)
+        _layer(_maps(block), like)
+        if index in wanted and not isinstance(block.mlp, NoMLP)
+        else TranscoderLayer.empty(like[0], 1)
         for index, block in enumerate(host.blocks)
     ]
     found = PerLayerTranscoder(layers)
     with float64_experts(host.model):
         for index in wanted:
             block = host.blocks[index]
+            if isinstance(block.mlp, NoMLP):
+                continue
             mlp, apart = block.mlp, block.mlp_out is not None or block.mlp_beside is not None
             x, expected = _in_a_pass(host, block) if apart else _by_itself(mlp, like)
             _check_exact(found.layers[index], x, expected, f"{type(mlp).__name__} of layer {index}")

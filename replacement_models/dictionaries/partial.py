@@ -13,6 +13,7 @@ from replacement_models.dictionaries.neurons import neurons
 from replacement_models.dictionaries.sae import SparseAutoencoder
 from replacement_models.errors import ModelError, Setting
 from replacement_models.host import Host
+from replacement_models.no_mlp import NoMLP
 from replacement_models.transcoder import Transcoder, TranscoderLayer
 
 ERROR, NEURONS = "error", "neurons"
@@ -52,9 +53,10 @@ def cover(host: Host, transcoder: Transcoder, elsewhere: str | None) -> Transcod
         raise ModelError(f"elsewhere is {elsewhere!r}, expected one of {', '.join(ELSEWHERE)}")
     check_fit(host, transcoder)
     count = len(host.blocks)
-    missing = sorted(set(range(count)) - set(transcoder.present))
+    there = [layer for layer in range(count) if not isinstance(host.blocks[layer].mlp, NoMLP)]
+    missing = sorted({*there} - {*transcoder.present})
     if not missing:
-        return transcoder
+        return transcoder if len(transcoder.layers) == count else _padded(transcoder, count)
     if elsewhere is None:
         raise ModelError(*_lacking(host, transcoder, missing))
     whole = _padded(transcoder, count)

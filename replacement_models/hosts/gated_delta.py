@@ -1,8 +1,8 @@
-"""Qwen3-Next and Qwen 3.5: gated delta nets beside gated softmax attention.
+"""Qwen3-Next, Qwen 3.5, OLMo hybrid: gated delta nets beside softmax attention.
 
 A gated delta net's values pass a short convolution and SiLU, its heads' outputs a gated norm; its
-attention multiplies heads' outputs by a gate made with the queries. Norm weights are stored less
-one but for the gated norm's.
+attention multiplies heads' outputs by a gate made with the queries, in Qwen. Norm weights are
+stored less one there, but for the gated norm's. OLMo's attention has norms behind it, not before.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,9 @@ from replacement_models.hosts.linear_layers import (
     short_convolution,
     silu_slope,
 )
-from replacement_models.hosts.llama import separate
-from replacement_models.hosts.norms import shifted_rms_norm
+from replacement_models.hosts.llama import of_layers, separate
+from replacement_models.hosts.norms import norm_of, shifted_rms_norm
+from replacement_models.hosts.olmo2 import post_normed
 from replacement_models.hosts.projections import Projections, projections, unembedding
 from replacement_models.hosts.weights import read
 
@@ -56,6 +57,28 @@ def _block(module: Any, config: Any) -> Block:
         mlp_norm=shifted_rms_norm(module.post_attention_layernorm),
         mlp=module.mlp,
         **(_gated(module.self_attn, config, norm.weight) if mixing is None else mixing),
+    )
+
+
+def olmo_hybrid(model: Any) -> Host:
+    """Name the parts of an `OlmoHybridForCausalLM`."""
+    return of_layers(model, _olmo_block)
+
+
+def _olmo_block(module: Any, config: Any) -> Block:
+    if not hasattr(module, "linear_attn"):
+        return post_normed(module, config)
+    norm, layer = norm_of(module.input_layernorm), module.linear_attn
+    check_silu(layer.activation)
+    heads = layer.num_v_heads
+    maps = projections(layer.v_proj, layer.o_proj, heads, heads, norm.weight)
+    return Block(
+        module=module,
+        attention_norm=norm,
+        attention=layer,
+        mlp_norm=norm_of(module.post_attention_layernorm),
+        mlp=module.mlp,
+        **delta_net(layer, maps, {"values": layer.v_proj, "norm": layer.o_norm}, _all),
     )
 
 
@@ -106,6 +129,10 @@ def delta_net(
 
     watch = Watch(modules=modules, factors=factors, kernel=KERNEL)
     return {**vars(maps), "taps": taps, "watch": watch}
+
+
+def _all(out: Tensor) -> Tensor:
+    return out
 
 
 def _last(width: int) -> Pick:

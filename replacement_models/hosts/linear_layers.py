@@ -54,7 +54,8 @@ def group_gated_norm(
     read_by_norm = hidden if getattr(norm, "norm_before_gate", False) else hidden * factor
     square = read_by_norm.unflatten(-1, (-1, group)).square().mean(-1, keepdim=True)
     scale = (square + norm.variance_epsilon).rsqrt().expand(*square.shape[:-1], group).flatten(1)
-    return (factor * scale * read(norm)).unflatten(-1, (heads, -1))
+    whole = (factor * scale * read(norm)).to(gate.dtype)  # the kernel's output may be float32
+    return whole.unflatten(-1, (heads, -1))
 
 
 def check_silu(*activations: Any) -> None:

@@ -9,10 +9,11 @@ from replacement_models.hosts.norms import norm_of
 
 def olmo2(model: Any) -> Host:
     """Name the parts of an `Olmo2ForCausalLM`."""
-    return of_layers(model, _block)
+    return of_layers(model, post_normed)
 
 
-def _block(module: Any, config: Any) -> Block:
+def post_normed(module: Any, config: Any) -> Block:
+    """A block with norms behind attention and MLP and none before."""
     post_norm = norm_of(module.post_attention_layernorm)
     return Block(
         module=module,

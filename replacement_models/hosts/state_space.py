@@ -4,15 +4,17 @@ A layer's values pass a short convolution and SiLU; the kernel's skip D is part 
 diagonal; heads' outputs are gated and then normed in groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models.around import Call, Factors, Kernel, Watch
+from replacement_models.errors import ModelError
 from replacement_models.host import Block, Host
 from replacement_models.hosts.linear_layers import (
     check_silu,
@@ -22,9 +24,11 @@ from replacement_models.hosts.linear_layers import (
 )
 from replacement_models.hosts.llama import host, separate
 from replacement_models.hosts.norms import multiplied, norm_of
-from replacement_models.hosts.projections import projections
+from replacement_models.hosts.projections import projections, unembedding
 from replacement_models.hosts.weights import read
+from replacement_models.no_mlp import NoMLP
 
+MIXERS = ("linear_attention", "full_attention")
 KERNEL = Kernel("mamba2_chunk_scan", "hidden_states")
 
 
@@ -46,6 +50,75 @@ def granite_hybrid(model: Any) -> Host:
         plain,
         embedding_scale=config.embedding_multiplier,
         unembedding=plain.unembedding / config.logits_scaling,
+    )
+
+
+def mamba2(model: Any) -> Host:
+    """Name the parts of a `Mamba2ForCausalLM`, whose blocks have no MLP."""
+    check_stream(model)
+    body = model.backbone
+    return of_mixers(model, body, [_lone_mixer(module, model.config) for module in body.layers])
+
+
+def check_stream(model: Any) -> None:
+    """Refuse a Mamba whose stream is of another type than its weights.
+
+    Raises:
+        ModelError: it is kept in float32, its weights are bfloat16.
+    """
+    if model.config.residual_in_fp32 and model.lm_head.weight.dtype == torch.bfloat16:
+        raise ModelError(
+            f"{model.config.model_type} model in bfloat16 keeps its stream in float32 "
+            "(residual_in_fp32); load it in float32"
+        )
+
+
+def nemotron_h(model: Any) -> Host:
+    """Name the parts of a `NemotronHForCausalLM`, whose layers are a mixer or an MLP each.
+
+    A mixer and the MLP right above it make one block; a mixer that another one follows has no MLP.
+
+    Raises:
+        ModelError: an MLP stands above no mixer.
+    """
+    blocks: list[Block] = []
+    for module in model.model.layers:
+        if module.block_type in MIXERS:
+            blocks.append(_lone_mixer(module, model.config))
+        elif not blocks or not isinstance(blocks[-1].mlp, NoMLP):
+            raise ModelError("nemotron_h model: an MLP above no mixer is not supported")
+        else:
+            norm, mlp = norm_of(module.norm), module.mixer
+            blocks[-1] = replace(blocks[-1], mlp_norm=norm, mlp=mlp)
+    return of_mixers(model, model.model, blocks)
+
+
+def of_mixers(model: Any, body: Any, blocks: Sequence[Block]) -> Host:
+    """A host whose parts outside the blocks are named as in Mamba."""
+    final_norm = norm_of(body.norm_f)
+    weight, bias = unembedding(model.lm_head, final_norm.weight)
+    return Host(
+        family=model.config.model_type,
+        model=model,
+        blocks=blocks,
+        embedding=body.embeddings,
+        final_norm=final_norm,
+        unembedding=weight,
+        unembedding_bias=bias,
+        context=getattr(model.config, "max_position_embeddings", None),
+    )
+
+
+def _lone_mixer(module: Any, config: Any) -> Block:
+    norm, mixer = norm_of(module.norm), module.mixer
+    softmax = hasattr(mixer, "v_proj")
+    return Block(
+        module=module,
+        attention_norm=norm,
+        attention=mixer,
+        mlp_norm=None,
+        mlp=NoMLP(module),
+        **(vars(separate(mixer, config, norm.weight)) if softmax else scan(mixer, norm.weight)),
     )
 
 
@@ -91,22 +164,33 @@ def _block(module: Any, config: Any, mlp_norm: Any, mlp: Mapping[str, Any]) -> B
     )
 
 
-def scan(layer: Any, like: Tensor) -> dict[str, Any]:
-    """Fields of a `Block` whose layer is a Mamba 2."""
+def scan(layer: Any, like: Tensor, scale: Tensor | None = None) -> dict[str, Any]:
+    """Fields of a `Block` whose layer is a Mamba 2.
+
+    Args:
+        layer: the layer.
+        like: any vector of the residual stream.
+        scale: factors on what its input map makes; None is ones.
+    """
     check_silu(layer.activation)
     heads, width = layer.num_heads, layer.intermediate_size
 
     def pick(out: Float[Tensor, "*rows projected"]) -> Float[Tensor, "*rows values"]:
-        return out[..., width : 2 * width]
+        return (out if scale is None else out * scale)[..., width : 2 * width]
+
+    def gates(calls: Mapping[str, Call]) -> Float[Tensor, "positions heads d_head"]:
+        if "norm" in calls:
+            return group_gated_norm(calls["norm"], layer.norm, width // layer.n_groups, heads)
+        projected = calls["values"].output[0]
+        gate = (projected if scale is None else projected * scale)[..., :width]
+        return nn.functional.silu(gate).unflatten(-1, (heads, -1))
 
     maps = projections(layer.in_proj, layer.out_proj, heads, heads, like, pick=pick)
     taps = short_convolution(layer.conv1d, slice(width), heads)
 
     def factors(calls: Mapping[str, Call]) -> Factors:
-        return Factors(
-            values=silu_slope(pick(calls["values"].output[0]), taps),
-            outputs=group_gated_norm(calls["norm"], layer.norm, width // layer.n_groups, heads),
-        )
+        values = silu_slope(pick(calls["values"].output[0]), taps)
+        return Factors(values=values, outputs=gates(calls))
 
     modules = {"values": layer.in_proj, "norm": layer.norm}
     watch = Watch(modules=modules, factors=factors, kernel=KERNEL)

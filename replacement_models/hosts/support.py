@@ -7,10 +7,12 @@ from torch import nn
 
 from replacement_models.host import Host
 from replacement_models.hosts.bloom import bloom, mpt
+from replacement_models.hosts.by_channel import lfm2, mamba
 from replacement_models.hosts.falcon import falcon
+from replacement_models.hosts.falcon_h1 import falcon_h1
 from replacement_models.hosts.fused import codegen, dbrx, gpt_bigcode
 from replacement_models.hosts.gated import afmoe, bitnet, laguna
-from replacement_models.hosts.gated_delta import qwen3_next
+from replacement_models.hosts.gated_delta import olmo_hybrid, qwen3_next
 from replacement_models.hosts.gemma import gemma
 from replacement_models.hosts.glm4 import glm4
 from replacement_models.hosts.gpt2 import gpt2, gpt_neo
@@ -31,7 +33,7 @@ from replacement_models.hosts.one_norm import cohere, gptj, phi
 from replacement_models.hosts.opt import biogpt, opt, xglm
 from replacement_models.hosts.phi3 import phi3
 from replacement_models.hosts.refusals import REFUSED
-from replacement_models.hosts.state_space import bamba, granite_hybrid
+from replacement_models.hosts.state_space import bamba, granite_hybrid, mamba2, nemotron_h
 
 AS_LLAMA = (
     "arcee", "aria_text", "cwm", "dots1", "emu3", "emu3_text_model", "ernie4_5", "ernie4_5_moe",
@@ -66,6 +68,8 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "dbrx": dbrx,
     "falcon": falcon,
     "bamba": bamba,
+    "falcon_h1": falcon_h1,
+    "falcon_mamba": mamba,
     "gpt2": gpt2,
     "gpt_bigcode": gpt_bigcode,
     "gpt_neo": gpt_neo,
@@ -84,6 +88,12 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "opt": opt,
     "persimmon": persimmon,
     "granitemoehybrid": granite_hybrid,
+    "lfm2": lfm2,
+    "lfm2_moe": lfm2,
+    "mamba": mamba,
+    "mamba2": mamba2,
+    "nemotron_h": nemotron_h,
+    "olmo_hybrid": olmo_hybrid,
     "phi": phi,
     "phi3": phi3,
     "phi4_multimodal": phi3,
@@ -104,15 +114,15 @@ What a variant adds beyond its family's parts is refused when it is recorded (la
 """
 
 STATE_SPACE = {
-    "falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h", "zamba", "zamba2",
+    "jamba", "zamba", "zamba2",
 }  # fmt: skip
 """Models with Mamba layers."""
 LINEAR_ATTENTION = {
-    "bailing_hybrid", "kimi_linear", "minimax", "olmo_hybrid", "qwen4_exp", "qwen4_exp_text",
+    "bailing_hybrid", "kimi_linear", "minimax", "qwen4_exp", "qwen4_exp_text",
 }  # fmt: skip
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
-CONVOLUTION = {"inkling2_text", "inkling_text", "lfm2", "lfm2_moe", "lfm3", "zaya"}
+CONVOLUTION = {"inkling2_text", "inkling_text", "lfm3", "zaya"}
 AFTER_AN_ENCODER = {"musicgen", "musicgen_melody", "speech_to_text_2", "trocr", "whisper"}
 
 

@@ -124,6 +124,7 @@ def names(model: ReplacementModel) -> dict[str, str]:
         "transcoders": model.transcoder_name,
         "transcoders_hash": model.transcoder_hash,
         **({"elsewhere": model.elsewhere} if model.elsewhere else {}),
+        **_held(model),
     }
 
 
@@ -135,6 +136,14 @@ def versions() -> dict[str, Any]:
         "transformers": version_of("transformers"),
         "python": platform.python_version(),
     }
+
+
+def _held(model: ReplacementModel) -> dict[str, Any]:
+    """Layers whose decay and gates are held with the pattern; nothing for softmax alone."""
+    blocks = list(enumerate(model.host.blocks))
+    kernels = [layer for layer, block in blocks if block.by_kernel]
+    factors = [layer for layer, block in blocks if not (block.plain or block.by_kernel)]
+    return {"held": {"kernels": kernels, "factors": factors}} if kernels or factors else {}
 
 
 @cache

@@ -84,10 +84,21 @@ def _holding_attention(block: Block, frozen: FrozenLayer) -> list[tuple[nn.Modul
     def keep(inputs: Any, output: Tensor) -> None:
         read[:] = [output]
 
-    def end(inputs: Any, output: Tensor) -> Tensor | None:
-        return attended(read.pop()) if read else None  # the map itself, run by `attend`
+    def end(inputs: Any, output: Any) -> Any:
+        # the map itself, run by `attend`, has nothing read before it
+        return replaced_first(output, attended(read.pop())) if read else None
 
-    return [(block.attention_norm.module, keep), (block.attention_out, end)]
+    return [
+        (block.attention_norm.module, keep),
+        (block.attention_out, end),
+        *_silenced(block),
+    ]
+
+
+def _silenced(block: Block) -> list[tuple[nn.Module, Any]]:
+    """What runs beside attention adds nothing: the held output has its part."""
+    beside = block.attention_beside
+    return [] if beside is None else [(beside, lambda inputs, output: torch.zeros_like(output))]
 
 
 def read_scale(

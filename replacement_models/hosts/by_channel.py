@@ -1,0 +1,117 @@
+"""Mamba, Falcon Mamba, LFM2: a pattern for every channel, which is a head of one number.
+
+Mamba's kernel mixes each channel in its own way, LFM2's convolution too. Patterns take channels ×
+positions² numbers a layer; long prompts make them anew.
+"""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from replacement_models.around import Call, Factors, Kernel, Watch
+from replacement_models.errors import ModelError
+from replacement_models.host import Block, Host
+from replacement_models.hosts.linear_layers import check_silu, short_convolution, silu_slope
+from replacement_models.hosts.llama import host
+from replacement_models.hosts.norms import norm_of
+from replacement_models.hosts.projections import projections
+from replacement_models.hosts.state_space import check_stream, of_mixers
+from replacement_models.no_mlp import NoMLP
+
+SCAN = Kernel("mamba_selective_scan", "hidden_states", channels=True, without="z")
+CONVOLUTION = Kernel("causal_conv1d_fn", "hidden_states", channels=True)
+
+
+def mamba(model: Any) -> Host:
+    """Name the parts of a `MambaForCausalLM` or `FalconMambaForCausalLM`, which have no MLP."""
+    check_stream(model)
+    blocks = []
+    for module in model.backbone.layers:
+        norm = norm_of(module.norm)
+        blocks.append(
+            Block(
+                module=module,
+                attention_norm=norm,
+                attention=module.mixer,
+                mlp_norm=None,
+                mlp=NoMLP(module),
+                **_selective(module.mixer, norm.weight),
+            )
+        )
+    return of_mixers(model, model.backbone, blocks)
+
+
+def _selective(layer: Any, like: Tensor) -> dict[str, Any]:
+    check_silu(layer.activation)
+    width = layer.intermediate_size
+
+    def pick(out: Float[Tensor, "*rows projected"]) -> Float[Tensor, "*rows values"]:
+        return out[..., :width]
+
+    maps = projections(layer.in_proj, layer.out_proj, width, width, like, pick=pick)
+    taps = short_convolution(layer.conv1d, slice(width), width)
+
+    def factors(calls: Mapping[str, Call]) -> Factors:
+        projected = calls["values"].output[0]
+        gate = nn.functional.silu(projected[..., width:])
+        return Factors(silu_slope(pick(projected), taps), gate[..., None])
+
+    watch = Watch(modules={"values": layer.in_proj}, factors=factors, kernel=SCAN)
+    return {**vars(maps), "taps": taps, "watch": watch}
+
+
+def lfm2(model: Any) -> Host:
+    """Name the parts of an `Lfm2ForCausalLM`.
+
+    Raises:
+        ModelError: its convolutions have biases.
+    """
+    blocks = [_lfm2_block(module, model.config) for module in model.model.layers]
+    return host(model, blocks, norm_of(model.model.embedding_norm))
+
+
+def _lfm2_block(module: Any, config: Any) -> Block:
+    norm, mlp = norm_of(module.operator_norm), module.feed_forward
+    softmax = getattr(module, "self_attn", None)
+    if softmax is None:
+        attention, maps = module.conv, _convolution(module.conv, norm.weight)
+    else:
+        heads = config.num_attention_heads, config.num_key_value_heads
+        found = projections(softmax.v_proj, softmax.out_proj, *heads, norm.weight)
+        attention, maps = softmax, vars(found)
+    return Block(
+        module=module,
+        attention_norm=norm,
+        attention=attention,
+        mlp_norm=norm_of(module.ffn_norm),
+        mlp=mlp,
+        mlp_maps=_lfm2_mlp(mlp) if hasattr(mlp, "w1") else None,
+        **maps,
+    )
+
+
+def _convolution(layer: Any, like: Tensor) -> dict[str, Any]:
+    """The convolution is the pattern; what gates its input and output are factors."""
+    if layer.conv.bias is not None:
+        raise ModelError("lfm2 model: convolutions with biases are not supported")
+    width = len(like)
+    maps = projections(
+        layer.in_proj, layer.out_proj, width, width, like, pick=lambda out: out[..., 2 * width :]
+    )
+
+    def factors(calls: Mapping[str, Call]) -> Factors:
+        before, after, _ = calls["values"].output[0].chunk(3, dim=-1)
+        return Factors(before[..., None], after[..., None])
+
+    watch = Watch(modules={"values": layer.in_proj}, factors=factors, kernel=CONVOLUTION)
+    return {**vars(maps), "watch": watch}
+
+
+def _lfm2_mlp(mlp: Any) -> SimpleNamespace:
+    """Its linear modules by their usual names."""
+    return SimpleNamespace(
+        gate_proj=mlp.w1, up_proj=mlp.w3, down_proj=mlp.w2, act_fn=nn.functional.silu
+    )
