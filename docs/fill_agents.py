@@ -24,10 +24,10 @@ SHOWN = 7
 """Lines of an answer that the page shows."""
 HEAD = """# For agents: ask by calls
 
-`tracer mcp` offers the graphs of one folder and one model to an agent, by the Model Context Protocol
-on standard input and output (`pip install 'tracer[mcp]'`). It opens no connection; file names are
-confined to `--root` (the current folder); an answer has at most `--answer` characters and says what
-it left out; an error is one line, the one that the command line would print.
+`tracer mcp` offers the graphs of one folder and one model to an agent, by the Model Context
+Protocol on standard input and output (`pip install 'tracer[mcp]'`). It opens no connection; file
+names are confined to `--root` (the current folder); an answer has at most `--answer` characters and
+says what it left out; an error is one line.
 
 ```sh
 tracer mcp --root graphs
@@ -48,7 +48,7 @@ QUESTION = """
 
 *The model says "Austin" after "The capital of the state containing Dallas is". Is Texas a step on
 the way, or only something that stands beside it?* The embedded default is asked. What follows is
-written by `python -m docs.fill_agents`, which makes the calls; a test makes them again and compares.
+written by `python -m docs.fill_agents`, which makes the calls; a test makes them again.
 """
 
 
