@@ -233,7 +233,7 @@ def _notes(a: AttributionGraph, b: AttributionGraph, apart: bool) -> tuple[str, 
     if apart:
         notes.append(
             "the graphs are of two dictionaries, whose features have nothing but numbers in common:"
-            " no feature was matched; tracer.match_features finds which go together"
+            " no feature was matched"
         )
     return tuple(notes)
 

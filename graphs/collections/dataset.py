@@ -57,7 +57,11 @@ class GraphDataset:
 
     @property
     def nodes(self) -> pads.Dataset:
-        """One row a node of every graph: its prompt's number, then as `AttributionGraph.nodes`."""
+        """One row a node of every graph.
+
+        Returns:
+            Its prompt's number, then columns as in `AttributionGraph.nodes`.
+        """
         return shards.table(self.path, NODES, self._schemas[NODES])
 
     @property
