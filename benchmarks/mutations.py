@@ -29,6 +29,8 @@ SEED, COUNT = 20261201, 320
 AT_LEAST = ("tracer/validation", "tracer/patching", "tracer/interventions", "tracer/commands")
 EACH = 40
 """Faults in each of these; the others share what is left by their size."""
+QUICK = 2000
+"""Tests tried without a fault first, the quickest."""
 LONGEST = 120.0
 """Seconds of tests a fault, those that take least: one that none of them notices survives."""
 ASIDE = RESULTS / "mutations_aside.json"
@@ -50,6 +52,7 @@ def main() -> None:
         tests = Covered(json.loads(kept.read_text(encoding="utf-8")))
         drawn = draw(ROOT, grouped(), counts(options.count), options.seed)
         warm()
+        check_unchanged(tree, tests)
         found = [
             {"group": group, **asdict(one), "outcome": tried(tree, one, tests)}
             for group, some in drawn.items()
@@ -95,6 +98,18 @@ def copied(tree: Path) -> Path:
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
     return tree
+
+
+def check_unchanged(tree: Path, tests: "Covered") -> None:
+    """Without a fault tests must pass as they are run here, or every fault would be found.
+
+    Raises:
+        SystemExit: they do not.
+    """
+    quick = sorted(tests.seconds, key=lambda one: (tests.seconds[one], one))[:QUICK]
+    log = tree.parent / "log"
+    if outcome(tree, quick, sum(tests.seconds[one] for one in quick), log) != "survived":
+        raise SystemExit(f"tests fail without a fault: {log.read_text(encoding='utf-8')[-2000:]}")
 
 
 def cover(tree: Path, kept: Path) -> None:

@@ -5,11 +5,14 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+BROKEN = 70
+"""Exit code of a trial in which pytest itself failed."""
 MEMORY = 12 << 30
 """Bytes that a trial may take: a fault may ask for anything."""
 WAIT, TIMES = 30.0, 5.0
@@ -19,7 +22,7 @@ WAIT, TIMES = 30.0, 5.0
 def warm() -> None:
     """Import what every test needs and none of ours, so that trials begin with it."""
     for name in ("torch", "transformers", "scipy.sparse", "networkx", "pyarrow.parquet",
-                 "click.testing", "hypothesis", "rich.console"):  # fmt: skip
+                 "click.testing", "rich.console"):  # fmt: skip
         __import__(name)
 
 
@@ -34,6 +37,9 @@ def outcome(tree: Path, tests: Sequence[str], seconds: float, log: Path) -> str:
 
     Returns:
         "survived", "killed", or "killed by time".
+
+    Raises:
+        RuntimeError: pytest itself failed, so nothing is known.
     """
     child = os.fork()
     if child == 0:
@@ -42,7 +48,10 @@ def outcome(tree: Path, tests: Sequence[str], seconds: float, log: Path) -> str:
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+            code = os.waitstatus_to_exitcode(status)
+            if code == BROKEN:
+                raise RuntimeError(f"pytest did not run: {log.read_text(errors='replace')[-2000:]}")
+            return "survived" if code == 0 else "killed"
         time.sleep(0.05)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -58,8 +67,11 @@ def _run(tree: Path, tests: Sequence[str], log: Path) -> None:
     written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(written, stream)
-    code = 70
+    code = BROKEN
     try:
         code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+    except BaseException:  # told by the exit code, and in the log
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(code)
