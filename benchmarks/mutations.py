@@ -78,7 +78,8 @@ class Covered:
         """Tests that run one of some lines, and the seconds they take."""
         by_line = self.lines.get(path, {})
         every = {one for line in range(first, last + 1) for one in by_line.get(str(line), ())}
-        chosen, spent = [], 0.0
+        chosen: list[str] = []
+        spent = 0.0
         for name in sorted(every, key=lambda one: (self.seconds[one], one)):
             if spent + self.seconds[name] > LONGEST and chosen:
                 break

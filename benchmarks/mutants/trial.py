@@ -13,6 +13,9 @@ import pytest
 
 BROKEN = 70
 """Exit code of a trial in which pytest itself failed."""
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
+           "-W", "ignore::pytest.PytestAssertRewriteWarning")  # fmt: skip
+"""Of pytest: what `warm` imported is not rewritten, which changes nothing but messages."""
 MEMORY = 12 << 30
 """Bytes that a trial may take: a fault may ask for anything."""
 WAIT, TIMES = 30.0, 5.0
@@ -69,7 +72,7 @@ def _run(tree: Path, tests: Sequence[str], log: Path) -> None:
         os.dup2(written, stream)
     code = BROKEN
     try:
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        code = int(pytest.main([*OPTIONS, *tests]))
     except BaseException:  # told by the exit code, and in the log
         traceback.print_exc()
     finally:
