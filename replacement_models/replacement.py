@@ -61,6 +61,9 @@ class ReplacementModel:
     layers; None where nothing is known of it."""
     notes: tuple[str, ...] = ()
     """What a user should know of how it was loaded, a line each."""
+    loaded_with: Mapping[str, Any] | None = None
+    """Arguments with which `load` gives it again, in any folder; None where it was made in
+    memory."""
 
     def __repr__(self) -> str:
         where = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
@@ -101,6 +104,8 @@ class ReplacementModel:
         Raises:
             ModelError: anything is missing, torn, unsupported, or does not fit the rest.
         """
+        again: dict[str, Any] = {"name": _anywhere(name), "transcoders": _anywhere(transcoders)}
+        again |= {"device": device, "dtype": dtype, "lazy": lazy, "elsewhere": elsewhere}
         if name is None:
             name, transcoders = EMBEDDED / "model", transcoders or EMBEDDED / "clt"
         elif transcoders is None:
@@ -133,6 +138,7 @@ class ReplacementModel:
             corpus=_own_corpus(folder, tokenizer),
             swaps=_own_swaps(folder, tokenizer),
             notes=_notes(file, dtype),
+            loaded_with=again,
         )
 
     @classmethod
@@ -345,6 +351,14 @@ def _swapped(tokenizer: Any, model: Any, transcoder: Transcoder, count: int) -> 
     from replacement_models.tiny.recipe.own_swaps import own_swaps
 
     return own_swaps(tokenizer, model, transcoder, count)
+
+
+def _anywhere(name: str | Path | None) -> str | None:
+    """What names the same in every working folder."""
+    if name is None or name == NEURONS:
+        return name
+    path = local_path(name)
+    return str(path.absolute() if path.exists() else name)
 
 
 def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from urllib.parse import parse_qs, unquote
 
 import pyarrow.parquet as pq
 import pytest
@@ -43,7 +44,13 @@ def test_a_graph_goes_out_and_comes_back(to: list[str], place: str):
 
 def test_circuit_tracers_server_finds_the_file():
     text = succeed("export", "d.graph", "-o", "dallas.json", "--to", "circuit-tracer")
-    assert "supernodes=" in text
+    address = parse_qs(text[text.index("?") + 1 :].strip())  # the page takes it apart once more
+    assert json.loads(unquote(address["supernodes"][0])) == [
+        [one.name, *one.members] for one in AttributionGraph.load("d.graph").prune().groups
+    ]
+    pinned = address["pinnedIds"][0].split(",")
+    groups = AttributionGraph.load("d.graph").prune().groups
+    assert {member for one in groups for member in one.members} <= set(pinned)
     succeed("export", "d.graph", "-o", "other.json", "--to", "circuit-tracer")
     succeed("export", "d.graph", "-o", "other.json", "--to", "circuit-tracer")
     listed = json.loads(Path("graph-metadata.json").read_text("utf-8"))["graphs"]

@@ -1,5 +1,6 @@
 """Many prompts to one dataset: each exactly once, equal to single traces, whatever happens."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -429,3 +430,41 @@ def test_interrupted_the_command_says_that_it_goes_on(
 def test_numbers_of_every_row_are_finite_or_absent(unbroken: Path):
     held = GraphDataset.load(unbroken).nodes.to_table()
     assert np.isfinite(held["influence"].to_numpy()).all()
+
+
+# Ray
+
+
+def test_ray_writes_the_same_bytes_and_leaves_no_process(
+    golden: ReplacementModel, unbroken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    ray = pytest.importorskip("ray")
+    out, seen = tmp_path / "runs", []
+    with pytest.raises(KeyboardInterrupt):
+        tracer.trace_many(golden, IDS, out, shard=2, progress=Stop(1))
+    tracer.trace_many(
+        golden,
+        IDS,
+        out,
+        shard=2,
+        ray="local",
+        workers=1,
+        progress=lambda done, total: seen.append(done),
+    )
+    assert seen[0] == 1
+    assert seen[-1] == 5
+    assert contents(out) == contents(unbroken)
+    assert not ray.is_initialized()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_ray_loads_no_model_that_was_made_in_memory(golden: ReplacementModel, tmp_path: Path):
+    made = dataclasses.replace(golden, loaded_with=None)
+    with pytest.raises(TraceError, match="the model was made in memory"):
+        tracer.trace_many(made, IDS, tmp_path / "runs", ray="local")
+
+
+def test_workers_are_none_without_ray(golden: ReplacementModel, tmp_path: Path):
+    with pytest.raises(TraceError, match="workers is 2: expected 1 or more, and ray with it"):
+        tracer.trace_many(golden, IDS, tmp_path / "runs", workers=2)
+    assert not (tmp_path / "runs").exists()

@@ -117,8 +117,8 @@ class GraphDataset:
         Args:
             prompts: their numbers; None: all that were traced.
 
-        Yields:
-            Number and graph, in the order of the numbers; those that failed or are not done are
+        Returns:
+            Numbers and graphs, in the order of the numbers; those that failed or are not done are
             left out.
         """
         wanted = None if prompts is None else set(prompts)
@@ -164,6 +164,9 @@ def schemas(about: dict[str, Any]) -> dict[str, pa.Schema]:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """What settings.json says.
+
+    Returns:
+        Model, dictionary, settings, versions, `prompts` in all and `shard`, prompts a shard.
 
     Raises:
         GraphError: no dataset is there, or one of a later version.

@@ -161,7 +161,11 @@ def _torn(path: Path, error: Exception) -> str:
 
 
 def read_times(folder: Path, shard: int) -> dict[int, tuple[float, float]]:
-    """Seconds, and seconds of processors, by prompt; nothing where they are not known."""
+    """How long prompts took.
+
+    Returns:
+        Number of the prompt -> seconds, and seconds of processors; nothing where it is not known.
+    """
     try:
         held = parquet.read_table(shard_file(folder, TIMES, shard))
         columns = (held[name].to_pylist() for name in TIME_COLUMNS)

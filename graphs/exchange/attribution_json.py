@@ -271,13 +271,14 @@ def _metadata(
     transcoders = str(metadata.get("transcoders") or metadata.get("model") or "unknown")
     model = str(metadata.get("model") or "unknown").rpartition("/")[2]
     pruned = metadata.get("pruned") or {}
+    version = str((metadata.get("versions") or {}).get("tracer") or "")
     found: dict[str, Any] = {
         "slug": about.slug,
         "scan": about.scan or (transcoders if profile == "circuit-tracer" else model),
         "prompt_tokens": [words.visible(token) if not token.isprintable() else token
                           for token in tokens],
         "prompt": str(metadata.get("prompt") or "".join(tokens)),
-        "info": {"generator": {"name": "tracer", "version": str(metadata.get("version") or "")}},
+        "info": {"generator": {"name": "tracer", "version": version}},
     }  # fmt: skip
     if pruned:
         found["node_threshold"] = pruned["nodes"]

@@ -95,7 +95,7 @@ def export(folder: Path, nodes: float, edges: float, to: str, output: Path, **op
         say(kept, err=True)
     say(f"Saved {output}")
     if to == "circuit-tracer":
-        print_how_to_see(graph, output)
+        print_how_to_see(graph, folder, output)
 
 
 def check_options(
@@ -147,16 +147,26 @@ def export_json(
         write_json(output, content)
 
 
-def print_how_to_see(graph: "AttributionGraph", output: Path) -> None:
-    """Say how circuit-tracer shows the file; its groups it takes from the address alone."""
+def print_how_to_see(graph: "AttributionGraph", folder: Path, output: Path) -> None:
+    """Say how circuit-tracer shows the file; its groups it takes from the address alone.
+
+    Of a group it draws the pinned members only, and pins in the address win over the file's. It
+    takes the address apart twice, so a per cent sign in a name is quoted twice.
+    """
     import json
     from urllib.parse import quote
+
+    from graphs.exchange.arrow import VIEW, read
+    from graphs.exchange.views import pins_of
 
     say(f"To see it: circuit-tracer start-server --graph_file_dir {output.parent}")
     if graph.groups:
         groups = [[one.name, *one.members] for one in graph.groups]
-        text = quote(json.dumps(groups, separators=(",", ":")))
-        say(f"with its groups: /index.html?slug={output.stem}&supernodes={text}")
+        text = quote(json.dumps(groups, separators=(",", ":")).replace("%", "%25"))
+        members = [member for one in graph.groups for member in one.members]
+        pins = ",".join(dict.fromkeys([*pins_of(read(folder).beside.get(VIEW)), *members]))
+        address = f"slug={output.stem}&pinnedIds={pins}&supernodes={text}"
+        say(f"with its groups: /index.html?{address}")
 
 
 def write_page(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MOST_REASONS = 5
 """Reasons of failed prompts that are printed."""
-ONLY_WITH_PROMPTS = ("nodes", "edges", "shard")
+ONLY_WITH_PROMPTS = ("nodes", "edges", "shard", "ray", "workers")
 
 many_options = together(
     click.option(
@@ -46,6 +46,18 @@ many_options = together(
     ),
     click.option(
         "--shard", type=POSITIVE, default=64, help="With --prompts: prompts a file of the dataset."
+    ),
+    click.option(
+        "--ray",
+        metavar="local|ADDRESS",
+        help="With --prompts: spread shards over this machine's processors, or a cluster of Ray.",
+        show_default="this process alone",
+    ),
+    click.option(
+        "--workers",
+        type=POSITIVE,
+        help="With --ray: processes with a model.",
+        show_default="one a processor, or a GPU",
     ),
 )
 

@@ -16,12 +16,14 @@ from graphs.collections.dataset import GraphDataset
 from replacement_models import ReplacementModel
 from replacement_models.one_writer import one_writer
 from replacement_models.process import one_call
+from tracer.datasets.on_ray import trace_on_ray
 from tracer.datasets.one import done
 from tracer.datasets.plan import Plan, begin, plan
 from tracer.datasets.products import Products
 from tracer.datasets.prompt_files import read_prompts
 from tracer.datasets.prompts import Prompt, prompts_of
 from tracer.datasets.shard import Shard
+from tracer.errors import TraceError
 from tracer.interrupts import stopped_once
 
 SHARD = 64
@@ -32,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @one_call()
 @torch.no_grad()
-def trace_many(
+def trace_many(  # noqa: PLR0913  keyword arguments are the public interface
     model: ReplacementModel,
     prompts: str | Path | Iterable[Any],
     out: str | Path,
@@ -40,6 +42,8 @@ def trace_many(
     nodes: float = 0.8,
     edges: float = 0.98,
     shard: int = SHARD,
+    ray: str | None = None,
+    workers: int | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> GraphDataset:
@@ -58,23 +62,32 @@ def trace_many(
         nodes: share of node influence that graphs keep, in (0, 1]; with `edges` 1, they are whole.
         edges: share of edge influence, in (0, 1].
         shard: prompts a file.
-        progress: called after every prompt.
+        ray: "local", or the address of a cluster of Ray, over whose processes shards are spread:
+            the same bytes; None traces in this process.
+        workers: processes of Ray with a model; None: one a processor, or a GPU.
+        progress: called after every prompt; with `ray` after every shard.
         settings: as for `tracer.trace`; `targets` are those of prompts that have none of their own.
 
     Returns:
         The dataset: `nodes`, `edges` and `prompts` for pyarrow, `graph(number)` for one graph.
 
     Raises:
-        TraceError: the prompts, a setting, or what stands at `out` cannot be used.
+        TraceError: the prompts, a setting, or what stands at `out` cannot be used, or Ray cannot.
         ModelError: another process is writing there.
         GraphError: the place cannot be written, or holds torn files.
         TypeError: `trace` has no such setting.
     """
     given = _read(prompts)
     asked = plan(model, given, Path(out), shard, (nodes, edges), settings)
+    if workers is not None and (ray is None or workers < 1):
+        raise TraceError(f"workers is {workers}: expected 1 or more, and ray with it")
+    tell = progress or (lambda done, total: None)
     with one_writer(asked.out, "prompts"), stopped_once():
         begin(asked)
-        _one_by_one(model, asked, progress or (lambda done, total: None))
+        if ray is None:
+            _one_by_one(model, asked, tell)
+        else:
+            trace_on_ray(model, asked, ray, workers, tell)
     return GraphDataset.load(asked.out)
 
 
@@ -94,7 +107,7 @@ def _one_by_one(model: ReplacementModel, asked: Plan, progress: Progress) -> Non
         working = Shard(asked, number)
         try:
             for one in working.missing:
-                found = done(model, asked, one, products.known)
+                found = done(model, asked.how, one, asked.prompts[one], products.known)
                 products.add(found.products)
                 working.add(found)
                 finished += 1

@@ -9,7 +9,7 @@ from graphs import AttributionGraph
 from graphs.collections.rows import Asked, Rows, failed_rows, traced_rows
 from replacement_models import ReplacementModel
 from tracer.attribution.trace import trace
-from tracer.datasets.plan import Plan
+from tracer.datasets.plan import How
 from tracer.datasets.prompts import Prompt, one_line, target_names
 from tracer.errors import TraceError
 
@@ -25,32 +25,35 @@ class Done(NamedTuple):
     """Which way its large products went."""
 
 
-def done(model: ReplacementModel, plan: Plan, number: int, products: Mapping[str, str]) -> Done:
+def done(
+    model: ReplacementModel, how: How, number: int, prompt: Prompt, products: Mapping[str, str]
+) -> Done:
     """Trace one prompt.
 
     Args:
         model: what to trace.
-        plan: of the dataset.
+        how: as all prompts of the dataset are traced.
         number: of the prompt.
+        prompt: what to trace.
         products: which way classes of large products go that earlier prompts had.
 
     Returns:
         Its rows. Whatever goes wrong with a prompt alone is a row with the reason.
     """
     begin, cpu = perf_counter(), process_time()
-    prompt, used = plan.prompts[number], dict[str, str]()
+    used = dict[str, str]()
     asked = Asked(number, prompt.text, _targets(prompt), prompt.own)
     try:
-        whole, kept = _graphs(model, plan, prompt, products)
+        whole, kept = _graphs(model, how, prompt, products)
         used = kept.metadata["versions"]["products"]
         rows = traced_rows(_named(asked, kept), whole, kept)
     except Exception as error:  # one prompt of thousands shall not end the others
-        rows = failed_rows(asked, _reason(error), plan.weight)
+        rows = failed_rows(asked, _reason(error), how.weight)
     return Done(number, rows, perf_counter() - begin, process_time() - cpu, used)
 
 
 def _graphs(
-    model: ReplacementModel, plan: Plan, prompt: Prompt, products: Mapping[str, str]
+    model: ReplacementModel, how: How, prompt: Prompt, products: Mapping[str, str]
 ) -> tuple[AttributionGraph, AttributionGraph]:
     """The graph as traced, without labels of a store, and what is kept of it, with them."""
     if prompt.wrong is not None:
@@ -60,9 +63,9 @@ def _graphs(
 
     def prune(graph: AttributionGraph) -> AttributionGraph:
         whole.append(graph)
-        return graph.prune(plan.nodes, plan.edges)
+        return graph.prune(how.nodes, how.edges)
 
-    settings = dict(plan.settings)
+    settings = dict(how.settings)
     settings["products"] = {**products, **(settings["products"] or {})} or None
     if prompt.targets is not None:
         settings["targets"] = prompt.targets

@@ -35,6 +35,19 @@ NOT_COMPARED = ("memory_limit", "spill_above", "products")
 
 
 @dataclass(frozen=True)
+class How:
+    """How every prompt is traced."""
+
+    nodes: float
+    edges: float
+    """Shares of influence kept, as `AttributionGraph.prune` takes them."""
+    settings: Mapping[str, Any]
+    """Arguments of `trace`."""
+    weight: pa.DataType
+    """Type of the weights of edges."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is to be done: the prompts, and how."""
 
@@ -42,11 +55,7 @@ class Plan:
     out: Path
     shard: int
     """Prompts a shard."""
-    nodes: float
-    edges: float
-    """Shares of influence kept, as `AttributionGraph.prune` takes them."""
-    settings: Mapping[str, Any]
-    """Arguments of `trace`."""
+    how: How
     about: Mapping[str, Any]
     """What settings.json says."""
 
@@ -59,11 +68,6 @@ class Plan:
         """Numbers of the prompts of a shard."""
         begin = shard * self.shard
         return range(begin, min(begin + self.shard, len(self.prompts)))
-
-    @property
-    def weight(self) -> pa.DataType:
-        """Type of the weights of edges."""
-        return pa.type_for_alias(self.about["weight"])
 
 
 def plan(
@@ -111,7 +115,8 @@ def plan(
         **_model(model),
         "settings": _described(model, whole),
     }
-    return Plan(prompts, out, shard, *kept, whole, about)
+    how = How(*kept, whole, pa.type_for_alias(about["weight"]))
+    return Plan(prompts, out, shard, how, about)
 
 
 def _model(model: ReplacementModel) -> dict[str, Any]:
