@@ -37,9 +37,9 @@ def test_no_gradient_is_larger_than_the_chunk(monkeypatch: pytest.MonkeyPatch):
     seen = []
     attention = sweep._attention
 
-    def watched(maps, pattern, read, ready):
+    def watched(maps, pattern, read, *others):
         seen.append(read.shape[0] * read.shape[1])
-        return attention(maps, pattern, read, ready)
+        return attention(maps, pattern, read, *others)
 
     monkeypatch.setattr(sweep, "_attention", watched)
     monkeypatch.setattr(chunks, "CHUNK", 24)
