@@ -19,8 +19,7 @@ from replacement_models.host import Block, Host
 from tests.family_configs import EXACT, FLOAT32, KNOWN, WITHOUT_NEURONS, model_of_family
 from tests.local_forward import LocalForward
 from tests.random_models import PROMPT, transcoder
-from tests.test_laws import deviation, row_sums
-from tracer import Intervention
+from tests.test_laws import off_interventions, row_sums
 
 every = pytest.mark.parametrize("name", KNOWN)
 
@@ -50,22 +49,8 @@ def test_rows_add_up_and_the_local_model_is_the_model(name: str):
 
 @every
 def test_an_edge_is_what_a_direct_intervention_changes(name: str):
-    model, graph = traced(name), graph_of(name)
-    nodes = graph.nodes.to_pylist()
-    rows = [index for index, node in enumerate(nodes) if node["kind"] in ("feature", "logit")]
-    effect = graph.effect.toarray()[rows]
-    features = [index for index in rows if nodes[index]["kind"] == "feature"]
-    for source in features[:: len(features) // 2]:
-        node = nodes[source]
-        doubled = Intervention(
-            layer=node["layer"], position=node["position"], feature=node["feature"], scale=2.0
-        )
-        change = tracer.intervene(model, PROMPT, [doubled], mode="direct")
-        moved = change.pre_activations - change.base.pre_activations
-        logits = (change.logits_before_cap - change.base.logits_before_cap)[-1]
-        targets = [nodes[index] for index in rows]
-        off = deviation(effect[:, source], targets, moved, logits)
-        assert off < (1e-4 if name in FLOAT32 else 1e-9)
+    off = off_interventions(traced(name), graph_of(name), 2)
+    assert off < (1e-4 if name in FLOAT32 else 1e-9)
 
 
 @every

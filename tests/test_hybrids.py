@@ -21,7 +21,7 @@ from replacement_models.kernel_patterns import KernelPattern, kernel_patterns
 from tests.local_forward import LocalForward
 from tests.random_hybrids import HYBRIDS, hybrid, hybrid_language_model
 from tests.random_models import PROMPT, replacement_model, transcoder
-from tests.test_laws import deviation, row_sums
+from tests.test_laws import off_interventions, row_sums
 from tests.test_tracer_lenses_local import wrong
 from tests.test_tracer_plain_sweep import assert_same, both, rows_everywhere, spread_everywhere
 from tracer import Intervention, TraceError
@@ -77,20 +77,7 @@ def test_the_local_replacement_model_reproduces_the_logits(family: str):
 def test_an_edge_is_what_a_direct_intervention_changes(family: str):
     model = model_of(family)
     graph = tracer.trace(model, PROMPT)
-    nodes = graph.nodes.to_pylist()
-    rows = [index for index, node in enumerate(nodes) if node["kind"] in ("feature", "logit")]
-    effect = graph.effect.toarray()[rows]
-    features = [index for index in rows if nodes[index]["kind"] == "feature"]
-    for source in features[:: max(1, len(features) // 4)]:
-        node = nodes[source]
-        doubled = Intervention(
-            layer=node["layer"], position=node["position"], feature=node["feature"], scale=2.0
-        )
-        change = tracer.intervene(model, PROMPT, [doubled], mode="direct")
-        moved = change.pre_activations - change.base.pre_activations
-        logits = (change.logits_before_cap - change.base.logits_before_cap)[-1]
-        targets = [nodes[index] for index in rows]
-        assert deviation(effect[:, source], targets, moved, logits) < 1e-9
+    assert off_interventions(model, graph, 4) < 1e-9
     assert graph.metadata["conservation"]["relative"] < KERNEL
 
 
