@@ -4,7 +4,9 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -462,6 +464,18 @@ def test_ray_loads_no_model_that_was_made_in_memory(golden: ReplacementModel, tm
     made = dataclasses.replace(golden, loaded_with=None)
     with pytest.raises(TraceError, match="the model was made in memory"):
         tracer.trace_many(made, IDS, tmp_path / "runs", ray="local")
+
+
+def test_an_address_where_nobody_listens_is_refused_before_anything_is_written(
+    golden: ReplacementModel, tmp_path: Path
+):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and not listening
+        port = taken.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"[::1]:{port}"):
+            with pytest.raises(TraceError, match=f"Ray at '{re.escape(address)}': "):
+                tracer.trace_many(golden, IDS, tmp_path / "runs", ray=address)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_workers_are_none_without_ray(golden: ReplacementModel, tmp_path: Path):

@@ -16,7 +16,7 @@ from graphs.collections.dataset import GraphDataset
 from replacement_models import ReplacementModel
 from replacement_models.one_writer import one_writer
 from replacement_models.process import one_call
-from tracer.datasets.on_ray import trace_on_ray
+from tracer.datasets.on_ray import check_ray, trace_on_ray
 from tracer.datasets.one import done
 from tracer.datasets.plan import Plan, begin, plan
 from tracer.datasets.products import Products
@@ -81,6 +81,8 @@ def trace_many(  # noqa: PLR0913  keyword arguments are the public interface
     asked = plan(model, given, Path(out), shard, (nodes, edges), settings)
     if workers is not None and (ray is None or workers < 1):
         raise TraceError(f"workers is {workers}: expected 1 or more, and ray with it")
+    if ray is not None:
+        check_ray(model, ray)
     tell = progress or (lambda done, total: None)
     with one_writer(asked.out, "prompts"), stopped_once():
         begin(asked)

@@ -7,6 +7,7 @@ is started again, and its shard with it.
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,8 @@ TRIES = 3
 """How often a worker, and its shard, is begun again."""
 ASKED = 2
 """Shards a worker that are asked for at once."""
+REACHED = 10.0
+"""Seconds in which an address must answer."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -65,6 +68,18 @@ class Worker:
             found.append(done(self.model, how, number, prompt, known))
             known |= {name: way for name, way in found[-1].products.items() if name not in known}
         return found
+
+
+def check_ray(model: ReplacementModel, address: str) -> None:
+    """Refuse what cannot go over Ray before anything is written.
+
+    Raises:
+        TraceError: Ray is not installed, nobody listens at the address, or the model was not loaded
+            from files.
+    """
+    _loaded_with(model)
+    _imported()
+    _reach(address)
 
 
 def trace_on_ray(
@@ -177,15 +192,19 @@ def _sent(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "store": store}
 
 
-@contextmanager
-def _cluster(address: str, workers: int | None) -> Iterator[Any]:
-    """Ray, connected; a cluster that was begun here ends here."""
+def _imported() -> Any:
     try:
-        ray: Any = import_module("ray")
+        return import_module("ray")
     except ImportError as error:
         raise TraceError(
             f"ray is not installed ({error}): pip install 'tracer[ray]', or leave --ray out"
         ) from error
+
+
+@contextmanager
+def _cluster(address: str, workers: int | None) -> Iterator[Any]:
+    """Ray, connected; a cluster that was begun here ends here."""
+    ray = _imported()
     if ray.is_initialized():
         yield ray
         return
@@ -204,6 +223,17 @@ def _cluster(address: str, workers: int | None) -> Iterator[Any]:
         ray.shutdown()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else None
+
+
+def _reach(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
+    except (OSError, OverflowError) as error:
+        raise TraceError(f"Ray at {address!r}: {one_line(error)}") from error
 
 
 @contextmanager
