@@ -28,11 +28,12 @@ from replacement_models import (
     TranscoderLayer,
 )
 from tracer.attention import loadings as attention_loadings
+from tracer.attention.floor import carried
 from tracer.attention.loadings import Pairs, loadings
-from tracer.attention.pulling import chunks, pull
+from tracer.attention.pulling import Unmixed, chunks, pull
 from tracer.attention.pushing import slabs
 from tracer.attention.sources import positions_of
-from tracer.attribution.local_model import LocalModel, linearise
+from tracer.attribution.local_model import LinearLayer, LocalModel, linearise
 from tracer.attribution.product import product
 from tracer.attribution.sweep import sweep
 from tracer.attribution.targets import feature_rows
@@ -89,7 +90,7 @@ def cpu(call: Callable[[], Any], times: int = 3) -> float:
     return min(found)
 
 
-def in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
+def in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int = 15) -> dict[str, float]:
     """Least CPU seconds of calls that take turns, so that what else runs slows them all alike."""
     found = [{name: cpu(call, 1) for name, call in calls.items()} for _ in range(rounds)]
     return {name: min(one[name] for one in found) for name in calls}
@@ -114,10 +115,14 @@ def costs(width: int, layers: int, positions: int, count: int) -> dict[str, floa
     def push() -> Any:
         return list(slabs(plain, columns, layers - 1))
 
+    tokens_at = np.arange(positions)
+    values = by_key_head(plain.layers[0], plain.token_vectors)
+
     def pulled() -> None:
         for chunk in chunks(rows):
-            for _ in pull(plain, rows[chunk], 0, 0):
-                pass
+            for at in pull(plain, rows[chunk], 0, 0, mixed=False):
+                if isinstance(at, Unmixed):
+                    carried(plain, at, values, tokens_at)
 
     seconds = in_turn({"sweep": lambda: sweep(local, rows), "push": push, "pull": pulled})
     seconds["products"], share = inner_products(
@@ -126,6 +131,12 @@ def costs(width: int, layers: int, positions: int, count: int) -> dict[str, floa
     ratio = (seconds["push"] + seconds["pull"]) / seconds["sweep"]
     told = {"rows": len(rows), "edges": len(pairs), "push and pull over sweep": ratio}
     return seconds | told | {"products over peak": share}
+
+
+def by_key_head(maps: LinearLayer, stream: Tensor) -> Tensor:
+    """What a layer reads of a stream, (kv_heads, positions, d_head)."""
+    kv_heads = len(maps.transposed_pattern(0, 1))
+    return (stream @ maps.value).unflatten(1, (kv_heads, -1)).transpose(0, 1)
 
 
 def every_edge(local: LocalModel, columns: np.ndarray, rows: np.ndarray) -> Pairs:
@@ -139,11 +150,12 @@ def every_edge(local: LocalModel, columns: np.ndarray, rows: np.ndarray) -> Pair
     return Pairs(source[below], target[below])
 
 
-def inner_products(call: Callable[[], Any]) -> tuple[float, float]:
+def inner_products(call: Callable[[], Any], rounds: int = 7) -> tuple[float, float]:
     """What the products of values with what they are worth take inside `call`.
 
     Returns:
-        CPU seconds, and their rate over that of the largest products here.
+        Least CPU seconds of some calls, and their rate over that of the largest products here,
+        which take turns with them.
     """
     spent, work = 0.0, 0
 
@@ -156,11 +168,14 @@ def inner_products(call: Callable[[], Any]) -> tuple[float, float]:
         return found
 
     call()  # ways of multiplying are chosen at first use
-    with mock.patch.object(attention_loadings, "product", counted):
-        call()
-    square = torch.randn(PEAK, PEAK)
-    fastest = 2 * PEAK**3 / cpu(lambda: product(square, square))
-    return spent, work / spent / fastest
+    square, seconds, fastest = torch.randn(PEAK, PEAK), [], []
+    for _ in range(rounds):
+        spent, work = 0.0, 0
+        with mock.patch.object(attention_loadings, "product", counted):
+            call()
+        seconds.append(spent)
+        fastest.append(cpu(lambda: product(square, square), 1))
+    return min(seconds), work / min(seconds) / (2 * PEAK**3 / min(fastest))
 
 
 def induction(model: ReplacementModel, repeats: int) -> dict[str, Any]:

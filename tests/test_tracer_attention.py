@@ -183,8 +183,12 @@ def test_a_wrong_head_shows_in_what_the_table_says_of_itself(monkeypatch: pytest
     known, _ = about("llama", "cross_layer")
     honest = tracer.head_loadings(known.model, known.graph).metadata["heads"]
     assert max(honest["conservation"], honest["stay"]) < 1e-9
-    real = pushing._by_key_head
-    monkeypatch.setattr(pushing, "_by_key_head", lambda *given: real(*given).flip(0))
+    real = pushing._keep
+
+    def other_heads(room: torch.Tensor, read: list[torch.Tensor], *rest: object) -> None:
+        real(room, [part.roll(room.shape[-1], -1) for part in read], *rest)
+
+    monkeypatch.setattr(pushing, "_keep", other_heads)
     wrong = tracer.head_loadings(known.model, known.graph).metadata["heads"]
     assert wrong["stay"] > 1e-3
 
@@ -199,6 +203,26 @@ def test_memory_bounds_change_no_loading(monkeypatch: pytest.MonkeyPatch, family
     few = split(known, chosen)
     assert np.abs(whole.heads - few.heads).max() < 1e-12 * np.abs(chosen.weight).max()
     assert np.abs(whole.written - few.written).max() < 1e-12 * np.abs(chosen.weight).max()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2"])
+def test_heads_applied_to_few_sources_or_to_rows_carry_the_same(
+    monkeypatch: pytest.MonkeyPatch, family: str
+):
+    known, chosen = about(family, "cross_layer")
+    found, calls = [], []
+    real = loadings_module.carried
+    monkeypatch.setattr(
+        loadings_module, "carried", lambda *given: calls.append(given) or real(*given)
+    )
+    for few in (True, False):
+        monkeypatch.setattr(loadings_module, "_few", lambda *_, few=few: few)
+        found.append(split(known, chosen))
+        assert bool(calls) is few
+        calls.clear()
+    scale = np.abs(chosen.weight).max()
+    assert np.abs(found[0].heads - found[1].heads).max() < 1e-12 * scale
+    assert np.abs(found[0].written - found[1].written).max() < 1e-12 * scale
 
 
 @pytest.mark.parametrize("family", SHARED)

@@ -9,14 +9,15 @@ Source: Kamath et al. 2025, "Tracing Attention Computation Through Feature Inter
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from replacement_models.sites import top_layer
-from tracer.attention.pulling import Above, Mixed, chunks, pull
+from tracer.attention.floor import carried
+from tracer.attention.pulling import Above, Mixed, Unmixed, chunks, pull
 from tracer.attention.pushing import SLAB, Slab, slabs
 from tracer.attention.sources import Writes, positions_of
 from tracer.attribution.local_model import LocalModel
@@ -105,7 +106,7 @@ def _rounds(
 
 
 def _renumbered(slab: Slab, chosen: Int[np.ndarray, " chosen"]) -> Slab:
-    return Slab(chosen[slab.number], slab.begin, slab.sources, slab.values)
+    return replace(slab, number=chosen[slab.number])
 
 
 def _of_chunk(
@@ -128,10 +129,13 @@ def _of_chunk(
 
     begin = min(slab.begin for slab in split)
     floor = 1 + min(int(mine.first.min()) for mine in within)
-    for at in pull(local, rows[chunk], begin, floor):
+    few = _few(local, split, floor)
+    for at in pull(local, rows[chunk], begin, floor, mixed=not few):
         for slab, mine in zip(split, within, strict=True):
             if isinstance(at, Mixed):
                 _load(slab, at, mine, found.heads[:, at.layer])
+            elif isinstance(at, Unmixed):
+                _load_few(local, slab, at, mine, found.heads[:, at.layer])
             else:
                 _score(slab.sources.writes(at.layer), at, mine, found.written[:, at.layer + 1])
     if floor < len(local.layers):
@@ -213,3 +217,32 @@ def _load(slab: Slab, at: Mixed, edges: _Edges, out: np.ndarray) -> None:
         found = product(worth, read).view(rows, group, -1)
         picked = found[target, :, source].to(summed_in(found.dtype))
         out[edges.edge[reached], key_head * group : (key_head + 1) * group] += picked.cpu().numpy()
+
+
+def _few(local: LocalModel, split: Sequence[Slab], layer: int) -> bool:
+    """Whether applying a layer's heads to the sources that it reads costs less than to rows."""
+    if layer >= len(local.layers) or local.layers[layer].around is not None:
+        return False
+    d_head = split[0].values[layer].shape[3]
+    return sum(len(_at_one_position(slab, layer)) for slab in split) <= d_head
+
+
+def _at_one_position(slab: Slab, layer: int) -> range:
+    """The sources that pass their first attention at a layer, by position."""
+    ends = np.searchsorted(slab.sources.first, [layer - 1, layer])
+    return range(int(ends[0]), int(ends[1]))
+
+
+def _load_few(local: LocalModel, slab: Slab, at: Unmixed, edges: _Edges, out: np.ndarray) -> None:
+    """As `_load`, at the floor: heads are applied to what its sources write, not to rows."""
+    some = _at_one_position(slab, at.layer)
+    rows = len(at.gradient) + len(at.joining)
+    reached = np.flatnonzero((edges.target < rows) & (edges.source < some.stop))
+    if not len(reached):
+        return
+    position = slab.position[some.start : some.stop]
+    values = slab.values[at.layer][:, np.arange(some.start, some.stop), position - slab.begin]
+    found = carried(local, at, values, position)
+    target = on_device(edges.target[reached], found.device)
+    source = on_device(edges.source[reached] - some.start, found.device)
+    out[edges.edge[reached]] += found[target, source].cpu().numpy()

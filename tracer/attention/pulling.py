@@ -27,7 +27,7 @@ from tracer.attribution.sweep import (
 )
 from tracer.attribution.targets import TargetRows
 
-ROWS, SPAN = 32, 2048
+ROWS, SPAN = 32, 3072
 """Rows of a chunk at least, and row-positions it may hold beyond."""
 
 
@@ -52,6 +52,18 @@ class Mixed:
     worth: Float[Tensor, "kv_heads group positions rows d_head"]
 
 
+@dataclass(frozen=True, eq=False)
+class Unmixed:
+    """What they weigh one layer's attention output with, before its heads part: at the floor."""
+
+    layer: int
+    begin: int
+    gradient: Float[Tensor, "dense positions d_model"]
+    """Of rows that passed attention above."""
+    joining: JoiningRows
+    """Of those that pass it here first, which follow."""
+
+
 def chunks(rows: TargetRows) -> Iterator[Int[np.ndarray, " chunk"]]:
     """Row numbers by position, cut into chunks, in each sorted by site from the top."""
     order = np.argsort(rows.position, kind="stable")
@@ -70,7 +82,9 @@ def _by_site(rows: TargetRows, chunk: np.ndarray) -> np.ndarray:
     return found
 
 
-def pull(local: LocalModel, rows: TargetRows, begin: int, floor: int) -> Iterator[Above | Mixed]:
+def pull(
+    local: LocalModel, rows: TargetRows, begin: int, floor: int, mixed: bool = True
+) -> Iterator[Above | Mixed | Unmixed]:
     """Pull rows, sorted by site from the top, down to what the lowest source passes.
 
     Args:
@@ -78,6 +92,7 @@ def pull(local: LocalModel, rows: TargetRows, begin: int, floor: int) -> Iterato
         rows: one chunk of rows.
         begin: the first position anybody asks for.
         floor: the lowest layer whose attention a source passes.
+        mixed: whether heads part at the floor too.
 
     Yields:
         At every layer from the top the stream above it and the values in it. Last, "above" the
@@ -94,7 +109,10 @@ def pull(local: LocalModel, rows: TargetRows, begin: int, floor: int) -> Iterato
         between = _joining(rows, sites, joined, stream_number(layer, between=True))
         _write(above, gradients[pulled.dense : joined], begin)
         yield Above(layer, begin, gradients[:joined])
-        yield Mixed(layer, begin, _past_layer(pulled, layer, above, between))
+        if layer > floor or mixed:
+            yield Mixed(layer, begin, _past_layer(pulled, layer, above, between))
+        else:
+            yield _past_floor(pulled, above, between)
     last = _joining(rows, sites, pulled.dense, stream_number(floor))
     _write(last, gradients[pulled.dense :], begin)
     yield Above(floor - 1, begin, gradients[: pulled.dense + len(last)])
@@ -122,6 +140,22 @@ def _write(joining: JoiningRows, gradients: Tensor, begin: int) -> None:
 def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> JoiningRows:
     end = joined + sites[joined:].count(site)
     return JoiningRows(rows.vector[joined:end], rows.position[joined:end])
+
+
+def _past_floor(pulled: _Pulled, above: JoiningRows, between: JoiningRows) -> Unmixed:
+    """Leave the floor's attention to the caller; bring gradients beside it, in place."""
+    gradients, begin, dense = pulled.gradients, pulled.begin, pulled.dense
+    maps = pulled.local.layers[pulled.floor]
+    below, own = skip_back(maps, gradients[:dense], above, begin)
+    own = _both(own, between)
+    if maps.parallel:
+        read, reading = gradients[:dense].clone(), _both(above, between)
+    else:
+        read, reading = below, own
+    gradients[:dense] = below
+    _write(own, gradients[dense : dense + len(own)], begin)
+    pulled.dense = dense + len(own)
+    return Unmixed(pulled.floor, begin, read, reading)
 
 
 def _past_layer(

@@ -17,7 +17,7 @@ from tracer.attention.sources import Sources, positions_of, sources_of
 from tracer.attribution.local_model import LinearLayer, LocalModel
 from tracer.attribution.product import add_product, product
 from tracer.attribution.sweep import KEYS
-from tracer.attribution.targets import on_device, runs
+from tracer.attribution.targets import runs
 
 SLAB, PART = 256, 64
 """Sources of a slab: inner products are so many columns wide. So many of them are pushed together,
@@ -30,6 +30,7 @@ class Slab:
 
     number: Int[np.ndarray, " sources"]
     """Which of all sources they are."""
+    position: Int[np.ndarray, " sources"]
     begin: int
     """The first position that one of them stands at."""
     sources: Sources
@@ -60,118 +61,195 @@ def _pushed(
         _room(maps, int(np.searchsorted(sources.first, layer)), local.positions - begin)
         for layer, maps in enumerate(local.layers[: top + 1])
     ]
-    order = np.argsort(positions_of(local, columns), kind="stable")
+    position = positions_of(local, columns)
+    order = np.argsort(position, kind="stable")
     for start in range(0, len(order), PART):
         part = np.sort(order[start : start + PART])
-        _push(local, columns[part], part, begin, values)
-    return Slab(number, begin, sources, values)
+        _push(local, (sources.of(part), position[part]), part, begin, values)
+    return Slab(number, position, begin, sources, values)
 
 
 def _room(maps: LinearLayer, live: int, span: int) -> Float[Tensor, "kv_heads live span d_head"]:
+    """Room for values; every source writes all of its own."""
     kv_heads = len(maps.transposed_pattern(0, 1))
-    return maps.value.new_zeros(kv_heads, live, span, maps.value.shape[1] // kv_heads)
+    return maps.value.new_empty(kv_heads, live, span, maps.value.shape[1] // kv_heads)
 
 
 def _push(
     local: LocalModel,
-    columns: Int[np.ndarray, " sources"],
+    pushed: tuple[Sources, Int[np.ndarray, " sources"]],
     places: Int[np.ndarray, " sources"],
     slab_begin: int,
     values: Sequence[Float[Tensor, "kv_heads live positions d_head"]],
 ) -> None:
-    """Push some sources of a slab, those first that are written lowest.
+    """Push some sources of a slab, those first that are written lowest, of them by position.
 
     Args:
         local: the local model.
-        columns: the sources.
-        places: where each stands in the slab.
+        pushed: the sources, and where each stands.
+        places: their numbers in the slab.
         slab_begin: the slab's first position.
         values: of each layer, room for what attention reads of the slab.
     """
-    sources, position = sources_of(local, columns), positions_of(local, columns)
+    sources, position = pushed
     first, begin = sources.first, int(position.min())
     position = position - begin
     span, width = local.positions - begin, local.token_vectors.shape[1]
-    stream = local.token_vectors.new_zeros(len(columns), span, width)
+    stream = local.token_vectors.new_zeros(sources.count, span, width)
     sources.tokens.add_to(stream, begin)
-    at_slab = on_device(places, stream.device)
+    known = None
     for layer, room in enumerate(values):
         maps = local.layers[layer]
-        dense, live = (int(np.searchsorted(first, bound)) for bound in (layer - 1, layer))
-        read = _read(maps, stream, (dense, live), position)
-        if maps.around is not None:
-            read, dense = maps.around.values_on(read, begin), live
-        room[:, at_slab[:live], begin - slab_begin :] = _by_key_head(read, len(room))
+        ends = [int(np.searchsorted(first, bound)) for bound in (layer - 1, layer)]
+        read = _read(maps, stream, ends, position, known)
+        _keep(room, read, places[: ends[1]], begin - slab_begin)
         if layer < len(values) - 1:
             pattern = maps.transposed_pattern(begin, local.positions)
-            _attend(maps, pattern, stream, read, (dense, live), position)
+            known = _attend(maps, pattern, stream, read, ends, position)
             sources.layers[layer].add_to(stream, begin)
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What the next layer's attention reads of sources that just passed their first one."""
+
+    values: Float[Tensor, "sources positions kv_heads_d_head"]
+    """Of what that one added to the stream."""
+    added: Float[Tensor, "sources d_model"]
+    """What it added at the position of each, where the stream holds more."""
 
 
 def _read(
     maps: LinearLayer,
     stream: Float[Tensor, "sources positions d_model"],
-    ends: tuple[int, int],
+    ends: Sequence[int],
     position: Int[np.ndarray, " sources"],
-) -> Float[Tensor, "live positions kv_heads_d_head"]:
-    """What attention reads: of those that passed one before everywhere, else at one position."""
+    known: _Known | None,
+) -> list[Float[Tensor, "some positions kv_heads_d_head"]]:
+    """What attention reads, in parts that follow each other; the last reads at one position each.
+
+    Where taps or factors stand before the pattern, all are one part.
+    """
     dense, live = ends
-    read = stream.new_zeros(live, stream.shape[1], maps.value.shape[1])
-    read[:dense] = product(stream[:dense].flatten(0, 1), maps.value.T).view_as(read[:dense])
-    at = np.arange(dense, live), position[dense:live]
-    read[at] = product(stream[at], maps.value.T)
-    return read
+    early = dense if known is None else dense - len(known.values)
+    parts = []
+    if early:
+        found = product(stream[:early].flatten(0, 1), maps.value.T)
+        parts.append(found.unflatten(0, (early, -1)))
+    at = np.arange(early, live), position[early:live]
+    here = stream[at]
+    if known is not None:
+        here[: dense - early] -= known.added
+    own = product(here, maps.value.T)
+    if known is not None:
+        known.values[np.arange(dense - early), position[early:dense]] += own[: dense - early]
+        parts.append(known.values)
+    last = stream.new_zeros(live - dense, stream.shape[1], own.shape[1])
+    last[np.arange(live - dense), position[dense:live]] = own[dense - early :]
+    parts.append(last)
+    if maps.around is None:
+        return parts
+    return [maps.around.values_on(torch.cat(parts), len(maps.skip_scale) - stream.shape[1])]
 
 
-def _by_key_head(
-    values: Float[Tensor, "sources positions kv_heads_d_head"], kv_heads: int
-) -> Float[Tensor, "kv_heads sources positions d_head"]:
-    return values.unflatten(-1, (kv_heads, -1)).permute(2, 0, 1, 3)
+def _keep(
+    room: Float[Tensor, "kv_heads live slab_positions d_head"],
+    read: Sequence[Float[Tensor, "some positions kv_heads_d_head"]],
+    places: Int[np.ndarray, " sources"],
+    offset: int,
+) -> None:
+    """Write values in their places, which lie together for all sources written at one layer."""
+    for part in read:
+        by_key_head = part.unflatten(-1, (len(room), -1)).permute(2, 0, 1, 3)
+        mine, places = places[: len(part)], places[len(part) :]
+        for here in runs(mine - np.arange(len(mine))):
+            room_here = room[:, int(mine[here.start]) :][:, : here.stop - here.start]
+            room_here[:, :, :offset] = 0
+            room_here[:, :, offset:] = by_key_head[:, here]
 
 
 def _attend(
     maps: LinearLayer,
     pattern: Float[Tensor, "kv_heads keys group queries"],
     stream: Float[Tensor, "sources positions d_model"],
-    values: Float[Tensor, "live positions kv_heads_d_head"],
-    ends: tuple[int, int],
+    read: Sequence[Float[Tensor, "some positions kv_heads_d_head"]],
+    ends: Sequence[int],
     position: Int[np.ndarray, " sources"],
-) -> None:
+) -> _Known | None:
     """Take sources past one layer's attention and linear skip, in place.
 
     Args:
         maps: the layer.
         pattern: its pattern.
         stream: of all sources.
-        values: what attention reads of those written.
+        read: what attention reads of those written, as `_read` says.
         ends: how many passed attention before, and how many with those that do now.
         position: where each source stands.
+
+    Returns:
+        What the layer above reads of those that do now, where virtual weights take them there.
     """
     dense, live = ends
     before = stream[:live].clone() if maps.parallel and maps.skip is not None else stream[:live]
-    if dense:
-        mixed = _mixed(pattern, values[:dense])
-        if maps.around is not None:
-            begin = len(maps.skip_scale) - stream.shape[1]
-            mixed = maps.read_heads(mixed.unflatten(0, (dense, -1)), begin).flatten(0, 1)
-        old = stream[:dense].flatten(0, 1)
-        stream[:dense] = add_product(old, mixed, maps.output.T).view_as(stream[:dense])
-    if live > dense:
-        _spread(maps, pattern, stream[dense:live], values[dense:live], position[dense:live])
+    known = None
+    if maps.around is not None:
+        begin = len(maps.skip_scale) - stream.shape[1]
+        mixed = _mixed(pattern, read).unflatten(0, (live, -1))
+        _add(stream[:live], maps.read_heads(mixed, begin).flatten(0, 1), maps)
+    else:
+        if dense:
+            _add(stream[:dense], _mixed(pattern, read[:-1]), maps)
+        known = _first(maps, pattern, stream[dense:live], read[-1], position[dense:live])
     if maps.skip is not None:
         scale = maps.skip_scale[-stream.shape[1] :]
         skipped = product(before.flatten(0, 1), maps.skip.T).view_as(before)
         stream[:live] += skipped * scale
+    return known
+
+
+def _add(
+    stream: Float[Tensor, "some positions d_model"],
+    heads: Float[Tensor, "some_positions heads_d_head"],
+    maps: LinearLayer,
+) -> None:
+    """Add what the output map makes of heads' outputs, in place."""
+    found = add_product(stream.flatten(0, 1), heads, maps.output.T).view_as(stream)
+    if found.data_ptr() != stream.data_ptr():
+        stream.copy_(found)
+
+
+def _first(
+    maps: LinearLayer,
+    pattern: Float[Tensor, "kv_heads keys group queries"],
+    stream: Float[Tensor, "sources positions d_model"],
+    values: Float[Tensor, "sources positions kv_heads_d_head"],
+    position: Int[np.ndarray, " sources"],
+) -> _Known | None:
+    """Take sources at one position each past attention, in place."""
+    every = np.arange(len(values))
+    own = values[every, position].unflatten(1, (len(pattern), -1)).transpose(0, 1)
+    at = every, position
+    if not len(values):
+        return None
+    before = stream[at]
+    _spread(maps.output, pattern, stream, own, position)
+    if maps.virtual is None or maps.around is not None:
+        return None
+    above = stream.new_zeros(*stream.shape[:2], maps.virtual.shape[1])
+    _spread(maps.virtual, pattern, above, own, position)
+    return _Known(above, stream[at] - before)
 
 
 def _mixed(
     pattern: Float[Tensor, "kv_heads keys group queries"],
-    values: Float[Tensor, "sources keys kv_heads_d_head"],
+    parts: Sequence[Float[Tensor, "some keys kv_heads_d_head"]],
 ) -> Float[Tensor, "sources_queries heads_d_head"]:
-    kv_heads, keys, group, queries = pattern.shape
-    sources, d_head = len(values), values.shape[-1] // kv_heads
-    by_head = values.view(sources, keys, kv_heads, d_head).permute(2, 1, 0, 3).flatten(2)
-    out = values.new_empty(sources, queries, kv_heads, group, d_head)
+    kv_heads, _, group, queries = pattern.shape
+    turned = [part.unflatten(-1, (kv_heads, -1)).permute(2, 1, 0, 3) for part in parts]
+    by_head = torch.cat(turned, dim=2)
+    sources, d_head = by_head.shape[2:]
+    by_head = by_head.flatten(2)
+    out = by_head.new_empty(sources, queries, kv_heads, group, d_head)
     for begin in range(0, queries, KEYS):  # keys after a query do not count
         end = min(begin + KEYS, queries)
         weight = pattern[:, :end, :, begin:end].flatten(2).transpose(1, 2)
@@ -182,21 +260,19 @@ def _mixed(
 
 
 def _spread(
-    maps: LinearLayer,
+    output: Float[Tensor, "heads_d_head width"],
     pattern: Float[Tensor, "kv_heads keys group queries"],
-    stream: Float[Tensor, "sources positions d_model"],
-    values: Float[Tensor, "sources positions kv_heads_d_head"],
+    out: Float[Tensor, "sources positions width"],
+    own: Float[Tensor, "kv_heads sources d_head"],
     position: Int[np.ndarray, " sources"],
 ) -> None:
-    """Add what attention makes of sources at one position each: through heads, patterns last."""
+    """Add what heads make of sources at one position each, ascending: maps first, patterns last."""
     kv_heads, _, group, _ = pattern.shape
-    sources, width = len(values), stream.shape[-1]
-    own = values[np.arange(sources), position].view(sources, kv_heads, -1).transpose(0, 1)
-    output = maps.output.view(kv_heads, group, -1, width).permute(0, 2, 1, 3).flatten(2)
-    heads = torch.bmm(own, output).view(kv_heads, sources, group, width)
+    sources, width = len(out), out.shape[-1]
+    maps = output.view(kv_heads, group, -1, width).permute(0, 2, 1, 3).flatten(2)
+    heads = torch.bmm(own, maps).view(kv_heads, sources, group, width)
     heads = heads.transpose(0, 1).flatten(1, 2)
-    order = np.argsort(position, kind="stable")
-    for here in runs(position[order]):
-        rows, at = on_device(order[here], stream.device), int(position[order[here.start]])
+    for here in runs(position):
+        at = int(position[here.start])
         weight = pattern[:, at, :, at:].flatten(0, 1).T
-        stream[rows, at:] += torch.matmul(weight, heads[rows])
+        out[here, at:].baddbmm_(weight.expand(here.stop - here.start, -1, -1), heads[here])

@@ -24,6 +24,13 @@ class Writes:
     def __len__(self) -> int:
         return len(self.source)
 
+    def of(self, numbers: Int[np.ndarray, " numbers"]) -> "Writes":
+        """Those of some sources, by their places among `numbers`, which ascend."""
+        place = np.searchsorted(numbers, self.source)
+        mine = np.flatnonzero(np.append(numbers, -1)[place] == self.source)
+        vector = self.vector[on_device(mine, self.vector.device)]
+        return Writes(place[mine], self.position[mine], vector)
+
     def add_to(self, stream: Float[Tensor, "sources positions d_model"], begin: int = 0) -> None:
         """Add every write to the stream of its source, which starts at position `begin`."""
         if len(self):
@@ -40,6 +47,11 @@ class Sources:
     tokens: Writes
     """What stands in the stream entering layer 0."""
     layers: Sequence[Writes]
+
+    def of(self, numbers: Int[np.ndarray, " numbers"]) -> "Sources":
+        """Some of them, by ascending numbers."""
+        layers = [writes.of(numbers) for writes in self.layers]
+        return Sources(len(numbers), self.tokens.of(numbers), layers)
 
     def writes(self, layer: int) -> Writes:
         """What stands written at a layer, or (-1) below the bottom one."""
