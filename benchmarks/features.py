@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from benchmarks.attribution import processor
 from benchmarks.output import RESULTS, output_file
@@ -48,7 +49,8 @@ from tracer.features.tables import (
 
 LAYERS, WORDS, EACH, WINDOW, WINDOW_COUNT, QUERIES = 4, 50_000, 10, 64, 20_000, 20
 """Of the synthetic store; words that are drawn from, words and neighbours a feature has."""
-TURNS, ROWS = 5, 16
+BATCHES, BATCHES_OF_LARGE, ROWS = 40, 5, 16
+"""Of a build's pass, and rows of a batch."""
 
 
 def synthetic(path: Path, features: int) -> Index:
@@ -144,34 +146,36 @@ def spent(call: Callable[[], Any]) -> float:
     return time.process_time() - begun
 
 
-def passes(name: str, model: ReplacementModel, turns: int) -> dict[str, Any]:
-    """CPU seconds of the pass of a build and of forward and encoding alone, in turns."""
+def passes(name: str, model: ReplacementModel, batches: int) -> dict[str, Any]:
+    """CPU seconds of a build's pass and of forward and encoding alone, batch by batch in turns."""
     settings = default_settings(model, batch=ROWS)
-    vocabulary = model.host.vocabulary
+    vocabulary, shape = model.host.vocabulary, (ROWS, settings.context)
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(5, vocabulary, (ROWS, settings.context), generator=generator)
     running = Running.empty(model, settings)
 
-    def bare() -> None:
+    def bare(rows: Tensor) -> None:
         encode_rows(model, rows, settings.skip_positions, lambda layer, active: None)
 
-    def build() -> None:
+    def build(rows: Tensor) -> None:
         running.add(model, rows, settings, 0.05)
 
+    pairs = []
     with torch.no_grad():
-        bare()
-        build()
-        pairs = [(spent(bare), spent(build)) for _ in range(turns)]
-    forward, whole = (median(column) for column in zip(*pairs, strict=True))
+        bare(torch.randint(5, vocabulary, shape, generator=generator))
+        for _ in range(batches):
+            rows = torch.randint(5, vocabulary, shape, generator=generator)
+            pairs.append((spent(partial(bare, rows)), spent(partial(build, rows))))
+    forward, whole = (sum(column) for column in zip(*pairs, strict=True))
+    tokens = batches * ROWS * settings.context
     found = {
         "model": name,
         "features": sum(len(one.W_enc) for one in model.transcoder.layers),
-        "tokens": rows.numel(),
+        "tokens": tokens,
         "forward_and_encoding_cpu_seconds": forward,
         "build_cpu_seconds": whole,
         "ratio": whole / forward,
         "ratios": [build / bare for bare, build in pairs],
-        "tokens_per_cpu_second": rows.numel() / whole,
+        "tokens_per_cpu_second": tokens / whole,
     }
     print(
         f"{name}: {found['tokens_per_cpu_second']:,.0f} tokens a CPU second, "
@@ -181,17 +185,18 @@ def passes(name: str, model: ReplacementModel, turns: int) -> dict[str, Any]:
     return found
 
 
-def builds(model: str | None, turns: int) -> list[dict[str, Any]]:
-    """The pass on every model."""
-    found = [passes("embedded default", ReplacementModel.load(), turns)]
+def builds(model: str | None, quick: bool) -> list[dict[str, Any]]:
+    """The pass on every model, from its first batch on."""
+    found = [passes("embedded default", ReplacementModel.load(), 1 if quick else BATCHES)]
+    few = 1 if quick else BATCHES_OF_LARGE
     with tempfile.TemporaryDirectory() as folder:
         tokens = list(range(5, 21))
         write_case(Path(folder), ("gpt2", 4), "per_layer", tokens, 40, 8192)
         shape = ReplacementModel.load(Path(folder) / "model", Path(folder) / "transcoders")
-        found.append(passes("GPT-2, 4 layers of 8,192 features", shape, turns))
+        found.append(passes("GPT-2, 4 layers of 8,192 features", shape, few))
     if model is not None:
         bare = ReplacementModel.load(model, "neurons")
-        found.append(passes(f"neurons of {Path(model).name}", bare, turns))
+        found.append(passes(f"neurons of {Path(model).name}", bare, few))
     return found
 
 
@@ -207,7 +212,7 @@ def main() -> None:
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "search": [row for size in sizes for row in searches(size)],
-        "build": builds(options.model, 1 if options.quick else TURNS),
+        "build": builds(options.model, options.quick),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
