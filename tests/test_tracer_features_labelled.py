@@ -19,6 +19,7 @@ from tests.random_models import replacement_model
 from tests.test_cli import refused, succeed
 from tracer import FeatureStore, TraceError
 from tracer.features.beside import store_of
+from tracer.features.labels import run
 from tracer.features.labels.endpoint import Endpoint, SpentError
 from tracer.features.labels.on_nodes import Classes, Prompt, in_prompt
 from tracer.features.labels.own import FILE as OWN
@@ -89,6 +90,18 @@ def test_only_some_features_are_labelled_where_only_those_are_asked_for(
     }
     with pytest.raises(TraceError, match="there is no feature 0/99"):
         labelled.label(model, texts(3, 200), features=[(0, 99)])
+
+
+def test_only_what_is_asked_for_is_held_and_refused_before_text_is_read(
+    model: ReplacementModel, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+):
+    seen, real = [], run.observe
+    monkeypatch.setattr(run, "observe", lambda *given: seen.append(real(*given)) or seen[-1])
+    with pytest.raises(TraceError, match="no feature 0/99"):
+        store.label(model, texts(3, 200), features=[(0, 99)])
+    assert not seen
+    store.label(model, texts(3, 200), features=[(0, 2)])
+    assert {int(row) for one in seen for row in one.fires[0].nonzero()[0]} == {2}
 
 
 def test_classes_that_are_given_are_named(model: ReplacementModel, store: FeatureStore):

@@ -153,13 +153,15 @@ def label_features(
     say = progress or (lambda done, total, what: None)
     settings = replace(Settings(**store.about["settings"]), max_tokens=max_tokens)
     names = Names.of(model, texts.classes)
-    sides = _sides(store, model, texts, names, settings, say)
     wanted = [*features] if features is not None else _all(store)
+    for at in wanted:
+        _check(store, *at)
+    floors = _of_wanted(thresholds(store), wanted)
+    sides = _sides((store, floors), model, texts, names, settings, say)
     rows = dict(store.labels.rows) if features is not None else {}
     maxima = {layer: store.features(layer)["maximum"].to_pylist() for layer in store.layers}
     for number, (layer, feature) in enumerate(wanted):
         say(number, len(wanted), "Labelling features")
-        _check(store, layer, feature)
         found = label(sides, layer, feature, maxima[layer][feature])
         rows[layer, feature] = row(found, None)
     if endpoint is not None:
@@ -241,15 +243,25 @@ def thresholds(store: Store) -> dict[int, Float[np.ndarray, " features"]]:
     return found
 
 
+def _of_wanted(
+    floors: Mapping[int, Float[np.ndarray, " features"]], wanted: Sequence[Place]
+) -> dict[int, Float[np.ndarray, " features"]]:
+    """Thresholds that no feature passes but those wanted: memory is for these alone."""
+    found = {layer: np.full(len(one), np.inf) for layer, one in floors.items()}
+    for layer, feature in wanted:
+        found[layer][feature] = floors[layer][feature]
+    return found
+
+
 def _sides(
-    store: Store,
+    known: tuple[Store, Mapping[int, Float[np.ndarray, " features"]]],
     model: ReplacementModel,
     texts: Texts,
     names: Names,
     settings: Settings,
     say: Progress,
 ) -> Sides:
-    floors = thresholds(store)
+    store, floors = known
 
     def side(some: Iterable[Document], share: int, what: str) -> Side:
         part = replace(settings, max_tokens=max(1, (settings.max_tokens or 4) // share))
