@@ -1,5 +1,6 @@
 """Interventions: the reference's four kinds, ranges, groups, directions, and continuations."""
 
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from replacement_models.recording import write_module
 from tests.random_models import LAYERS, PROMPT, WIDTH, replacement_model
 from tests.test_tracer_golden import CASES, Case, with_reference_weights
 from tracer import Intervention, ReplacementModel, Steering, Supernode, TraceError
+from tracer.interventions.generate import Sampling
 
 KINDS: dict[str, dict[str, Any]] = {
     "direct": {"mode": "direct"},
@@ -175,6 +177,20 @@ def test_steering_by_a_multiple_of_the_maximum_sets_that_activation():
     assert wanted.position == slice(2, None)
 
 
+@pytest.mark.parametrize("skip_positions", [0, 1, 3])
+def test_maxima_are_over_all_positions_but_the_first_few(skip_positions: int):
+    model = replacement_model("gpt2", kind="per_layer")
+    maxima = tracer.feature_maxima(model, [PROMPT], skip_positions)
+    found = model.record(PROMPT).features
+    expected = torch.zeros_like(maxima)
+    for row in range(len(found)):
+        place = int(found.layer[row]), int(found.feature[row])
+        if int(found.position[row]) >= skip_positions:
+            expected[place] = max(float(expected[place]), float(found.activation[row]))
+    assert {int(one) for one in found.position} >= {0, 1, 2}
+    torch.testing.assert_close(maxima, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_adding_the_contrast_of_two_prompts_turns_one_into_the_other(layer: int):
     model = replacement_model("llama")
@@ -270,6 +286,17 @@ def test_sampling_repeats_with_its_seed_and_differs_without():
 
     assert said(1) == said(1)
     assert len({said(seed) for seed in range(4)}) > 1
+
+
+def test_the_colder_the_likelier_and_the_odds_are_those_of_the_temperature():
+    model = replacement_model("gpt2")
+    cold, greedy = (
+        tracer.generate(model, [PROMPT], max_new_tokens=8, temperature=t)[0] for t in (1e-4, 0.0)
+    )
+    assert cold.plain.tokens == greedy.plain.tokens
+    sampling, draw = Sampling(1, 0.5, 0), torch.Generator().manual_seed(0)
+    chosen = sampling.choose(torch.tensor([[0.0, 1.0]]).repeat(20_000, 1), [draw] * 20_000)
+    assert sum(chosen) / 20_000 == pytest.approx(1 / (1 + math.exp(-2.0)), abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,10 @@ OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
 MEMORY = 12 << 30
 """Bytes that a trial may take: a fault may ask for anything."""
 WAIT, TIMES = 30.0, 5.0
-"""A trial is over after so many seconds and so many times what its tests take without a fault."""
+"""A trial may take so many seconds of its processor, and so many times what its tests take without
+a fault."""
+PATIENCE = 10.0
+"""Times that by the clock: other work may slow it, and what waits for ever takes no processor."""
 
 
 def warm() -> None:
@@ -46,14 +49,16 @@ def outcome(tree: Path, tests: Sequence[str], seconds: float, log: Path) -> str:
     """
     child = os.fork()
     if child == 0:
-        _run(tree, tests, log)
-    end = time.monotonic() + WAIT + TIMES * seconds
+        _run(tree, tests, log, WAIT + TIMES * seconds)
+    end = time.monotonic() + PATIENCE * (WAIT + TIMES * seconds)
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
             if code == BROKEN:
                 raise RuntimeError(f"pytest did not run: {log.read_text(errors='replace')[-2000:]}")
+            if code == -signal.SIGXCPU:
+                return "killed by time"
             return "survived" if code == 0 else "killed"
         time.sleep(0.05)
     os.killpg(child, signal.SIGKILL)
@@ -61,10 +66,12 @@ def outcome(tree: Path, tests: Sequence[str], seconds: float, log: Path) -> str:
     return "killed by time"
 
 
-def _run(tree: Path, tests: Sequence[str], log: Path) -> None:
+def _run(tree: Path, tests: Sequence[str], log: Path, seconds: float) -> None:
     """Never returns."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    used = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used + seconds) + 1, resource.RLIM_INFINITY))
     os.chdir(tree)
     sys.path[0] = str(tree)
     written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
