@@ -49,7 +49,7 @@ def main() -> None:
         kept = options.covering or Path(folder) / "covering.json"
         if not kept.exists():
             cover(tree, kept)
-        tests = Covered(json.loads(kept.read_text(encoding="utf-8")))
+        tests = Covered.read(kept, tree)
         drawn = draw(ROOT, grouped(), counts(options.count), options.seed)
         warm()
         check_unchanged(tree, tests)
@@ -74,17 +74,30 @@ class Covered:
         self.seconds: Mapping[str, float] = measured["seconds"]
         self.lines: Mapping[str, Mapping[str, list[str]]] = measured["lines"]
 
+    @classmethod
+    def read(cls, path: Path, tree: Path) -> "Covered":
+        """What was measured in another copy of the tree: names of tests may hold its place."""
+        text = path.read_text(encoding="utf-8")
+        return cls(json.loads(text.replace(json.loads(text)["tree"], str(tree))))
+
     def of(self, path: str, first: int, last: int) -> tuple[list[str], float]:
-        """Tests that run one of some lines, and the seconds they take."""
+        """Tests that run one of some lines, and the seconds they take.
+
+        What tests of a file share is run by the first of them that needs it, so the others of the
+        file follow.
+        """
         by_line = self.lines.get(path, {})
         every = {one for line in range(first, last + 1) for one in by_line.get(str(line), ())}
+        files = {name.partition("::")[0] for name in every}
+        beside = {name for name in self.seconds if name.partition("::")[0] in files} - every
         chosen: list[str] = []
         spent = 0.0
-        for name in sorted(every, key=lambda one: (self.seconds[one], one)):
-            if spent + self.seconds[name] > LONGEST and chosen:
-                break
-            chosen.append(name)
-            spent += self.seconds[name]
+        for some in (every, beside):
+            for name in sorted(some, key=lambda one: (self.seconds[one], one)):
+                if spent + self.seconds[name] > LONGEST and chosen:
+                    break
+                chosen.append(name)
+                spent += self.seconds[name]
         return chosen, spent
 
 

@@ -1,7 +1,7 @@
 """Which tests run which lines: a plugin of pytest, `pytest -p benchmarks.mutants.covering`.
 
-Writes COVERING (an environment variable names the file): of each test its seconds, and the lines
-of our packages that it ran in this process.
+Writes COVERING (an environment variable names the file): where the tree stood, which names of tests
+may hold, of each test its seconds, and the lines of our packages that it ran in this process.
 """
 
 import json
@@ -43,7 +43,7 @@ class Covering:
             by_line = data.contexts_by_lineno(file)
             name = Path(file).relative_to(Path.cwd()).as_posix()
             lines[name] = {line: [one for one in by_line[line] if one] for line in by_line}
-        found = {"seconds": self.seconds, "lines": lines}
+        found = {"tree": str(Path.cwd()), "seconds": self.seconds, "lines": lines}
         Path(os.environ["COVERING"]).write_text(json.dumps(found), encoding="utf-8")
 
 
