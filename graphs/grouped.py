@@ -15,6 +15,7 @@ Source: Ameisen et al. 2025, "Circuit Tracing", for the scores; grouped sums aft
 that circuit-tracer and Neuronpedia draw.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,9 @@ from scipy.sparse import linalg
 from graphs import words
 from graphs.groups import Group
 from graphs.scores import ROUNDING, ScorePair
+
+ELSEWHERE = re.compile(r"(≈ )?(mostly|e\.g\.) ")
+"""How labels begin that are not said of the prompt."""
 
 
 def named(members: Sequence[Sequence[dict[str, Any]]], tokens: Sequence[str]) -> list[Group]:
@@ -54,13 +58,16 @@ def named(members: Sequence[Sequence[dict[str, Any]]], tokens: Sequence[str]) ->
 def group_name(rows: Sequence[dict[str, Any]], most: int = 2) -> str:
     """What the labels of some nodes have in common: their heaviest parts, in at most `most`.
 
+    Labels that hold in the prompt go before those that say what a feature mostly does elsewhere, or
+    show an example.
+
     >>> rows = [{"label": "Texas, TX", "influence": 2}, {"label": "Dallas, Texas", "influence": 1}]
     >>> group_name(rows), group_name(rows[:1])
     ('Texas', 'Texas, TX')
     """
     weight: dict[str, float] = defaultdict(float)
     shown: dict[str, str] = {}
-    for row in rows:
+    for row in [row for row in rows if not ELSEWHERE.match(row["label"])] or rows:
         parts = words.label_parts(row["label"])[0].split(",")
         for part in (part.strip() for part in parts):
             if part:

@@ -177,6 +177,16 @@ def test_steering_by_a_multiple_of_the_maximum_sets_that_activation():
     assert wanted.position == slice(2, None)
 
 
+def test_changes_of_one_feature_at_one_place_add_up():
+    model = replacement_model("gpt2", kind="cross_layer")
+    twice, once = (
+        tracer.intervene(model, PROMPT, [Intervention(**PLACE, add=x) for x in amounts])
+        for amounts in ((0.5, 0.75), (1.25,))
+    )
+    torch.testing.assert_close(twice.logits, once.logits, rtol=0, atol=1e-12)
+    assert float((once.logits - once.base.logits).abs().max()) > 1e-6
+
+
 @pytest.mark.parametrize("skip_positions", [0, 1, 3])
 def test_maxima_are_over_all_positions_but_the_first_few(skip_positions: int):
     model = replacement_model("gpt2", kind="per_layer")

@@ -8,6 +8,7 @@ import torch
 
 import tracer
 from graphs import NodeKind
+from graphs.pictures import charts
 from tests.random_models import LAYERS, PROMPT, replacement_model
 from tracer import Intervention, TraceError
 from tracer.patching import (
@@ -139,6 +140,13 @@ def test_mean_and_resample_ablation_put_in_what_they_say():
         model, PROMPT, metric, sites="mlp", using="resample", prompts=[PROMPT, OTHER], seed=1
     )
     assert drawn.equals(again)
+    others = [
+        ablate(
+            model, PROMPT, metric, sites="mlp", using="resample", prompts=[PROMPT, OTHER], seed=n
+        )
+        for n in range(2, 5)
+    ]
+    assert not all(drawn.equals(other) for other in others)
 
 
 def test_a_path_to_a_logit_carries_the_weight_of_its_edge():
@@ -167,6 +175,30 @@ def test_a_path_to_a_logit_carries_the_weight_of_its_edge():
         path_patch(model, graph, [(nodes[target]["id"], nodes[target]["id"])], demeaned)
 
 
+def test_a_receiver_is_set_to_what_it_does_not_to_what_it_reads():
+    model = replacement_model("gpt2", kind="cross_layer")
+    graph = tracer.trace(model, PROMPT)
+    nodes = graph.nodes.to_pylist()
+    features = [node for node in nodes if node["kind"] == NodeKind.FEATURE]
+    pairs = [
+        (start, end)
+        for start in features
+        for end in features
+        if start["layer"] < end["layer"] and start["position"] <= end["position"]
+    ][::29]
+    edges = [(start["id"], end["id"]) for start, end in pairs]
+    metric = logit_difference(model, 3, 4)
+    table = path_patch(model, graph, edges, metric, scale=-6.0).to_pylist()
+    silenced = 0
+    for (start, end), row in zip(pairs, table, strict=True):
+        place = {name: start[name] for name in ("layer", "position", "feature")}
+        change = tracer.intervene(model, PROMPT, [Intervention(**place, scale=-6.0)], "direct")
+        at = end["layer"], end["position"], end["feature"]
+        assert row["patched_activation"] == pytest.approx(float(change.activations[at]), abs=1e-12)
+        silenced += row["patched_activation"] == 0.0
+    assert silenced  # below its threshold a feature reads something and does nothing
+
+
 def test_metrics_are_what_they_say():
     model = replacement_model("gpt2")
     logits = model.record(PROMPT).logits[-2:]
@@ -189,6 +221,18 @@ def test_a_heat_map_is_a_picture_of_the_table():
         heat_map(table, columns="index")
     with pytest.raises(TraceError, match="no column 'depth'"):
         heat_map(table, rows="depth")
+
+
+def test_sites_that_share_a_cell_of_a_heat_map_are_added_up(monkeypatch: pytest.MonkeyPatch):
+    model = replacement_model("gpt2")
+    table = patch(model, PROMPT, OTHER, logit_difference(model, 3, 4), sites="head")
+    expected = np.zeros((LAYERS, len(PROMPT)))
+    for row in table.to_pylist():
+        expected[row["layer"], row["position"]] += row["effect"]
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(charts, "heat_map", lambda *given: drawn.append(given[3]) or "")
+    heat_map(table)
+    np.testing.assert_allclose(drawn[0][::-1], expected, rtol=0, atol=1e-12)
 
 
 def test_patches_that_cannot_be_are_refused():
