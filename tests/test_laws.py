@@ -297,6 +297,18 @@ def test_conservation_fails_when_a_host_forgets_a_bias(
     assert broken["relative"] > 1e-3
 
 
+def test_one_part_in_a_hundred_of_attention_is_noticed_and_one_in_a_million_is_not():
+    model = replacement_model("gpt2")
+    for factor, refused in ((1.01, True), (1 + 1e-6, False)):
+        blocks = [replace(block, output=block.output * factor) for block in model.host.blocks]
+        changed = replace(model, host=replace(model.host, blocks=blocks))
+        if refused:
+            with pytest.raises(ModelError, match="computes something else"):
+                changed.record(PROMPT)
+        else:
+            changed.record(PROMPT)
+
+
 def test_a_forgotten_value_bias_is_noticed_before_the_trace():
     model = replacement_model("gpt2")
     blocks = [replace(block, value_bias=None) for block in model.host.blocks]

@@ -28,6 +28,7 @@ from replacement_models import (
 )
 from replacement_models.dictionaries.partial import cover
 from replacement_models.formats import FORMATS, WRITABLE, convert, names
+from tests import random_models
 from tests.dictionaries import assert_same, computed, weights_of
 from tests.peers import F, L, Peer, inputs, write_json
 from tests.peers_cross_layer import (
@@ -450,6 +451,16 @@ def test_every_written_format_gives_the_identical_graph_there_and_back(format: s
     for graph in found:
         assert graph.nodes.equals(expected.nodes)
         assert (graph.effect != expected.effect).nnz == 0
+
+
+@pytest.mark.parametrize("format", WRITABLE)
+def test_twelve_layers_come_back_by_number_not_by_name(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(random_models, "LAYERS", 12)
+    kind, skip, activation, (read, write) = FITTING[format]
+    made = transcoder(kind, skip, read, activation, write, at=range(12)).to("cpu", torch.float32)
+    assert_same(load_transcoder(save_transcoder(made, tmp_path / "set", format)), made)
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_a_receiver_is_set_to_what_it_does_not_to_what_it_reads():
         for start in features
         for end in features
         if start["layer"] < end["layer"] and start["position"] <= end["position"]
-    ][::29]
+    ][::97]
     edges = [(start["id"], end["id"]) for start, end in pairs]
     metric = logit_difference(model, 3, 4)
     table = path_patch(model, graph, edges, metric, scale=-6.0).to_pylist()
