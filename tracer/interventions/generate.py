@@ -67,7 +67,9 @@ class Sampling:
             raise TraceError(f"seed is {self.seed}, expected a whole number from 0 to 2^62")
 
     def generators(self, rows: Sequence[int]) -> list[torch.Generator]:
-        """One for each row of a batch."""
+        """One for each row of a batch; none where nothing is drawn."""
+        if self.temperature == 0:
+            return []
         return [torch.Generator().manual_seed(self.seed + row) for row in rows]
 
     def choose(
