@@ -14,7 +14,10 @@ from tests.random_models import FAMILIES, language_model
 from tracer.commands import main
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = ("torch._dynamo", "sympy", "torch.distributed.tensor", "scipy.cluster")
+LEFT_OUT = (
+    *("torch._dynamo", "sympy", "torch.distributed.tensor", "scipy.cluster"),
+    *("torch._meta_registrations", "torch._prims", "torch._refs"),
+)
 """Modules that take half of the CPU time of `tracer trace` to import."""
 PROCESS = """
 import json, sys
@@ -50,9 +53,8 @@ def test_every_family_is_traced_to_the_same_graph_without_them(
         return ["trace", "--tokens", "1,7,12,5", *named, "-o", out]
 
     imported = in_a_process(*(tracing(family, "_lean") for family in models))
-    assert not imported & (
-        {*LEFT_OUT} - {"sympy"}
-    )  # rotary frequencies made on torch's meta device
+    # Rotary frequencies are made on torch's meta device, and neurons are tried with drawn numbers.
+    assert not imported & ({*LEFT_OUT} - {"sympy", "torch._prims"})
     for family in models:
         usual = CliRunner().invoke(main, tracing(family, ""), catch_exceptions=False)
         assert usual.exit_code == 0, usual.output
@@ -68,6 +70,7 @@ def test_every_family_is_traced_to_the_same_graph_without_them(
     [
         ["intervene", "The opposite of hot is", "--set", "0/1/0=0"],
         ["generate", "The opposite of hot is", "--max-new-tokens", "2"],
+        ["patch", "The opposite of hot is", "The opposite of day is", "--target", " cold"],
     ],
 )
 def test_other_commands_leave_them_out_too(arguments: list[str]):
@@ -93,3 +96,96 @@ assert type(sys.modules["torch._dynamo"]).__name__ == "module"
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def in_python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_what_is_drawn_is_what_is_drawn_elsewhere():
+    arguments = ["generate", "The opposite of", "--temperature", "1", "--max-new-tokens", "5"]
+    lean = subprocess.run(
+        [sys.executable, "-m", "tracer", *arguments], cwd=ROOT, check=True, capture_output=True
+    )
+    assert lean.stdout.decode() == CliRunner().invoke(main, arguments).stdout
+
+
+def test_generators_are_made_whole_when_the_first_is_asked_for():
+    in_python(
+        """
+import click
+from tracer.commands.lean import OWN_PROCESS, lean_process
+with click.Context(click.Command("trace"), obj=OWN_PROCESS):
+    lean_process()
+import torch
+assert isinstance(torch.default_generator, torch.Generator)
+assert not isinstance(1, torch.Generator)
+drawn = torch.rand(2, generator=torch.Generator().manual_seed(3))
+torch.manual_seed(3)
+assert drawn.equal(torch.rand(2))
+assert torch.Generator is torch._C.Generator
+"""
+    )
+
+
+def test_a_model_that_asks_for_what_was_left_out_is_loaded_with_it():
+    in_python(
+        """
+import sys
+import click
+from tracer.commands.lean import METAS, OWN_PROCESS, lean_loading, lean_process
+calls = []
+def load():
+    import torch
+    calls.append(METAS in sys.modules)
+    try:
+        found = torch.eye(3, device="meta").index_select(0, torch.zeros(2, device="meta").long())
+    except NotImplementedError as error:
+        raise ValueError("the model cannot be loaded") from error
+    return found.shape
+def torn():
+    calls.append(None)
+    raise ValueError("torn")
+with click.Context(click.Command("trace"), obj=OWN_PROCESS):
+    lean_process()
+    assert lean_loading(load) == (2, 3)
+    try:
+        lean_loading(torn)
+    except ValueError:
+        pass
+assert calls == [False, True, None], calls
+"""
+    )
+
+
+def test_the_table_of_models_is_read_when_a_name_is_not_in_what_was_read():
+    in_python(
+        """
+from tracer.commands.narrow import narrow_table
+narrow_table()
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, initialization
+from transformers.models import gpt2, auto
+assert "GPT2LMHeadModel" not in vars(transformers)["_class_to_module"]
+assert transformers.models.llama.LlamaModel.__name__ == "LlamaModel"
+assert "GPT2LMHeadModel" not in vars(transformers)["_class_to_module"]
+try:
+    transformers.NoSuchModel
+except AttributeError as error:
+    assert "NoSuchModel" in str(error)
+assert transformers.GPT2LMHeadModel is gpt2.GPT2LMHeadModel
+assert transformers.models.GPT2Config is transformers.GPT2Config
+found = {name: {**vars(transformers)[name]} for name in ("_class_to_module", "_import_structure")}
+names, modules = {*transformers.__all__}, transformers._modules
+missing = {**transformers._object_missing_backend}
+import importlib, sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+    del sys.modules[name]
+import transformers as usual
+assert usual._class_to_module == found["_class_to_module"]
+assert {*usual.__all__} <= names and usual._modules <= modules
+assert {**usual._object_missing_backend} == missing
+sorted_of = lambda table: {key: sorted(value) for key, value in table.items() if value}
+assert sorted_of(usual._import_structure) == sorted_of(found["_import_structure"])
+"""
+    )

@@ -286,6 +286,23 @@ def test_prompts_of_a_batch_do_not_touch_one_another():
         assert alone.plain.tokens == together[index].plain.tokens
 
 
+def test_without_interventions_a_prompt_is_continued_once():
+    model = replacement_model("gpt2")
+    rows: list[int] = []
+    norm = model.host.final_norm.module
+    handle = norm.register_forward_hook(lambda _, given, out: rows.append(len(given[0])))
+    try:
+        [changed] = tracer.generate(model, [PROMPT], interventions(), max_new_tokens=4)
+        assert {*rows} == {2}
+        rows.clear()
+        [found] = tracer.generate(model, [PROMPT], max_new_tokens=4)
+        assert {*rows} == {1}
+    finally:
+        handle.remove()
+    assert found.plain.tokens == found.steered.tokens == changed.plain.tokens
+    torch.testing.assert_close(found.plain.logits, changed.plain.logits)
+
+
 def test_sampling_repeats_with_its_seed_and_differs_without():
     model = replacement_model("gpt2")
 

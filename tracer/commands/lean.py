@@ -5,20 +5,27 @@ language model: half of what `tracer trace` takes on a small one. A command neit
 compiles, so for its process torch says that distribution is not built in, and the compiler's place
 is kept empty while the model is loaded; whoever calls it after all gets the real one.
 
+Torch says in Python what a thousand operators would give on its meta device, and transformers reads
+all of its models' files to know their classes (`narrow.py`): both wait until they are asked for.
+Nothing that is imported is garbage, so the collector does not look for any meanwhile.
+
 Only a process that is the command's own does so (`tracer.commands.run`): what transformers imports
 meanwhile keeps what it was given, and a notebook may compile later.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import Any
-from unittest import mock
+from typing import Any, TypeVar
 
 import click
 
+from tracer.commands.narrow import narrow_table
+
+T = TypeVar("T")
 OWN_PROCESS = "the process ends with the command"
 DYNAMO = "torch._dynamo"
 
@@ -28,7 +35,8 @@ def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
     return _as_it_is if function is None else function
 
 
-EXPORT = "torch.export"
+EXPORT, METAS = "torch.export", "torch._meta_registrations"
+PRIMS = "torch._prims.rng_prims"
 ASKED: dict[str, dict[str, Any]] = {
     DYNAMO: dict.fromkeys(("disable", "assume_constant_result", "allow_in_graph"), _as_it_is),
     "transformers.loss.loss_utils": {"LOSS_MAPPING": {"ForCausalLM": None}},
@@ -38,32 +46,96 @@ LOADING = (DYNAMO, f"{DYNAMO}._trace_wrapped_higher_order_op", "transformers.los
 
 
 def lean_process() -> None:
-    """Where the process is the command's own, import torch without what no command asks of it."""
+    """Where the process is the command's own, import torch without what no command asks of it.
+
+    Whatever imports torch comes after it: interventions and targets are read before the model.
+    """
     if not _own_process():
         return
-    with _stand_ins(EXPORT) as export:
+    first = "torch" not in sys.modules
+    with _uncollected(), _stand_ins(METAS), _stand_ins(EXPORT) as export:
         import torch.distributed
     vars(torch).update(export)
     # What a torch built without distribution answers; transformers asks.
     torch.distributed.is_available = lambda: False
+    narrow_table()
+    if first:
+        vars(torch)["Generator"] = _Generator
+
+
+class _LateGenerator(type):
+    """The class of random generators, which torch completes beside its Python metas."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, _generator_class())
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        import torch
+
+        import_module(PRIMS)
+        real = vars(torch)["Generator"] = _generator_class()
+        return real(*args, **options)
+
+
+class _Generator(metaclass=_LateGenerator):
+    """Makes a `torch.Generator`."""
+
+
+def _generator_class() -> Any:
+    import torch
+
+    return torch._C.Generator
+
+
+def lean_loading(load: Callable[[], T]) -> T:
+    """What `load` gives, without what no command asks for where the process is the command's own.
+
+    Args:
+        load: loads a model; is called again where torch's meta device turns out to be asked for
+            what it says in Python alone.
+    """
+    if not _own_process():
+        return load()
+    try:
+        with _uncollected(), _leanly():
+            return load()
+    except Exception as error:
+        if METAS in sys.modules or not isinstance(error.__cause__ or error, NotImplementedError):
+            raise
+    import_module(METAS)
+    return lean_loading(load)
 
 
 @contextmanager
-def lean_loading() -> Iterator[None]:
-    """Load a model without what no command asks for, where the process is the command's own."""
-    if not _own_process():
-        yield
-        return
+def _leanly() -> Iterator[None]:
     import torch
 
+    normal = torch.nn.init.normal_
     # Weights that a checkpoint fills anyway; on torch's meta device this would import sympy.
-    random = mock.patch.object(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor)
-    with _stand_ins(*LOADING), random:
+    torch.nn.init.normal_ = lambda tensor, *_, **__: tensor
+    try:
+        with _stand_ins(*LOADING):
+            yield
+    finally:
+        torch.nn.init.normal_ = normal
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Make what is made meanwhile none of the garbage collector's business."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
         yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _own_process() -> bool:
-    return click.get_current_context().find_root().obj is OWN_PROCESS
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_root().obj is OWN_PROCESS
 
 
 @contextmanager

@@ -33,10 +33,8 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
 
         # What is wrong, our own errors say in one line.
         click.get_current_context().with_resource(quiet_transformers())
-        with lean_loading():
-            model = tracer.ReplacementModel.load(
-                **{name: options.pop(name, None) for name in names}
-            )
+        named = {name: options.pop(name, None) for name in names}
+        model = lean_loading(lambda: tracer.ReplacementModel.load(**named))
     for note in model.notes:
         say(note, err=True)
     return model

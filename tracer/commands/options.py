@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
+from tracer.commands.lean import lean_process
 
 if TYPE_CHECKING:
     from tracer import Intervention, Steering
@@ -164,6 +165,7 @@ CHANGES = {"value": "set", "scale": "scaled", "add": "added"}
 
 def changes_of(options: dict[str, Any]) -> "list[Intervention]":
     """Take --set, --scale, --add and --groups out of `options`."""
+    lean_process()
     folder = options.pop("groups")
     graph = None if folder is None else tracer.AttributionGraph.load(folder)
     found: list[Intervention] = []
@@ -226,6 +228,7 @@ steer_options = together(
 
 def steering_of(options: dict[str, Any]) -> "list[Steering]":
     """Take --steer, --remove and --at out of `options` and read the files they name."""
+    lean_process()
     added, removed, at = (options.pop(name) for name in ("steer", "remove", "at"))
     found = [tracer.Directions.load(path).steering(scale, at) for path, scale in added]
     return found + [tracer.Directions.load(path).removal(position=at) for path in removed]

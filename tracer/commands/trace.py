@@ -11,6 +11,7 @@ import click
 import tracer
 from tracer.commands.graph_files import refuse_unwritable_graph
 from tracer.commands.group import Failure, Interrupted
+from tracer.commands.lean import lean_process
 from tracer.commands.many import (
     ONLY_WITH_PROMPTS,
     many_options,
@@ -194,6 +195,7 @@ def trace(
 
 def _resolved(options: dict[str, Any]) -> dict[str, Any]:
     """Options with targets and ways of multiplying read from what names them."""
+    lean_process()
     wanted = targets(options.pop("target"), options.pop("minus"))
     options["targets"] = [*(wanted or ()), *directions(options.pop("target_direction"))] or None
     options["products"] = products_of(options["products"])

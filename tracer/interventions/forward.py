@@ -8,6 +8,7 @@ take one pass.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from replacement_models.hooks import (
     in_rows,
     on_last,
 )
+from replacement_models.host import Host
 from replacement_models.process import one_call
 from replacement_models.recording import read_input, write_hooks
 from replacement_models.sites import ReadPoint
@@ -95,11 +97,18 @@ class Outcome:
     """What one forward pass of a batch ends in."""
 
     logits: Float[Tensor, "rows positions vocabulary"]
-    logits_before_cap: Float[Tensor, "rows positions vocabulary"]
+    host: Host
+    normed: Float[Tensor, "rows positions d_model"]
+    """The final norm's output."""
     activations: Sequence[Float[Tensor, "rows positions features"]]
     """A layer each; empty unless kept."""
     pre_activations: Sequence[Float[Tensor, "rows positions features"]]
     cache: Any = None
+
+    @cached_property
+    def logits_before_cap(self) -> Float[Tensor, "rows positions vocabulary"]:
+        """Made when asked for: a product as large as that of the logits themselves."""
+        return self.host.unembed(self.normed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +138,8 @@ class Pass:
     pre_activations: list[Tensor] = field(default_factory=list)
     pending: dict[int, Tensor] = field(default_factory=dict)
     """Layer to what changed features so far write to its MLP output, (rows, P, D)."""
-    before_cap: Tensor | None = None
+    normed: Tensor | None = None
+    """What the final norm gave."""
 
 
 @one_call()
@@ -147,10 +157,11 @@ def run(
     host = model.host
     with forward_hooks(hooks), input_hooks(how.added), float64_experts(host.model):
         out = host.model(input_ids=tokens, past_key_values=past, use_cache=how.cached)
-    assert going.before_cap is not None
+    assert going.normed is not None
     return Outcome(
         logits=out.logits,
-        logits_before_cap=going.before_cap,
+        host=host,
+        normed=going.normed,
         activations=going.activations,
         pre_activations=going.pre_activations,
         cache=out.past_key_values if how.cached else None,
@@ -168,10 +179,10 @@ def _write_hooks(model: ReplacementModel, how: Run, going: Pass) -> list[tuple[n
             *write_hooks(block, model.transcoder.write_at(layer), _write(model, layer, how, going)),
         ]
 
-    def keep_logits(inputs: Any, output: Tensor) -> None:
-        going.before_cap = model.host.unembed(output)
+    def keep_normed(inputs: Any, output: Tensor) -> None:
+        going.normed = output
 
-    return [*hooks, (model.host.final_norm.module, keep_logits)]
+    return [*hooks, (model.host.final_norm.module, keep_normed)]
 
 
 def _keep_residual(going: Pass, layer: int) -> Callable[..., None]:

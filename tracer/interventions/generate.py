@@ -67,7 +67,9 @@ class Sampling:
             raise TraceError(f"seed is {self.seed}, expected a whole number from 0 to 2^62")
 
     def generators(self, rows: Sequence[int]) -> list[torch.Generator]:
-        """One for each row of a batch."""
+        """One for each row of a batch; none where nothing is drawn."""
+        if self.temperature == 0:
+            return []
         return [torch.Generator().manual_seed(self.seed + row) for row in rows]
 
     def choose(
@@ -96,7 +98,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Continue every prompt twice, plainly and under interventions in mode "free".
+    """Continue every prompt plainly and, where there are any, under interventions in mode "free".
 
     Prompts of one length share a batch; nothing is padded, so every row is what it would be alone.
     A position counts from the start of its own prompt (negative: from the prompt's end), and an
@@ -126,7 +128,7 @@ def generate(
         batch = torch.tensor([tokens[row] for row in rows], device=model.device)
         new = _continue(model, batch, interventions, sampling, rows)
         for at, row in enumerate(rows):
-            pair = new[at], new[at + len(rows)]
+            pair = new[at], new[at - len(rows)]  # the same one twice where none is steered
             found[row] = Comparison(listed[row], tokens[row], *pair)
     return [found[row] for row in range(len(listed))]
 
@@ -147,11 +149,12 @@ def _continue(
     sampling: Sampling,
     rows: Sequence[int],
 ) -> list[Continuation]:
-    """Continuations of a batch: the plain ones of all its rows, then the steered ones."""
+    """Continuations of a batch: the plain ones of all its rows, then the steered ones, if any."""
     count, prompt = batch.shape
-    draws = sampling.generators([*rows, *rows])
-    given, first, cache = torch.cat([batch, batch]), 0, None
-    seen, chosen, ended = [], [], [False] * (2 * count)
+    times = 2 if interventions else 1
+    draws = sampling.generators([*rows] * times)
+    given, first, cache = batch.repeat(times, 1), 0, None
+    seen, chosen, ended = [], [], [False] * (times * count)
     stops = _stops(model)
     for _ in range(sampling.max_new_tokens):
         how = _step(model, interventions, (count, prompt), (first, first + given.shape[1]))
@@ -165,7 +168,7 @@ def _continue(
         given = torch.tensor(chosen[-1], device=batch.device)[:, None]
     logits = torch.stack(seen, dim=1)
     columns = list(zip(*chosen, strict=True))
-    return [_finished(model, columns[row], logits[row], stops) for row in range(2 * count)]
+    return [_finished(model, columns[row], logits[row], stops) for row in range(times * count)]
 
 
 def _step(
