@@ -34,6 +34,7 @@ from replacement_models.hosts.opt import biogpt, opt, xglm
 from replacement_models.hosts.phi3 import phi3
 from replacement_models.hosts.refusals import REFUSED
 from replacement_models.hosts.state_space import bamba, granite_hybrid, mamba2, nemotron_h
+from replacement_models.hosts.tracr import tracr
 
 AS_LLAMA = (
     "arcee", "aria_text", "cwm", "dots1", "emu3", "emu3_text_model", "ernie4_5", "ernie4_5_moe",
@@ -97,6 +98,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "phi": phi,
     "phi3": phi3,
     "phi4_multimodal": phi3,
+    "tracr": tracr,
     "vaultgemma": vaultgemma,
     "xglm": xglm,
     **dict.fromkeys(AS_LLAMA, llama),
