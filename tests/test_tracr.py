@@ -1,6 +1,7 @@
 """Models without norms: those that Tracr compiled, whose circuits are known, and random ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 import tracer
+from benchmarks.ground_truth import Trained, cases, merged, with_neurons
 from benchmarks.tracr.truth import OUTPUT, TOKENS, Program, programs
-from replacement_models import ModelError, ReplacementModel
+from docs.fill_ground_truth import tables
+from docs.fill_readme import ROOT
+from replacement_models import CrossLayerTranscoder, DenseDecoder, ModelError, ReplacementModel
 from replacement_models.dictionaries.neurons import neurons
 from replacement_models.tracr_model import TracrConfig, TracrForCausalLM
 from tests.local_forward import LocalForward
@@ -132,3 +136,45 @@ def test_the_truth_of_a_prompt_worked_out_by_hand():
         ((last, 3), (OUTPUT, 3)),
     }
     assert (program.layer_of(first), program.layer_of(last)) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["pattern_ab", "three_maps"])
+def test_neurons_find_the_circuit_and_chance_does_not(name: str):
+    found = with_neurons(PROGRAMS[name])
+    assert found["kept"] == {
+        **dict.fromkeys(("node_precision", "node_recall", "edge_precision", "edge_recall"), 1.0),
+        "skips": 0.0,
+    }
+    assert found["random"]["edge_precision"] < 0.2
+    assert found["law"] < 1e-9
+
+
+def test_features_that_write_for_later_layers_are_seen_to_skip():
+    program = PROGRAMS["three_maps"]
+    layered = ReplacementModel.load(program.folder, "neurons", dtype="float64")
+    layers = []
+    for at, layer in enumerate(layered.transcoder.layers):
+        own = layer.decoder.rows(torch.arange(len(layer.W_enc)))
+        written = torch.zeros(len(own), 3 - at, own.shape[-1], dtype=own.dtype)
+        written[:, 0] = own[:, 0]
+        if at == 0:  # what the next layer's neuron of the same number writes, written early
+            written[:, 1] = layered.transcoder.layers[1].decoder.rows(torch.arange(len(own)))[:, 0]
+        layers.append(replace(layer, decoder=DenseDecoder(written)))
+    crossing = ReplacementModel(layered.host, CrossLayerTranscoder(layers))
+    case = cases(program, layered)[-1]
+    early = {}
+    for name, model in (("layered", layered), ("crossing", crossing)):
+        found = Trained(program, model, 0.0)
+        graph = replace(case, model=model).graph(skip_positions=1)
+        early[name], whole = found.early(graph)
+        assert whole > 0
+        if name == "layered":
+            assert merged(graph, found.named(graph)) >= case.true.edges
+    assert early["layered"] == 0
+    assert early["crossing"] > 0
+
+
+def test_the_page_shows_what_was_measured():
+    page = (ROOT / "docs" / "ground-truth.md").read_text("utf-8")
+    for shown in tables().values():
+        assert shown in page

@@ -34,8 +34,8 @@ from graphs.schema import GraphError, NodeKind
 CHANGE = 0.01
 """Part of the answer by which influence must differ to have changed."""
 SKIPS = 0.75
-"""Of the steps that one dictionary takes, what another takes at most where its features seem to
-skip some; benchmarks/ground_truth.py measures it on circuits that are known."""
+"""Of the steps that one dictionary takes, what another takes at most where they disagree; what that
+is worth on circuits that are known, benchmarks/ground_truth.py measures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,8 +252,8 @@ def _skipped(a: AttributionGraph, b: AttributionGraph) -> list[str]:
         return []
     return [
         f"from a token to the answer influence passes {few:.1f} features in {shorter} and "
-        f"{many:.1f} in {longer}: a sign that features of {shorter} skip steps that the model "
-        "takes, as cross-layer dictionaries can; believe its edges only as far as `tracer "
+        f"{many:.1f} in {longer}: a sign that one dictionary leaves out or skips steps that the "
+        "model takes, as cross-layer ones can; believe their edges only as far as `tracer "
         "validate` bears them out"
     ]
 

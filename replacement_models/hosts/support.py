@@ -115,13 +115,9 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
 What a variant adds beyond its family's parts is refused when it is recorded (layout.py).
 """
 
-STATE_SPACE = {
-    "jamba", "zamba", "zamba2",
-}  # fmt: skip
+STATE_SPACE = {"jamba"}
 """Models with Mamba layers."""
-LINEAR_ATTENTION = {
-    "bailing_hybrid", "kimi_linear", "minimax", "qwen4_exp", "qwen4_exp_text",
-}  # fmt: skip
+LINEAR_ATTENTION = {"bailing_hybrid", "kimi_linear", "qwen4_exp", "qwen4_exp_text"}
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
 CONVOLUTION = {"inkling2_text", "inkling_text", "lfm3", "zaya"}
@@ -167,7 +163,7 @@ def _reason(model_type: str) -> str:
         "convolutions between tokens": CONVOLUTION,
     }
     known: dict[str, Collection[str]] = {
-        f"{kind} have no attention pattern that could be frozen": types
+        f"tracer does not know yet how its {kind} are laid out": types
         for kind, types in layers.items()
     }
     for reason, types in {**known, **REFUSED}.items():
