@@ -27,7 +27,7 @@ from graphs.exchange.circuit_tracer_pt import read_circuit_tracer_pt
 from graphs.exchange.files import place_of, writing
 from graphs.exchange.views import with_pins, with_view
 from graphs.groups import Group
-from graphs.influence import cumulative, influence, input_absolute, shares
+from graphs.influence import cumulative, influence, input_absolute, shares, steps
 from graphs.paths import NodePath, by_sign, strongest, strongest_of_sign
 from graphs.pictures import captions, picture, render
 from graphs.pictures.scene import Content, Style
@@ -464,6 +464,17 @@ class AttributionGraph:
             owner,
             alone,
         )
+
+    @cached_property
+    def steps(self) -> float:
+        """Features that influence passes on its ways from tokens to the targets, in the mean.
+
+        Ways that begin at an error take no part. Two dictionaries that disagree on one prompt are a
+        sign that the features of one skip steps of the model.
+        """
+        is_feature = is_kind(self.nodes, NodeKind.FEATURE)
+        share = shares(self.effect, self._computed)
+        return steps(share, self._weight, self._ends.token, is_feature)
 
     @cached_property
     def _signed(self) -> sparse.csr_array:

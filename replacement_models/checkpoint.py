@@ -68,8 +68,6 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         ModelError: it brings code, is of no supported family, is torn, its weights are not those
             that its configuration asks for, or are no finite numbers.
     """
-    from transformers import AutoConfig
-
     folder, options = from_pretrained_options(place)
     if not options and not (folder / "config.json").is_file():
         inside = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
@@ -78,12 +76,14 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
     refuse_code(folder)
     refuse_elsewhere(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, **AS_DATA, **options)
+        configuration, kind = _classes(folder, bool(options))
+        config = configuration.from_pretrained(folder, **AS_DATA, **options)
         check_family(config.model_type)
         check_depth(place, config)
         # Some quantised models can be placed only as they are loaded.
         quantised = getattr(config, "quantization_config", None) is not None
         model, found = _weights(
+            kind,
             folder,
             options,
             config=config,
@@ -107,14 +107,32 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
         raise ModelError(f"{place}: the model cannot be loaded ({reason})") from error
 
 
-def _weights(folder: Path, options: dict[str, Any], **how: Any) -> tuple[Any, dict[str, Any]]:
-    """The model, and what transformers says of the weights it found."""
-    from transformers import AutoModelForCausalLM
+def _classes(folder: Path, from_file: bool) -> tuple[Any, Any]:
+    """Of configuration and model: transformers' own, or those of what it does not know."""
+    if not from_file and _model_type(folder / "config.json") == "tracr":
+        from replacement_models.tracr_model import TracrConfig, TracrForCausalLM
 
+        return TracrConfig, TracrForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoConfig, AutoModelForCausalLM
+
+
+def _model_type(configuration: Path) -> str | None:
+    """What it names; None where it cannot be read, which transformers says better."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(configuration.read_text("utf-8"))
+        return found.get("model_type") if isinstance(found, dict) else None
+    return None
+
+
+def _weights(
+    kind: Any, folder: Path, options: dict[str, Any], **how: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says of the weights it found."""
     how |= options | unpacked() if options else {"use_safetensors": True}
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
     with quiet_transformers(), bar_hidden() if options else nullcontext():
-        model, found = from_pretrained(
+        model, found = kind.from_pretrained(
             folder,
             attn_implementation="eager",
             output_loading_info=True,

@@ -19,7 +19,7 @@ from graphs.collections.alignment import aligned
 from graphs.collections.compare import Comparison, compare
 from graphs.pictures import render
 from tests.graph_samples import columns, dallas, random_graph, two_paths
-from tests.test_cli import defaults, refused, succeed
+from tests.test_cli import defaults, refused, run, succeed
 
 ROOT = Path(__file__).parents[1]
 IN_NODE = """
@@ -151,6 +151,57 @@ def test_features_of_two_dictionaries_are_never_matched_by_number():
     assert {"embedding", "logit"} <= kinds
     assert found.overlap == found.overlap_anywhere == 0
     assert "two dictionaries" in found.notes[0]
+
+
+def in_steps(skipping: float, name: str, model: str = "one") -> AttributionGraph:
+    """A token, two features one after the other, and the part that skips the second."""
+    token = {"kind": "embedding", "layer": -1, "position": 0, "token": 1, "text": "a", "id": "e"}
+    features = [
+        {"kind": "feature", "layer": layer, "position": 0, "feature": 0, "id": f"f{layer}"}
+        for layer in range(2)
+    ]
+    answer = {"kind": "logit", "layer": 2, "position": 0, "token": 2, "text": "b", "id": "l"}
+    effect = np.zeros((4, 4))
+    effect[1, 0] = effect[2, 1] = 1
+    effect[3, 1], effect[3, 2] = skipping, 1 - skipping
+    rows = columns([token, *features, {**answer, "probability": 1.0}])
+    metadata = {"tokens": ["a"], "transcoders_hash": name, "model": model}
+    return AttributionGraph.build(rows, sparse.csr_array(effect), metadata)
+
+
+def test_two_dictionaries_that_disagree_on_the_steps_are_a_sign_of_skipping(tmp_path: Path):
+    layered, crossing = in_steps(0.0, "per-layer"), in_steps(0.75, "cross-layer")
+    assert layered.steps == 2
+    assert crossing.steps == pytest.approx(1.25)
+    [_, said] = compare(layered, crossing).notes
+    assert said.startswith("from a token to the answer influence passes 1.2 features in B and 2.0")
+    assert "sign that one dictionary leaves out or skips steps" in said
+    assert "1.2 features in A and 2.0 in B" in compare(crossing, layered).notes[1]
+    paths = [tmp_path / "a.graph", tmp_path / "b.graph"]
+    for graph, path in zip((layered, crossing), paths, strict=True):
+        graph.save(path)
+    assert "skips steps" in " ".join(run("compare", *map(str, paths)).stderr.split())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [in_steps(0.4, "cross-layer"), in_steps(0.75, "per-layer"), in_steps(0.75, "other", "two")],
+    ids=["they hardly differ", "one dictionary", "two models"],
+)
+def test_nothing_else_is_taken_for_skipping(other: AttributionGraph):
+    assert not any("skip" in note for note in compare(in_steps(0.0, "per-layer"), other).notes)
+
+
+def test_ways_from_errors_take_no_part_in_steps():
+    graph = in_steps(0.0, "per-layer")
+    rows = graph.nodes.to_pylist()
+    error = {"kind": "error", "layer": 1, "position": 0, "id": "x"}
+    effect = np.zeros((5, 5))
+    effect[1, 0] = effect[2, 1] = effect[4, 2] = effect[4, 3] = 1
+    mixed = AttributionGraph.build(
+        columns([*rows[:3], error, {**rows[3], "probability": 1.0}]), sparse.csr_array(effect), {}
+    )
+    assert mixed.steps == graph.steps == 2
 
 
 def test_prompts_are_aligned_by_what_they_share():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -308,6 +309,26 @@ def test_quantised_weights_are_traced_as_they_compute(names: tuple[str, ...]):
         _, logits = LocalForward(model, recording)()
     torch.testing.assert_close(logits, recording.logits, rtol=0, atol=1e-5)
     assert tracer.trace(model, PROMPT).metadata["conservation"]["relative"] < 2e-5
+
+
+class Packed(torch.Tensor):
+    """A weight that its library can multiply by and nothing else, as torchao's are."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.T.__get__:
+            raise NotImplementedError("aten.permute")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_packed_weights_in_plain_linear_layers_are_asked_not_read():
+    plain, packed = language_model("llama"), language_model("llama")
+    for layer in packed.model.layers:
+        for module in (layer.self_attn.v_proj, layer.self_attn.o_proj, layer.mlp.down_proj):
+            module.weight = nn.Parameter(module.weight.detach().as_subclass(Packed))
+    assert type(packed.model.layers[0].mlp.down_proj.weight) is Packed
+    one, other = (tracer.trace(of(model, skip=True), PROMPT) for model in (plain, packed))
+    np.testing.assert_allclose(other.effect.toarray(), one.effect.toarray(), atol=1e-9)
 
 
 def test_quantised_activations_are_refused_in_attention_only():

@@ -33,6 +33,9 @@ from graphs.schema import GraphError, NodeKind
 
 CHANGE = 0.01
 """Part of the answer by which influence must differ to have changed."""
+SKIPS = 0.75
+"""Of the steps that one dictionary takes, what another takes at most where they disagree; what that
+is worth on circuits that are known, benchmarks/ground_truth.py measures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +238,24 @@ def _notes(a: AttributionGraph, b: AttributionGraph, apart: bool) -> tuple[str, 
             "the graphs are of two dictionaries, whose features have nothing but numbers in common:"
             " no feature was matched"
         )
+        notes += _skipped(a, b)
     return tuple(notes)
+
+
+def _skipped(a: AttributionGraph, b: AttributionGraph) -> list[str]:
+    """What is to be said where two dictionaries disagree on the steps of one prompt."""
+    one_model = a.metadata.get("model") == b.metadata.get("model")
+    if not one_model or explained_tokens(a) != explained_tokens(b):
+        return []
+    (few, shorter), (many, longer) = sorted([(a.steps, "A"), (b.steps, "B")])
+    if not few or few >= SKIPS * many:
+        return []
+    return [
+        f"from a token to the answer influence passes {few:.1f} features in {shorter} and "
+        f"{many:.1f} in {longer}: a sign that one dictionary leaves out or skips steps that the "
+        "model takes, as cross-layer ones can; believe their edges only as far as `tracer "
+        "validate` bears them out"
+    ]
 
 
 def _status(carried: Sequence[float | None], change: float, turned: bool = False) -> str:

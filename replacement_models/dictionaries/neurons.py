@@ -178,7 +178,8 @@ def _check_exact(layer: TranscoderLayer, x: Tensor, expected: Tensor, name: str)
     """Refuse an MLP that does more than its weights say: a norm inside, a clamp, a scale."""
     alone = PerLayerTranscoder([layer.to(x.device, x.dtype)])
     [got] = alone.decode([alone.encode(0, x)[1]], [x])
-    error = float((got - expected).abs().max() / expected.abs().max())
+    largest = expected.abs().max().clamp_min(torch.finfo(x.dtype).tiny)  # or an MLP of zeros
+    error = float((got - expected).abs().max() / largest)
     if not error <= TOLERANCE.get(x.dtype, 0.1):
         raise ModelError(
             f"neurons: {name} is not what its weights say "

@@ -1,4 +1,4 @@
-"""Why decoder types with softmax attention are refused, as read in transformers 5.23."""
+"""Why decoder types are refused, as read in transformers 5.23."""
 
 from collections.abc import Collection
 
@@ -7,7 +7,9 @@ REFUSED: dict[str, Collection[str]] = {
         "beam", "doge", "gemma4", "gemma4_assistant", "gemma4_text", "gemma4_unified",
         "gemma4_unified_assistant", "gemma4_unified_text",
     ),
-    "norms stand on the residual stream itself, behind the sums": ("openai-gpt", "xlnet"),
+    "norms stand on the residual stream itself, behind the sums": (
+        "minimax", "openai-gpt", "xlnet",
+    ),
     "it has several residual streams, mixed by what they hold": (
         "deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4",
     ),
@@ -18,6 +20,9 @@ REFUSED: dict[str, Collection[str]] = {
     ),
     "its layers run several times": ("hrm_text",),
     "a layer has two attentions and a shortcut around the second": ("longcat_flash",),
+    "one attention block serves several of its state-space layers, and reads embeddings too": (
+        "zamba", "zamba2",
+    ),
     "it decodes patches of bytes": ("blt",),
     "its decoder also attends to images or sound": ("git", "mllama", "moshi"),
     "its positions come from a table that no module reads": ("ctrl",),

@@ -34,6 +34,7 @@ from replacement_models.hosts.opt import biogpt, opt, xglm
 from replacement_models.hosts.phi3 import phi3
 from replacement_models.hosts.refusals import REFUSED
 from replacement_models.hosts.state_space import bamba, granite_hybrid, mamba2, nemotron_h
+from replacement_models.hosts.tracr import tracr
 
 AS_LLAMA = (
     "arcee", "aria_text", "cwm", "dots1", "emu3", "emu3_text_model", "ernie4_5", "ernie4_5_moe",
@@ -97,6 +98,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "phi": phi,
     "phi3": phi3,
     "phi4_multimodal": phi3,
+    "tracr": tracr,
     "vaultgemma": vaultgemma,
     "xglm": xglm,
     **dict.fromkeys(AS_LLAMA, llama),
@@ -113,13 +115,9 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
 What a variant adds beyond its family's parts is refused when it is recorded (layout.py).
 """
 
-STATE_SPACE = {
-    "jamba", "zamba", "zamba2",
-}  # fmt: skip
+STATE_SPACE = {"jamba"}
 """Models with Mamba layers."""
-LINEAR_ATTENTION = {
-    "bailing_hybrid", "kimi_linear", "minimax", "qwen4_exp", "qwen4_exp_text",
-}  # fmt: skip
+LINEAR_ATTENTION = {"bailing_hybrid", "kimi_linear", "qwen4_exp", "qwen4_exp_text"}
 """Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
 CONVOLUTION = {"inkling2_text", "inkling_text", "lfm3", "zaya"}
@@ -165,7 +163,7 @@ def _reason(model_type: str) -> str:
         "convolutions between tokens": CONVOLUTION,
     }
     known: dict[str, Collection[str]] = {
-        f"{kind} have no attention pattern that could be frozen": types
+        f"tracer does not know yet how its {kind} are laid out": types
         for kind, types in layers.items()
     }
     for reason, types in {**known, **REFUSED}.items():

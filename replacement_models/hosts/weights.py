@@ -51,7 +51,11 @@ def linear_map(
         ModelError: it is not linear.
     """
     transposed = _inputs_first(module)
-    if transposed or type(module) is nn.Linear or type(module).__name__ in LINEAR:
+    named = transposed or type(module) is nn.Linear or type(module).__name__ in LINEAR
+    if named and type(module.weight) in (
+        Tensor,
+        nn.Parameter,
+    ):  # torchao puts others in their place
         bias = None if module.bias is None else read(module, "bias")
         return (read(module) if transposed else read(module).T), bias
     with torch.no_grad():

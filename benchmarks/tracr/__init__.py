@@ -1,0 +1,1 @@
+"""Programs whose circuits are known, compiled by Tracr, and the truth read off their labels."""
