@@ -134,6 +134,25 @@ export class History {
   }
 }
 
+const CHANGED = {
+  nodes: "threshold of nodes",
+  edges: "threshold of edges",
+  drawn: "edges drawn",
+  errors: "error nodes",
+  links: "links shown",
+  pins: "pins",
+  groups: "groups",
+  labels: "labels",
+  places: "places of boxes",
+};
+
+/** What differs between two states, in words; empty where nothing that undo brings back does. */
+export function changed(before, after) {
+  return EDITED.filter((name) => !same(before[name], after[name]))
+    .map((name) => CHANGED[name])
+    .join(", ");
+}
+
 function edited(state) {
   return Object.fromEntries(EDITED.map((name) => [name, state[name]]));
 }

@@ -136,13 +136,31 @@ export class Toolbar {
 
 const many = (count) => count.toLocaleString("en");
 
+const plural = (count, word, more = `${word}s`) => `${many(count)} ${count === 1 ? word : more}`;
+
+/** What stands in the circuit: its boxes, the nodes in them, and the edges summed between them. */
+function boxes(graph, { marks, links, between }) {
+  const groups = marks.filter((mark) => mark.group >= 0).length,
+    nodes = marks.reduce((sum, mark) => sum + mark.rows.length, 0),
+    pins = marks.length - groups,
+    what = [pins && plural(pins, "pin"), groups && plural(groups, "group")].filter(Boolean).join(" and ");
+  const weak = between > links.length ? `, ${many(between - links.length)} too weak to see` : "";
+  return (
+    `${plural(marks.length, "box", "boxes")}${what && `: ${what}`}, ${many(nodes)} of ${plural(graph.count, "node")} · ` +
+    `${plural(links.length, "summed edge")} between them${weak}`
+  );
+}
+
 /** What is kept, what is drawn, and what the file does not hold. */
 export function said(graph, state, view, counts) {
+  const apart = state.mode === "circuit";
   const parts = [
-    `${many(counts.nodes)} of ${many(graph.count)} nodes and ${many(counts.edges)} of ${many(graph.weight.length)} edges kept`,
+    apart
+      ? boxes(graph, view.scene)
+      : `${many(counts.nodes)} of ${many(graph.count)} nodes and ${many(counts.edges)} of ${many(graph.weight.length)} edges kept`,
   ];
-  if (state.mode === "graph" && view.drawn < counts.edges) parts.push(`${many(view.drawn)} drawn`);
-  if (state.links !== "all" && !view.pinned.size && view.clicked < 0)
+  if (!apart && view.drawn < counts.edges) parts.push(`${many(view.drawn)} drawn`);
+  if (!apart && state.links !== "all" && !view.pinned.size && view.clicked < 0)
     parts.push("click or pin a node to filter its links");
   const { held, metadata } = graph,
     { pruned } = metadata;

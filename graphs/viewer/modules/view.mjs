@@ -127,6 +127,7 @@ export function viewOf(graph, state, { dark, aspect, shared = null }) {
     theme: THEMES[dark ? "dark" : "light"],
     dark,
     groupOf,
+    groups: state.groups,
     pinned,
     onPath: new Set(mainPath(graph)),
     shared,
