@@ -635,7 +635,13 @@ class AttributionGraph:
         known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
         tables.export(pathlib.Path(path), self.nodes, self.edges, self._described | known)
 
-    def to_attribution_json(self, profile: str, about: About, pins: Sequence[str] = ()) -> bytes:
+    def to_attribution_json(
+        self,
+        profile: str,
+        about: About,
+        pins: Sequence[str] = (),
+        whole: AttributionGraph | None = None,
+    ) -> bytes:
         """The graph as Neuronpedia's and circuit-tracer's front ends read it.
 
         Draw-size graphs are what they can show: prune first.
@@ -645,6 +651,8 @@ class AttributionGraph:
                 "circuit-tracer".
             about: name of the graph and where its features are described.
             pins: ids of nodes to pin.
+            whole: the graph that this one was pruned from, to name nodes that only explanations of
+                attention name.
 
         Returns:
             JSON that `from_attribution_json` gives the same graph back from.
@@ -653,7 +661,8 @@ class AttributionGraph:
             GraphError: a graph or a name that the tools cannot show.
         """
         tables = (self.nodes, self.edges, self._described)
-        return attribution_json(tables, self.groups, pins, profile, about, self.tables)
+        known = (self if whole is None else whole).nodes
+        return attribution_json(tables, self.groups, pins, profile, about, self.tables, known)
 
     @classmethod
     def from_attribution_json(cls, content: bytes) -> tuple[AttributionGraph, Imported]:

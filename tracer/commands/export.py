@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         "tracer export dallas.graph -o dallas.html",
         "tracer export dallas.graph -o dallas.graphml",
         "tracer export dallas.graph -o all.json --nodes 1 --edges 1",
-        "tracer export dallas.graph -o files/dallas.json --to circuit-tracer",
+        "tracer export dallas.graph -o dallas.json --to circuit-tracer",
     )
 )
 @folder
@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 @click.option(
     "--scan",
     metavar="NAME",
-    help="The model's id at Neuronpedia; for circuit-tracer, where the transcoders are.",
-    show_default="from the graph",
+    help="The model's id at Neuronpedia; for circuit-tracer the repository at Hugging Face from "
+    "which its page fetches features.",
+    show_default="the graph's model; circuit-tracer's own server, so that nobody else is asked",
 )
 @click.option(
     "--source-set",
@@ -140,7 +141,8 @@ def export_json(
             f"letters, digits and _ . - only, as in {about.slug}.json"
         )
     pins = pins_of(read(folder).beside.get(VIEW))
-    content = graph.to_attribution_json(to, about, pins)
+    whole = tracer.AttributionGraph.load(folder) if graph.tables else None
+    content = graph.to_attribution_json(to, about, pins, whole)
     if to == "circuit-tracer":
         write_with_list(output, content)
     else:
