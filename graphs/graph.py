@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float
 from scipy import sparse
 
@@ -770,10 +771,22 @@ class AttributionGraph:
         beside = replace(
             given.beside,
             groups=given.beside.groups or grouping.to_json(self.groups),
-            tables=given.beside.tables or self.tables,
+            tables=self._tables_shown(given.beside.tables or self.tables, nodes),
         )
-        shown = replace(given, held=held, beside=beside)
+        opening = {"steered": self.keeps_attention} | dict(given.opening)
+        shown = replace(given, held=held, beside=beside, opening=opening)
         return pack(nodes, edges, self._described, shown)
+
+    def _tables_shown(
+        self, tables: Mapping[str, pa.Table], nodes: pa.Table
+    ) -> Mapping[str, pa.Table]:
+        """Tables as they fit a page that holds some of the nodes."""
+        if steering.NAME not in tables or nodes.num_rows == self.nodes.num_rows:
+            return tables
+        known = tables[steering.NAME]
+        shown = pc.is_in(self.nodes["id"], nodes["id"]).to_numpy()
+        every = np.ones(known.num_rows, dtype=bool)
+        return dict(tables) | {steering.NAME: steering.left(known, shown, every)}
 
     def to_dot(
         self,

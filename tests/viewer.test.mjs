@@ -54,8 +54,8 @@ test("edges come back as they went", () => {
 
 test("pruning keeps what Python keeps, and scores it alike", () => {
   for (const one of graphs) {
-    for (const { nodes, edges, kept, links, replacement, completeness, among } of one.pruned) {
-      const mask = prune(one.graph, { nodes, edges }),
+    for (const { nodes, edges, steered, kept, links, replacement, completeness, among } of one.pruned) {
+      const mask = prune(one.graph, { nodes, edges, steered }),
         found = scores(one.graph, mask);
       assert.deepEqual(
         [...mask.nodes.keys()].filter((row) => mask.nodes[row]).map((row) => one.graph.id[row]),

@@ -27,10 +27,13 @@ holds both."""
 
 TEMPLATE = r"`(?:[^`$]|\$(?!\{)|\$\{[^`{}]*(?:\{[^`{}]*\}[^`{}]*)*\})*`"
 """One that holds no other."""
-SPACE = re.compile(
-    rf"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|{TEMPLATE})|(?<=[^\w$+\-`]) +| +(?=[^\w$+\-`])"""
-)
+TEXT = rf"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|{TEMPLATE})"""
+SPACE = re.compile(rf"{TEXT}|(?<=[^\w$+\-`]) +| +(?=[^\w$+\-`])")
 """Texts, which stay as they are, and spaces that part no words and no signs."""
+SIGN = re.compile(rf"{TEXT}| ?([+\-]=?) ?")
+"""Texts, and a sign with the spaces about it."""
+SIGNS = re.compile(r"[+\-] ?[+\-]")
+"""Two signs, whose spaces mean something."""
 DIVISION = re.compile(r"(?<=[\w)\]]) /(?= [\w(])")
 
 
@@ -93,7 +96,10 @@ def _squeezed(line: str) -> str:
     whole = "`" in re.sub(TEMPLATE, "", line) or "/" in DIVISION.sub(
         "", SPACE.sub(_text_away, line)
     )
-    return line if whole else SPACE.sub(lambda found: found[1] or "", line)
+    if whole:
+        return line
+    short = SPACE.sub(lambda found: found[1] or "", line)
+    return short if SIGNS.search(line) else SIGN.sub(lambda found: found[1] or found[2], short)
 
 
 def _text_away(found: re.Match[str]) -> str:

@@ -1,6 +1,7 @@
 """`tracer export`: a graph for other programs."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +115,6 @@ def check_options(
         raise Failure(f"cannot export {output}: --to {to} writes .json")
     if output.suffix != ".html" and (page["store"] or page["compare"]):
         raise click.UsageError("--store and --compare go with a file that ends in .html", context)
-    if output.suffix == ".html" and page["keep_attention"] is not None:
-        raise click.UsageError(
-            "--keep-attention and --edges-alone do not go with .html, which holds the whole graph",
-            context,
-        )
 
 
 def export_json(
@@ -185,9 +181,11 @@ def write_page(
 
         known = panels(tracer.FeatureStore.load(options["store"]), graph)
     most: int = options["max_edges"]
-    graph.to_html(
-        output, known, compare=others, beside=read_beside(folder), max_edges=most, **opening
-    )
+    beside = read_beside(folder)
+    if options["keep_attention"] is not None:
+        graph.prune(1, 1, options["keep_attention"])  # refuses where nothing is known of it
+        beside = replace(beside, view={**beside.view, "steered": options["keep_attention"]})
+    graph.to_html(output, known, compare=others, beside=beside, max_edges=most, **opening)
     for one in (graph, *others):
         say(held(one, most), err=True)
     say("It opens at --nodes {nodes:g} --edges {edges:g}".format(**opening), err=True)

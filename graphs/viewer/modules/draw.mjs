@@ -87,7 +87,7 @@ function ink(theme, share, fromError, level) {
   return theme[fromError ? "other" : share < 0 ? "inhibits" : "excites"][level];
 }
 
-export function edgeWidth(through, most) {
+function edgeWidth(through, most) {
   return 0.5 + 4.2 * Math.sqrt(Math.max(0, through) / (most || 1));
 }
 
@@ -210,7 +210,7 @@ export function drawUnitLinks(pen, view, want = null) {
   });
 }
 
-export function unitWidth(link) {
+function unitWidth(link) {
   return Math.min(7, 0.8 + 8 * Math.sqrt(Math.abs(link.share)));
 }
 

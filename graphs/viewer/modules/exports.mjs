@@ -13,7 +13,7 @@ const TITLE = 40,
   LINE = 17;
 
 /** What the width of an edge means; the two pictures differ in it. */
-export const WIDTHS = {
+const WIDTHS = {
   graph: "width: influence on the answers",
   circuit: "width: share of the box’s whole input",
 };
@@ -165,7 +165,7 @@ export function savePng(stage, said) {
 }
 
 /** The selection, or all that is shown. */
-export function tableOf(view, what) {
+function tableOf(view, what) {
   const shown = view.scene.at
     ? [...view.scene.at.keys()].filter((row) => view.scene.at[row] >= 0)
     : view.scene.marks.flatMap((mark) => mark.rows);

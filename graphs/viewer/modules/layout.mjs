@@ -4,7 +4,7 @@ import { EMBEDDING, ERROR, FEATURE, LOGIT } from "./data.mjs";
 import { FAMILY } from "./pen.mjs";
 import { clipped, percent, token } from "./words.mjs";
 
-export const FONT = 11.5;
+const FONT = 11.5;
 const LETTER = 6.3,
   GAP = 7,
   LINE = 25,

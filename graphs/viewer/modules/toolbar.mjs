@@ -86,6 +86,11 @@ export class Toolbar {
       id: `${id}-errors`,
       on: { change: () => app.edit({ errors: this.errors.checked }) },
     });
+    this.steered = h("input", {
+      type: "checkbox",
+      id: `${id}-steered`,
+      on: { change: () => app.edit({ steered: this.steered.checked }) },
+    });
     this.modes = ["graph", "circuit"].map((mode) =>
       button(mode === "graph" ? "Graph" : "Circuit", () => app.look({ mode, zoom: null }), {
         title: mode === "graph" ? "The whole graph" : "Only pins and groups, as boxes to arrange",
@@ -110,6 +115,12 @@ export class Toolbar {
       this.drawn.element,
       h("div", { class: "field" }, h("label", { for: `${id}-links` }, "Links"), this.links),
       h("div", { class: "field" }, this.errors, h("label", { for: `${id}-errors` }, "error nodes")),
+      (this.steering = h(
+        "div",
+        { class: "field", title: "Keep also what moves attention" },
+        this.steered,
+        h("label", { for: `${id}-steered` }, "what steers attention"),
+      )),
       this.said,
     );
   }
@@ -129,6 +140,8 @@ export class Toolbar {
     if (apart) this.drawn.output.textContent = "–";
     this.links.value = state.links;
     this.errors.checked = state.errors;
+    this.steered.checked = state.steered;
+    this.steering.hidden = !graph.steerStart;
     this.modes.forEach((mode) => mode.setAttribute("aria-pressed", String(mode.dataset.mode === state.mode)));
     this.said.textContent = said(graph, state, view, counts);
   }
