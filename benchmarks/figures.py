@@ -104,6 +104,8 @@ def main() -> None:
     parser.add_argument("--draw", type=Path, help="Folder for the pictures.")
     parser.add_argument("-o", "--output", type=output_file, default=RESULTS / "figures.json")
     options = parser.parse_args()
+    if options.draw:
+        options.draw.mkdir(parents=True, exist_ok=True)
     model = tracer.ReplacementModel.load()
     pictures, summaries, wrong = [], [], []
     for name, text in prompts(model, options.each).items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float
 from scipy import sparse
 
@@ -646,7 +647,13 @@ class AttributionGraph:
         known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
         tables.export(pathlib.Path(path), self.nodes, self.edges, self._described | known)
 
-    def to_attribution_json(self, profile: str, about: About, pins: Sequence[str] = ()) -> bytes:
+    def to_attribution_json(
+        self,
+        profile: str,
+        about: About,
+        pins: Sequence[str] = (),
+        whole: AttributionGraph | None = None,
+    ) -> bytes:
         """The graph as Neuronpedia's and circuit-tracer's front ends read it.
 
         Draw-size graphs are what they can show: prune first.
@@ -656,6 +663,8 @@ class AttributionGraph:
                 "circuit-tracer".
             about: name of the graph and where its features are described.
             pins: ids of nodes to pin.
+            whole: the graph that this one was pruned from, to name nodes that only explanations of
+                attention name.
 
         Returns:
             JSON that `from_attribution_json` gives the same graph back from.
@@ -664,7 +673,8 @@ class AttributionGraph:
             GraphError: a graph or a name that the tools cannot show.
         """
         tables = (self.nodes, self.edges, self._described)
-        return attribution_json(tables, self.groups, pins, profile, about, self.tables)
+        known = (self if whole is None else whole).nodes
+        return attribution_json(tables, self.groups, pins, profile, about, self.tables, known)
 
     @classmethod
     def from_attribution_json(cls, content: bytes) -> tuple[AttributionGraph, Imported]:
@@ -772,10 +782,22 @@ class AttributionGraph:
         beside = replace(
             given.beside,
             groups=given.beside.groups or grouping.to_json(self.groups),
-            tables=given.beside.tables or self.tables,
+            tables=self._tables_shown(given.beside.tables or self.tables, nodes),
         )
-        shown = replace(given, held=held, beside=beside)
+        opening = {"steered": self.keeps_attention} | dict(given.opening)
+        shown = replace(given, held=held, beside=beside, opening=opening)
         return pack(nodes, edges, self._described, shown)
+
+    def _tables_shown(
+        self, tables: Mapping[str, pa.Table], nodes: pa.Table
+    ) -> Mapping[str, pa.Table]:
+        """Tables as they fit a page that holds some of the nodes."""
+        if steering.NAME not in tables or nodes.num_rows == self.nodes.num_rows:
+            return tables
+        known = tables[steering.NAME]
+        shown = pc.is_in(self.nodes["id"], nodes["id"]).to_numpy()
+        every = np.ones(known.num_rows, dtype=bool)
+        return dict(tables) | {steering.NAME: steering.left(known, shown, every)}
 
     def to_dot(
         self,

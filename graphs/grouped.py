@@ -31,6 +31,8 @@ from graphs.scores import ROUNDING, ScorePair
 
 ELSEWHERE = re.compile(r"(≈ )?(mostly|e\.g\.) ")
 """How labels begin that are not said of the prompt."""
+PARTING = re.compile(r",(?![^“”]*”)")
+EXAMPLE = re.compile(r"(?:≈ )?e\.g\. ")
 
 
 def named(members: Sequence[Sequence[dict[str, Any]]], tokens: Sequence[str]) -> list[Group]:
@@ -68,8 +70,7 @@ def group_name(rows: Sequence[dict[str, Any]], most: int = 2) -> str:
     weight: dict[str, float] = defaultdict(float)
     shown: dict[str, str] = {}
     for row in [row for row in rows if not ELSEWHERE.match(row["label"])] or rows:
-        parts = words.label_parts(row["label"])[0].split(",")
-        for part in (part.strip() for part in parts):
+        for part in _parts(words.label_parts(row["label"])[0]):
             if part:
                 shown.setdefault(part.casefold(), part)
                 weight[part.casefold()] += row["influence"] or 1e-12
@@ -78,6 +79,13 @@ def group_name(rows: Sequence[dict[str, Any]], most: int = 2) -> str:
     order = sorted(weight, key=weight.__getitem__, reverse=True)
     heavy = [shown[part] for part in order[:most] if weight[part] >= 0.999 * weight[order[0]]]
     return ", ".join(heavy)
+
+
+def _parts(label: str) -> list[str]:
+    """What commas part: not those of a quoted or marked token, nor of an example's text."""
+    if EXAMPLE.match(label):
+        return [label]
+    return [part.strip() for part in PARTING.split(label)]
 
 
 def grouped_scores(

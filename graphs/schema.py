@@ -307,7 +307,7 @@ def check_inputs(left: Float[np.ndarray, " nodes"], nodes: pa.Table) -> None:
         GraphError: a row's sum is above its `input_absolute`.
     """
     total = number(nodes, "input_absolute")
-    excess = left > total * (1 + 1e-9)
+    excess = left / (1 + 1e-9) > total
     if excess.any():
         row = int(excess.argmax())
         raise GraphError(

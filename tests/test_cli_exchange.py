@@ -21,7 +21,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     graph = dallas()
     ids = [row["id"] for row in graph.nodes.to_pylist() if row["kind"] == "feature"]
-    graph.group("say a capital", ids[:2]).save("d.graph", pins=ids[1:3])
+    graph.group("say a capital", ids[:2]).save("d.graph", pins=[*ids[1:3], ids[0]])
 
 
 @pytest.mark.parametrize("place", ["back.graph", "back.zip"])
@@ -59,6 +59,64 @@ def test_circuit_tracers_server_finds_the_file():
     line = refused("export", "d.graph", "-o", "third.json", "--to", "circuit-tracer")
     assert "no list of graphs" in line
     assert "third.json" not in present()
+
+
+def test_circuit_tracers_page_is_sent_to_its_own_server_unless_told_otherwise():
+    def scan(*options: str) -> str:
+        succeed("export", "d.graph", "-o", "x.json", "--to", "circuit-tracer", *options)
+        found: str = json.loads(Path("x.json").read_text("utf-8"))["metadata"]["scan"]
+        return found
+
+    assert scan() == "/local"
+    assert scan("--scan", "org/repo") == "org/repo"
+    listed = json.loads(Path("graph-metadata.json").read_text("utf-8"))["graphs"]
+    assert [one["scan"] for one in listed] == ["org/repo"]
+
+
+def test_front_ends_show_every_node_kept_and_one_target():
+    succeed("export", "d.graph", "-o", "x.json", "--to", "circuit-tracer", "--nodes", "0.5")
+    value = json.loads(Path("x.json").read_text("utf-8"))
+    threshold = value["metadata"]["node_threshold"]
+    kinds = ("logit", "embedding")
+    kept = [node["influence"] for node in value["nodes"] if node["feature_type"] not in kinds]
+    assert max(kept) <= threshold
+    assert value["metadata"]["pruning_settings"]["node_threshold"] == 0.5
+    targets = [node["is_target_logit"] for node in value["nodes"]
+               if node["feature_type"] == "logit"]  # fmt: skip
+    assert targets == [True] + [False] * (len(targets) - 1)
+    assert sum(node["is_target_logit"] for node in value["nodes"]) == 1
+
+
+def test_pruning_keeps_the_pins_of_what_is_left():
+    succeed("prune", "d.graph", "-o", "small.graph", "--nodes", "0.6")
+    pins = [json.loads(Path(name, "view.json").read_text("utf-8"))["view"]["pins"]
+            for name in ("d.graph", "small.graph")]  # fmt: skip
+    left = AttributionGraph.load("small.graph").nodes["id"].to_pylist()
+    assert pins[1] == [one for one in pins[0] if one in left] != []
+    assert pins[1] != pins[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "d.graph", "-o", f"none/x{suffix}"]
+        for suffix in (".json", ".html", ".graphml", ".csv", ".parquet")
+    ]
+    + [
+        ["export", "d.graph", "-o", "none/x.json", "--to", "circuit-tracer"],
+        ["render", "d.graph", "-o", "none/x.dot"],
+        ["render", "d.graph", "-o", "none/x.svg"],
+        ["prune", "d.graph", "-o", "none/x.graph"],
+        ["prune", "d.graph", "-o", "none/x.zip"],
+        ["compare", "d.graph", "d.graph", "-o", "none/x.svg"],
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_a_missing_folder_is_refused_in_the_same_line_everywhere(command: list[str]):
+    line = refused(*command)
+    assert f"cannot write {command[command.index('-o') + 1]}: there is no folder " in line
+    assert "make it first" in line
+    assert present() == ["d.graph"]
 
 
 @pytest.mark.parametrize(

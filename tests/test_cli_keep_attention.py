@@ -1,5 +1,9 @@
 """`--keep-attention` on the command line."""
 
+import base64
+import gzip
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -60,11 +64,27 @@ def test_what_needs_a_model_first_says_so_in_one_line(
     assert not (tmp_path / file).exists()
 
 
-def test_a_page_holds_the_whole_graph_and_takes_no_such_option(traced: Path, tmp_path: Path):
-    page = str(tmp_path / "a.html")
-    result = run("export", str(traced / "kept"), "--keep-attention", "-o", page)
+def test_a_page_opens_with_what_steers_or_without(traced: Path, tmp_path: Path):
+    def opens(folder: str, *options: str) -> tuple[bool, bool]:
+        page = tmp_path / "a.html"
+        result = run("export", str(traced / folder), *options, "-o", str(page))
+        assert result.exit_code == 0, result.stderr
+        found = re.search(r'class="tracer-graph">([^<]*)<', page.read_text("utf-8"))
+        assert found is not None
+        packed = gzip.decompress(base64.b64decode(found[1]))
+        header = json.loads(packed[4 : 4 + int.from_bytes(packed[:4], "little")])
+        known = any(one["name"] == "steerSize" for one in header["columns"])
+        return header["view"].get("steered", header["opening"]["steered"]), known
+
+    assert opens("kept") == (True, True)
+    assert opens("kept", "--edges-alone") == (False, True)
+    assert opens("plain") == (False, False)
+    result = run(
+        "export", str(traced / "plain"), "--keep-attention", "-o", str(tmp_path / "b.html")
+    )
     assert result.exit_code == 2
-    assert "do not go with .html" in result.stderr
+    assert "no table of what steers attention" in result.stderr
+    assert not (tmp_path / "b.html").exists()
 
 
 def test_a_torn_table_is_refused_by_name(traced: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from graphs import AttributionGraph, GraphError
 from graphs.attention_tables import COLUMNS, edge_name
-from graphs.exchange.attention_json import described, tables_from_json
+from graphs.exchange.attention_json import described, descriptors, tables_from_json
 from graphs.exchange.attribution_json import PROFILES, About
 from graphs.exchange.head_files import head_files
 from tests.graph_samples import dallas
@@ -93,6 +93,20 @@ def test_explanations_are_of_the_schema_and_every_id_resolves(profile: str):
     links = {edge_name(link["source"], link["target"]): link for link in value["links"]}
     assert [row[:2] for row in links[edges[0]]["x_heads"]] == [[2, 3], [2, 1]]
     assert sum("x_heads" in link for link in links.values()) == 1
+
+
+def test_nodes_that_only_explanations_name_have_their_label_and_activation():
+    graph, *_ = explained()
+    rows = dallas().nodes.to_pylist()
+    whole = dallas()
+    known = next(row for row in rows if row["kind"] == "feature")
+    value = json.loads(graph.to_attribution_json("circuit-tracer", ABOUT, whole=whole))
+    unknown = value["qk_only_nodes"][GONE[0]]
+    assert unknown["clerp"] == f"feature {GONE[0].split('_')[1]} of layer 1"
+    [row] = descriptors([known["id"]], whole.nodes)
+    assert (row["label"] or "").startswith(known["label"] or "feature")
+    assert row["activation"] == known["activation"] is not None
+    assert row["kind"] == "feature"
 
 
 def test_tables_come_back_equal_and_not_those_of_edges_that_are_gone():

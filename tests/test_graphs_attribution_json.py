@@ -187,6 +187,21 @@ def old_circuit_tracer() -> Value:
     return {"metadata": metadata, "qParams": {}, "nodes": nodes, "links": links}
 
 
+def test_a_weight_beyond_float32_is_kept_in_float64():
+    value = old_circuit_tracer()
+    value["links"][0]["weight"] = 3.4028235677973366e38
+    graph, _ = back(value)
+    assert graph.effect.dtype == np.float64
+    assert graph.effect.data.max() == 3.4028235677973366e38
+
+
+def test_a_weight_that_cannot_be_added_up_is_refused():
+    value = old_circuit_tracer()
+    value["links"][0]["weight"] = -1.7e308
+    with pytest.raises(GraphError, match=r"link 0 .* a finite weight"):
+        back(value)
+
+
 def test_old_ids_that_collide_are_told_apart_and_bad_links_are_said():
     graph, read = back(old_circuit_tracer())
     rows = {row["id"]: row for row in graph.nodes.to_pylist()}

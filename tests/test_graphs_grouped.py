@@ -129,6 +129,9 @@ def test_two_groups_of_one_meaning_have_two_names():
         (["say a capital · is", "say a capital · in"], "say a capital"),
         ([None, None], "no label"),
         (["Texas", "Ohio"], "Texas, Ohio"),
+        (["≈ on “to” +3, with “,” +1 · to", None], "≈ on “to” +3, with “,” +1"),
+        (["on “a”, “,” or “b”"], "on “a”, “,” or “b”"),
+        (["e.g. One cat, two [,] · ,"], "e.g. One cat, two [,]"),
     ],
 )
 def test_a_group_is_named_by_what_its_labels_share(labels: list[str | None], name: str):

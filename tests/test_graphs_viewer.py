@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import gzip
+import itertools
 import json
 import math
 import re
@@ -27,6 +28,7 @@ from graphs.viewer.page import page, policy
 from graphs.viewer.payload import Beside
 from graphs.viewer.thresholds import strongest_edges
 from tests.graph_samples import dallas, random_graph
+from tests.test_graphs_steering import known, random_steering
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = [
@@ -49,13 +51,16 @@ def capped(graph: AttributionGraph) -> AttributionGraph:
 def case(graph: AttributionGraph) -> dict[str, Any]:
     """What the modules are to find in a graph."""
     pruned = []
-    for nodes, edges in ((0.8, 0.98), (0.5, 0.9), (0.95, 1.0), (1.0, 0.8), (1.0, 1.0)):
-        small = graph.prune(nodes, edges)
+    shares = ((0.8, 0.98), (0.5, 0.9), (0.95, 1.0), (1.0, 0.8), (1.0, 1.0))
+    steered = (False, True) if "steering" in graph.tables else (False,)
+    for (nodes, edges), both in itertools.product(shares, steered):
+        small = graph.prune(nodes, edges, both)
         among = small.scores.among_nodes
         pruned.append(
             {
                 "nodes": nodes,
                 "edges": edges,
+                "steered": both,
                 "kept": small.nodes["id"].to_pylist(),
                 "links": small.effect.nnz,
                 "replacement": small.scores.replacement,
@@ -75,7 +80,17 @@ def test_the_pure_modules_agree_with_python_and_pass_their_own_tests(tmp_path: P
         pytest.skip("node is not installed: the tests of the viewer's modules were not run")
     texts = [*HOSTILE, "a\tb", " Dallas", "e\u0301", "\ud800", "ok\u200d", "\u200bx", "\U000e0101"]
     shares = [0.9234, 0.0234, 0.0004, 0, 1, 0.0995]
-    samples = [dallas(), random_graph(3), capped(dallas(1)), random_graph(5, dtype=np.float64)]
+    steered = [
+        known(graph, random_steering(graph, 4, 0.1)) for graph in (dallas(4), random_graph(6))
+    ]
+    assert len({one["links"] for one in case(steered[0])["pruned"]}) > 5
+    samples = [
+        *steered,
+        dallas(),
+        random_graph(3),
+        capped(dallas(1)),
+        random_graph(5, dtype=np.float64),
+    ]
     cases = {
         "graphs": [case(graph) for graph in [*samples, dallas(2).prune(0.9, 0.99)]],
         "visible": [[text, words.visible(text)] for text in texts],
@@ -158,6 +173,12 @@ def test_joined_modules_are_one_script_of_at_most_150_kilobytes():
         ('if (a > 0) return { a: "b  c, d" };', 'if(a>0)return{a:"b  c, d"};'),
         ("const a = b - -c + d;", "const a=b - -c + d;"),
         ("return `a , b`;", "return `a , b`;"),
+        ('a += b - "x + y" + c;', 'a+=b-"x + y"+c;'),
+        ("a = b + ++c;", "a=b + ++c;"),
+        ("f( [ `a , ${b + 1} {` , c / d ] );", "f([`a , ${b + 1} {`,c/d]);"),
+        ("return [ `a , ${ `b , c` }` ];", "return [ `a , ${ `b , c` }` ];"),
+        ("a = [ / , /u, b / c ];", "a = [ / , /u, b / c ];"),
+        ('a = [ "1 / 2", b ];', 'a=["1 / 2",b];'),
         ("a = b / c; // and so on", "a = b / c; // and so on"),
         ("else if (x in y) z = 'it\\'s , so';", "else if(x in y)z='it\\'s , so';"),
     ],

@@ -254,6 +254,117 @@ def test_an_empty_circuit_offers_the_main_steps(opened: Callable[..., Viewer]):
     assert viewer.state("pins") == []
 
 
+def test_a_circuit_and_its_figure_count_its_boxes(opened: Callable[..., Viewer], tmp_path: Path):
+    viewer = opened(dallas())
+    viewer.click("say a capital").click("E_37_7", "Shift").press("g").type("Texas")
+    viewer.press("Enter")
+    viewer.button("Circuit")
+    said = viewer.page.locator(".said").inner_text()
+    assert said.startswith("1 box: 1 group, 2 of ")
+    assert "No edges between the boxes yet" in viewer.page.locator(".empty").first.inner_text()
+    viewer.button("Pin the main steps")
+    assert re.fullmatch(r"\d+ nodes of the strongest paths pinned", viewer.live())
+    said = viewer.page.locator(".said").inner_text()
+    boxes = viewer.page.evaluate("() => __viewer.view.scene.marks.length")
+    assert re.match(rf"{boxes} boxes: {boxes - 1} pins and 1 group, \d+ of ", said)
+    viewer.click("Texas")
+    with viewer.page.expect_download() as started:
+        viewer.button("SVG")
+    started.value.save_as(tmp_path / "circuit.svg")
+    svg = (tmp_path / "circuit.svg").read_text(encoding="utf-8")
+    for words in (f"{boxes} boxes", "likeliest answer", "whole input"):
+        assert words in svg
+    ring = viewer.page.evaluate("() => __viewer.view.theme.mark")
+    assert ring not in svg
+
+
+def test_the_status_follows_undo_and_redo(opened: Callable[..., Viewer]):
+    viewer = opened(dallas()).click("say a capital").press("p", "x", "g")
+    viewer.press("Enter", "Escape", "Escape")
+    assert viewer.live() == "Nothing selected"
+    viewer.press("z")
+    assert viewer.live() == "Undone: groups"
+    viewer.press("z")
+    assert viewer.live() == "Undone: pins"
+    viewer.press("z")
+    assert viewer.live() == "Nothing to undo"
+    viewer.press("Shift+Z")
+    assert viewer.live() == "Redone: pins"
+
+
+def test_bars_of_both_signs_have_one_scale(opened: Callable[..., Viewer]):
+    viewer = opened(dallas()).click("say a capital")
+    shown = viewer.page.locator(".inputs li").evaluate_all(
+        "(all) => all.map((one) => [parseFloat(one.querySelector('.value').textContent"
+        ".replace('−', '-')), parseFloat(one.querySelector('.bar').style.width)])"
+    )
+    most = max(abs(share) for share, _ in shown)
+    for share, width in shown:
+        assert width == pytest.approx(max(2, 100 * abs(share) / most), abs=2)
+    assert any(share < 0 for share, _ in shown)
+
+
+def test_a_group_is_named_in_the_graph(opened: Callable[..., Viewer], tmp_path: Path):
+    graph = dallas()
+    row = next(one for one in graph.nodes.to_pylist() if one["label"] == "say a capital")
+    groups = [{"name": "Texas things", "members": [row["id"]], "place": None}]
+    viewer = opened(graph, beside=Beside(groups=groups))
+    viewer.page.mouse.move(*viewer.point("say a capital"))
+    tip = viewer.settle().page.locator(".tip").first.inner_text()
+    assert tip.endswith("in the group Texas things")
+    with viewer.page.expect_download() as started:
+        viewer.button("SVG")
+    started.value.save_as(tmp_path / "graph.svg")
+    assert "Texas things ×1" in (tmp_path / "graph.svg").read_text(encoding="utf-8")
+
+
+FREE = """() => {
+  const { stage, view } = __viewer, [x, y, k] = stage.place, { marks } = view.scene;
+  const box = stage.element.getBoundingClientRect();
+  for (const { way } of stage.ways())
+    for (let t = 0.2; t < 0.8; t += 0.02) {
+      const r = 1 - t, f = [r ** 3, 3 * r * r * t, 3 * r * t * t, t ** 3];
+      const [u, v] = [0, 1].map((d) => f.reduce((sum, one, at) => sum + one * way[2 * at + d], 0));
+      if (marks.every((m) => Math.hypot(Math.max(0, Math.abs(m.x - u) - m.w / 2),
+                                        Math.max(0, Math.abs(m.y - v) - m.h / 2)) > 4 / k + 4))
+        return [box.left + x + k * u, box.top + y + k * v];
+    }
+}"""
+"""A point of the window on an edge and on no mark."""
+
+
+@pytest.mark.parametrize("picture", ["Graph", "Circuit"])
+def test_an_edge_under_the_pointer_says_what_it_is(opened: Callable[..., Viewer], picture: str):
+    viewer = opened(dallas())
+    viewer.tab("Groups")
+    viewer.button("Pin the main steps")
+    viewer.button(picture)
+    x, y = viewer.page.evaluate(FREE)
+    viewer.page.mouse.move(x, y)
+    tip = viewer.settle().page.locator(".tip").first.inner_text()
+    assert re.search(r" (excites|inhibits) .*: −?<?[\d.]+% of its input", tip)
+    viewer.page.mouse.click(x, y)
+    assert viewer.settle().live() == tip
+    viewer.page.mouse.move(2, 2)
+    assert viewer.settle().page.locator(".tip").first.is_hidden()
+
+
+def test_paths_and_boxes_stand_out_in_a_circuit(opened: Callable[..., Viewer]):
+    viewer = opened(dallas())
+    viewer.button("Circuit")
+    viewer.button("Pin the main steps")
+    over = "() => __viewer.stage.over.toDataURL()"
+    plain = viewer.page.evaluate(over)
+    viewer.tab("Paths")
+    viewer.page.locator(".paths > li .value").first.hover()
+    path = viewer.settle().page.evaluate(over)
+    viewer.page.mouse.move(2, 2)
+    assert viewer.settle().page.evaluate(over) == plain != path
+    viewer.click("say a capital")
+    veiled = "() => __viewer.stage.over.getContext('2d').getImageData(3, 3, 1, 1).data[3]"
+    assert viewer.page.evaluate(veiled) > 100
+
+
 def test_holding_g_and_clicking_groups_as_circuit_tracer_does(opened: Callable[..., Viewer]):
     viewer = opened(dallas())
     viewer.page.locator(".stage").first.focus()

@@ -8,7 +8,7 @@ import test from "node:test";
 import { compare, sharedRows } from "../graphs/viewer/modules/compare.mjs";
 import { units, unitLinks, circuit, suggestion } from "../graphs/viewer/modules/circuit.mjs";
 import { fromBase64, readGraph, LOGIT, EMBEDDING, FEATURE, ERROR } from "../graphs/viewer/modules/data.mjs";
-import { hit, route } from "../graphs/viewer/modules/draw.mjs";
+import { boundsOf, hit, pointOn, route, routeAround } from "../graphs/viewer/modules/draw.mjs";
 import { influence, threshold } from "../graphs/viewer/modules/influence.mjs";
 import { layout, linkFilter } from "../graphs/viewer/modules/layout.mjs";
 import { strongestPaths } from "../graphs/viewer/modules/paths.mjs";
@@ -17,6 +17,7 @@ import { predict, probabilities } from "../graphs/viewer/modules/predict.mjs";
 import { counts, prune, scores } from "../graphs/viewer/modules/prune.mjs";
 import { search } from "../graphs/viewer/modules/search.mjs";
 import {
+  changed,
   clean,
   fromFragment,
   grouped,
@@ -53,8 +54,8 @@ test("edges come back as they went", () => {
 
 test("pruning keeps what Python keeps, and scores it alike", () => {
   for (const one of graphs) {
-    for (const { nodes, edges, kept, links, replacement, completeness, among } of one.pruned) {
-      const mask = prune(one.graph, { nodes, edges }),
+    for (const { nodes, edges, steered, kept, links, replacement, completeness, among } of one.pruned) {
+      const mask = prune(one.graph, { nodes, edges, steered }),
         found = scores(one.graph, mask);
       assert.deepEqual(
         [...mask.nodes.keys()].filter((row) => mask.nodes[row]).map((row) => one.graph.id[row]),
@@ -242,6 +243,54 @@ test("every kept node has a place of its own inside the picture", () => {
   }
   const [x, y, , , , , u, v] = route({ x: 0, y: 100, w: 20, h: 20 }, { x: 50, y: 0, w: 20, h: 20 });
   assert.ok(y === 90 && v === 10 && Math.abs(x) <= 10 && Math.abs(u - 50) <= 10);
+});
+
+test("edges straight up swing out to the side of their sign and do not lie on each other", () => {
+  const at = (y) => ({ x: 0, y, w: 120, h: 20 }),
+    middle = (way) => pointOn(way, 0.5)[0];
+  const [near, far, against] = [route(at(100), at(0)), route(at(300), at(0)), route(at(300), at(0), -1)];
+  assert.ok(middle(near) > 4 && middle(far) > 1.5 * middle(near) && middle(against) === -middle(far));
+  const flat = route(at(0), { ...at(0), x: 300 });
+  assert.ok(pointOn(flat, 0.5)[1] > 20);
+});
+
+test("an edge between two boxes goes round a third", () => {
+  const [from, to, third] = [200, 0, 100].map((y) => ({ x: 0, y, w: 100, h: 30 }));
+  const way = routeAround(from, to, 1, [from, to, third]);
+  for (let at = 1; at < 16; at += 1) {
+    const [x, y] = pointOn(way, at / 16);
+    assert.ok(Math.abs(x) > 50 || Math.abs(y - 100) > 15, `${x} ${y}`);
+  }
+});
+
+test("undo says what it brings back", () => {
+  const groups = [{ name: "a", members: ["b"], place: null }];
+  assert.equal(changed(START, { ...START, pins: ["a"], groups }), "pins, groups");
+  assert.equal(changed(START, { ...START, clicked: "a" }), "");
+});
+
+test("a circuit with one box has it in the middle, and counts what is too weak to draw", () => {
+  const one = circuit(graph, names, { ...START, pins: [graph.id[graph.source[0]]] });
+  assert.deepEqual([one.marks[0].x, one.marks[0].y], [one.width / 2, one.height / 2]);
+  const all = circuit(graph, names, { ...START, pins: graph.id });
+  assert.ok(all.links.length > 2 && all.links.length < all.between);
+  const [left, , right] = boundsOf(all);
+  assert.ok(all.marks.every(({ x, w }) => left <= x - w / 2 && right >= x + w / 2));
+});
+
+test("a hit in a label is not written twice, and long texts are cut between ellipses", () => {
+  const row = [...graph.kind].indexOf(FEATURE),
+    said = (label) => search(graph, new Names(graph, { [graph.id[row]]: label }), "quagga")[0].text;
+  assert.equal(said("on quagga (mostly “x” +2) · is"), "on quagga (mostly “x” +2)");
+  const long = said(`${"a".repeat(60)} quagga ${"b".repeat(60)}`);
+  assert.ok(long.startsWith("…") && long.endsWith("…"));
+});
+
+test("the token of a label is said to fire it only where it is another", () => {
+  const row = [...graph.kind].indexOf(FEATURE),
+    here = names.at(row).slice(1, -1),
+    said = (on) => explain(graph, new Names(graph, { [graph.id[row]]: `says x · ${on}` }), row);
+  assert.ok(!said(here).includes("fires on") && said("zebra").includes("names “zebra” as a token it fires on"));
 });
 
 test("links are filtered as the field's viewers do", () => {

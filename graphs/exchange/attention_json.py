@@ -8,11 +8,12 @@ themselves go along as they are, for whoever reads the file here.
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from graphs.attention_tables import COLUMNS, LEFT, check, edge_ends
 from graphs.schema import GraphError, NodeKind
@@ -96,6 +97,35 @@ def qk_only_nodes(
         for name in row[:-1]
     }
     return sorted(named - set(nodes["id"].to_pylist()))
+
+
+def descriptors(names: Sequence[str], whole: pa.Table) -> list[dict[str, Any]]:
+    """Nodes that a graph does not have.
+
+    Args:
+        names: their ids.
+        whole: the node table of the graph before it was pruned, which has labels and activations.
+
+    Returns:
+        A row each, as of the node table: kind, layer, position, feature, token, site from the id;
+        label, text and activation from `whole`, where it has the node. A feature without a label
+        is called by its number.
+
+    Raises:
+        GraphError: an id names no node.
+    """
+    said = ("id", "label", "text", "activation")
+    mask = pc.is_in(whole["id"], pa.array(names, pa.string()))
+    known = {row["id"]: row for row in whole.filter(mask).select(said).to_pylist()}
+    return [described(name) | _named(known.get(name, {}), name) for name in names]
+
+
+def _named(row: dict[str, Any], name: str) -> dict[str, Any]:
+    found = PLACE.fullmatch(name)
+    assert found is not None
+    if found[1] == "E" or found[3] == "-1" or row.get("label"):
+        return row
+    return row | {"label": f"feature {found[3]} of layer {found[1]}"}
 
 
 def described(name: str) -> dict[str, Any]:

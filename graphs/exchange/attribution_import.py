@@ -22,6 +22,8 @@ from graphs.exchange.attribution_json import OWN, PADDED, uncantor
 from graphs.groups import LONGEST, Group, from_json, left
 from graphs.schema import COLUMNS, GIVEN, GraphError, NodeKind
 
+MOST = 1e300
+"""Larger weights cannot be added up."""
 THREE = re.compile(r"(\d{1,9})_(?:lor_|cro_)?(-?\d{1,12})_(\d{1,9})")
 """A feature's or a target's id: layer, number, position."""
 TOKEN = re.compile(r"E_(\d{1,12})_(\d{1,9})")
@@ -96,7 +98,7 @@ def read_attribution_json(content: bytes) -> Imported:
         return Imported(columns, effect, about, groups, pinned, notes, whole=False)
     columns, kept, weights, ours, attention = own
     columns["id"] = ids
-    effect = effect.astype(np.float32 if weights == "float" else np.float64)
+    effect = _single(effect) if weights == "float" else effect.astype(np.float64)
     known = left(_with_places(groups, ours), ids)
     return Imported(columns, effect, kept, known, pinned, notes, whole=True, attention=attention)
 
@@ -278,7 +280,7 @@ def _effect(
     turns: Counter[tuple[str, str]] = Counter()
     for at, link in enumerate(links):
         weight = _number(link.get("weight")) if isinstance(link, dict) else None
-        if weight is None:
+        if weight is None or abs(weight) > MOST:
             raise GraphError(f"link {at} is {link!r:.80}: expected source, target and a finite "
                              "weight")  # fmt: skip
         names = (str(link.get("source")), str(link.get("target")))
@@ -304,8 +306,14 @@ def _effect(
     effect.sum_duplicates()
     if effect.nnz < len(weights):
         notes.append(f"{len(weights) - effect.nnz} links stand twice: their weights were added")
-    single = effect.astype(np.float32)
+    single = _single(effect)
     return single if (single.data == effect.data).all() else effect
+
+
+def _single(effect: sparse.csr_array) -> sparse.csr_array:
+    """In float32, infinite where that cannot hold a weight."""
+    with np.errstate(over="ignore"):
+        return effect.astype(np.float32)
 
 
 def _possible(rows: list[dict[str, Any]], source: int, target: int) -> bool:

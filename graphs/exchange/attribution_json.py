@@ -30,6 +30,9 @@ TYPES = {
 }
 ATTENTION_TYPES = {NodeKind.FEATURE: "lorsa", NodeKind.ERROR: "lorsa error"}
 """Of what stands at an attention output."""
+LOCAL = "/local"
+"""A path: circuit-tracer's page then asks its own server for features, `--features_dir`, and nobody
+else; any other name is a repository at Hugging Face to it."""
 PADDED = 100_000
 """Features a layer that the old numbering, layer and five digits, can tell apart."""
 
@@ -41,8 +44,8 @@ class About:
     slug: str
     """Name of the graph: letters, digits, `_ . -`."""
     scan: str | None = None
-    """Neuronpedia: its id of the model. circuit-tracer: where the transcoders are. None: the
-    graph's own model or transcoders."""
+    """Neuronpedia: its id of the model; None: the graph's own model. circuit-tracer: the hub
+    repository from which its page fetches features; None: its own server."""
     source_set: str | None = None
     """Neuronpedia's name of the dictionaries, for its dashboards."""
     feature_url: str | None = None
@@ -82,6 +85,7 @@ def attribution_json(
     profile: str,
     about: About,
     attention: Mapping[str, pa.Table] | None = None,
+    whole: pa.Table | None = None,
 ) -> bytes:
     """A graph for one of `PROFILES`.
 
@@ -92,6 +96,7 @@ def attribution_json(
         profile: who is to read it.
         about: names.
         attention: tables about it (`graphs.attention_tables`).
+        whole: nodes of the graph before it was pruned, to name those that only attention names.
 
     Returns:
         JSON, UTF-8, without spaces.
@@ -107,7 +112,7 @@ def attribution_json(
     tokens = _tokens(rows, metadata)
     shown = _Shown(tokens, _numbering(profile, rows), last, profile, about)
     value = {
-        "metadata": _metadata(metadata, tokens, profile, about),
+        "metadata": _metadata(metadata, tokens, profile, about) | _threshold(rows, metadata),
         "qParams": {
             "pinnedIds": [name for name in pins if name in set(ids)],
             "supernodes": [[one.name, *one.members] for one in groups],
@@ -115,7 +120,7 @@ def attribution_json(
             "clickedId": "",
             "sg_pos": "",
         },
-        "nodes": [shown.node(row) for row in rows],
+        "nodes": _with_target([shown.node(row) for row in rows]),
         "links": [
             {"source": ids[edge["source"]], "target": ids[edge["target"]], "weight": edge["weight"]}
             for edge in edges.select(["source", "target", "weight"]).to_pylist()
@@ -123,7 +128,7 @@ def attribution_json(
         OWN: _own(nodes, edges, metadata, groups),
     }
     if attention:
-        _add_attention(value, attention, nodes, shown)
+        _add_attention(value, attention, (nodes, nodes if whole is None else whole), shown)
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -143,8 +148,28 @@ class _Shown:
         return _node(row, self.tokens, self.numbers, layer)
 
 
+def _with_target(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first logit alone is the target, as circuit-tracer has it."""
+    for node in nodes:
+        if node["feature_type"] == TYPES[NodeKind.LOGIT]:
+            node["is_target_logit"] = True
+            break
+    return nodes
+
+
+def _threshold(rows: list[dict[str, Any]], metadata: Mapping[str, Any]) -> dict[str, float]:
+    """At which front ends open: low enough to prune, high enough to show every node kept."""
+    if not metadata.get("pruned"):
+        return {}
+    kept = [row["cumulative_influence"] or 0.0 for row in rows if row["kind"] != NodeKind.LOGIT]
+    return {"node_threshold": max(metadata["pruned"]["nodes"], *kept, 0.0)}
+
+
 def _add_attention(
-    value: dict[str, Any], attention: Mapping[str, pa.Table], nodes: pa.Table, shown: _Shown
+    value: dict[str, Any],
+    attention: Mapping[str, pa.Table],
+    nodes: tuple[pa.Table, pa.Table],
+    shown: _Shown,
 ) -> None:
     """Add what is known of attention to nodes, links and beside them."""
     heads = attention_json.link_heads(attention)
@@ -159,9 +184,10 @@ def _add_attention(
     if results:
         kept = ("node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp",
                 "activation")  # fmt: skip
+        named = attention_json.qk_only_nodes(results, nodes[0])
         value["qk_only_nodes"] = {
-            name: {key: shown.node(attention_json.described(name))[key] for key in kept}
-            for name in attention_json.qk_only_nodes(results, nodes)
+            row["id"]: {key: shown.node(row)[key] for key in kept}
+            for row in attention_json.descriptors(named, nodes[1])
         }
     value[OWN]["attention"] = attention_json.tables_json(attention)
 
@@ -220,7 +246,7 @@ def _node(row: dict[str, Any], tokens: list[str], numbers: str, layer: str) -> d
         "ctx_idx": at,
         "feature_type": types.get(NodeKind(kind), "unknown"),
         "token_prob": row["probability"] or 0.0,
-        "is_target_logit": kind == NodeKind.LOGIT,
+        "is_target_logit": False,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
         "clerp": _clerp(row, tokens),
@@ -268,20 +294,18 @@ def _unquoted(text: str) -> str:
 def _metadata(
     metadata: Mapping[str, Any], tokens: list[str], profile: str, about: About
 ) -> dict[str, Any]:
-    transcoders = str(metadata.get("transcoders") or metadata.get("model") or "unknown")
     model = str(metadata.get("model") or "unknown").rpartition("/")[2]
     pruned = metadata.get("pruned") or {}
     version = str((metadata.get("versions") or {}).get("tracer") or "")
     found: dict[str, Any] = {
         "slug": about.slug,
-        "scan": about.scan or (transcoders if profile == "circuit-tracer" else model),
+        "scan": about.scan or (LOCAL if profile == "circuit-tracer" else model),
         "prompt_tokens": [words.visible(token) if not token.isprintable() else token
                           for token in tokens],
         "prompt": str(metadata.get("prompt") or "".join(tokens)),
         "info": {"generator": {"name": "tracer", "version": version}},
     }  # fmt: skip
     if pruned:
-        found["node_threshold"] = pruned["nodes"]
         found["pruning_settings"] = {
             "node_threshold": pruned["nodes"],
             "edge_threshold": pruned["edges"],

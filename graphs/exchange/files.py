@@ -90,6 +90,8 @@ def write_together(folder: Path, files: Mapping[str, pa.Buffer]) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and not path.absolute().parent.is_dir():
+        return f"cannot write {path}: there is no folder {path.absolute().parent}; make it first"
     reason = error.strerror or str(error)
     return f"cannot write {path}: {reason}: choose a place that exists and can be written"
 

@@ -18,13 +18,23 @@ EXPORT = re.compile(
 RENAMED = re.compile(r"(\w+) as (\w+)")
 COMMENT = re.compile(r"^\s*(?://[^\n]*|/\*\*(?:(?!\*/).)*\*/)\n", re.MULTILINE | re.DOTALL)
 INDENT = re.compile(r"^ +", re.MULTILINE)
+LAST = re.compile(r",\n(?=[)\]}])|;\n(?=\})")
+"""The comma after the last of a list, the semicolon after the last of a block."""
 OPEN = re.compile(r"(?<=[{(\[,;])\n|\n(?=[})\].?:&|])")
 """Lines may be joined here, since no text runs over lines and no comment ends one; a test
 holds both."""
 
 
-SPACE = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[^\w$+\-]) +| +(?=[^\w$+\-])""")
+TEMPLATE = r"`(?:[^`$]|\$(?!\{)|\$\{[^`{}]*(?:\{[^`{}]*\}[^`{}]*)*\})*`"
+"""One that holds no other."""
+TEXT = rf"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|{TEMPLATE})"""
+SPACE = re.compile(rf"{TEXT}|(?<=[^\w$+\-`]) +| +(?=[^\w$+\-`])")
 """Texts, which stay as they are, and spaces that part no words and no signs."""
+SIGN = re.compile(rf"{TEXT}| ?([+\-]=?) ?")
+"""Texts, and a sign with the spaces about it."""
+SIGNS = re.compile(r"[+\-] ?[+\-]")
+"""Two signs, whose spaces mean something."""
+DIVISION = re.compile(r"(?<=[\w)\]]) /(?= [\w(])")
 
 
 @cache
@@ -76,15 +86,25 @@ def _wrapped(name: str) -> str:
     )
     if left := re.search(r"^(?:import|export)\b.*", body, re.MULTILINE):
         raise ValueError(f"{name}.mjs: cannot join {left[0]!r}")
-    lines = INDENT.sub("", COMMENT.sub("", body)).split("\n")
+    lines = LAST.sub("\n", INDENT.sub("", COMMENT.sub("", body))).split("\n")
     body = OPEN.sub("", "\n".join(map(_squeezed, lines)))
     return f"const {name}$ = (() => {{\n{body}return {{ {', '.join(exports)} }};\n}})();\n"
 
 
 def _squeezed(line: str) -> str:
-    """A line without needless spaces; one with a template, a division or a pattern as it is."""
-    whole = "`" in line or "/" in line
-    return line if whole else SPACE.sub(lambda found: found[1] or "", line)
+    """A line without needless spaces; one with a template in another, or a pattern, as it is."""
+    whole = "`" in re.sub(TEMPLATE, "", line) or "/" in DIVISION.sub(
+        "", SPACE.sub(_text_away, line)
+    )
+    if whole:
+        return line
+    short = SPACE.sub(lambda found: found[1] or "", line)
+    return short if SIGNS.search(line) else SIGN.sub(lambda found: found[1] or found[2], short)
+
+
+def _text_away(found: re.Match[str]) -> str:
+    """Spaces stay, so that a division is known by them."""
+    return '""' if found[1] else found[0]
 
 
 def _constants(found: re.Match[str]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from graphs import steering
 from graphs.edges import effect_matrix
 from graphs.schema import NodeKind, number
 
@@ -51,7 +52,8 @@ class Extras:
     features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """`L/F` -> what is known of a feature, plain values as tracer/features/panel.py gives them."""
     opening: Mapping[str, float] = field(default_factory=dict)
-    """Thresholds `nodes` and `edges` at which it opens."""
+    """Thresholds `nodes` and `edges` at which it opens; `steered`: whether what steers attention is
+    kept too."""
     held: Mapping[str, Any] = field(default_factory=dict)
     """What was left behind on export; see thresholds.py."""
     beside: Beside = field(default_factory=Beside)
@@ -69,7 +71,7 @@ def pack(nodes: pa.Table, edges: pa.Table, metadata: Mapping[str, Any], extras: 
     Returns:
         gzip, the same bytes for the same graph.
     """
-    columns = _columns(nodes, edges)
+    columns = _columns(nodes, edges) | _steering(extras.beside.tables, nodes.num_rows)
     described, parts, offset = [], [], 0
     for name, (array, coding) in columns.items():
         raw = _planes(array) if coding == "planes" else array.tobytes()
@@ -125,6 +127,18 @@ def _columns(nodes: pa.Table, edges: pa.Table) -> dict[str, tuple[np.ndarray, st
     return found
 
 
+def _steering(tables: Mapping[str, pa.Table], count: int) -> dict[str, tuple[np.ndarray, str]]:
+    """What steers attention, where that is known, as the edges are written."""
+    if steering.NAME not in tables:
+        return {}
+    steers = steering.matrix(tables[steering.NAME], count)
+    return {
+        "steerStart": (steers.indptr.astype("<i4"), "planes"),
+        "steerSource": (steers.indices.astype("<i4"), "planes"),
+        "steerSize": (steers.data.astype("<f8"), "planes"),
+    }
+
+
 def _planes(array: np.ndarray) -> bytes:
     return array.view(np.uint8).reshape(len(array), array.itemsize).T.tobytes()
 
@@ -133,7 +147,7 @@ def _tables(
     tables: Mapping[str, pa.Table], nodes: pa.Table, edges: pa.Table
 ) -> dict[str, dict[str, list[Any]]]:
     """Tables of attention as columns; of heads, those of the most influential edges."""
-    found = dict(tables)
+    found = {name: table for name, table in tables.items() if name != steering.NAME}
     if "heads" in found:
         order = np.argsort(-edges["influence"].to_numpy(), kind="stable")[:PANEL_EDGES]
         ids = nodes["id"].to_pylist()

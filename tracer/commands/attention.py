@@ -153,7 +153,9 @@ def write(
     else:
         files = pattern_files(model, graph)
     with writing(path) as partial:
-        if not files:
+        if files:
+            partial.mkdir()
+        else:
             partial.write_text(text, encoding="utf-8")
         for name, content in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """`tracer export`: a graph for other programs."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         "tracer export dallas.graph -o dallas.html",
         "tracer export dallas.graph -o dallas.graphml",
         "tracer export dallas.graph -o all.json --nodes 1 --edges 1",
-        "tracer export dallas.graph -o files/dallas.json --to circuit-tracer",
+        "tracer export dallas.graph -o dallas.json --to circuit-tracer",
     )
 )
 @folder
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
 @click.option(
     "--scan",
     metavar="NAME",
-    help="The model's id at Neuronpedia; for circuit-tracer, where the transcoders are.",
-    show_default="from the graph",
+    help="The model's id at Neuronpedia; for circuit-tracer the repository at Hugging Face from "
+    "which its page fetches features.",
+    show_default="the graph's model; circuit-tracer's own server, so that nobody else is asked",
 )
 @click.option(
     "--source-set",
@@ -113,11 +115,6 @@ def check_options(
         raise Failure(f"cannot export {output}: --to {to} writes .json")
     if output.suffix != ".html" and (page["store"] or page["compare"]):
         raise click.UsageError("--store and --compare go with a file that ends in .html", context)
-    if output.suffix == ".html" and page["keep_attention"] is not None:
-        raise click.UsageError(
-            "--keep-attention and --edges-alone do not go with .html, which holds the whole graph",
-            context,
-        )
 
 
 def export_json(
@@ -140,7 +137,8 @@ def export_json(
             f"letters, digits and _ . - only, as in {about.slug}.json"
         )
     pins = pins_of(read(folder).beside.get(VIEW))
-    content = graph.to_attribution_json(to, about, pins)
+    whole = tracer.AttributionGraph.load(folder) if graph.tables else None
+    content = graph.to_attribution_json(to, about, pins, whole)
     if to == "circuit-tracer":
         write_with_list(output, content)
     else:
@@ -183,9 +181,11 @@ def write_page(
 
         known = panels(tracer.FeatureStore.load(options["store"]), graph)
     most: int = options["max_edges"]
-    graph.to_html(
-        output, known, compare=others, beside=read_beside(folder), max_edges=most, **opening
-    )
+    beside = read_beside(folder)
+    if options["keep_attention"] is not None:
+        graph.prune(1, 1, options["keep_attention"])  # refuses where nothing is known of it
+        beside = replace(beside, view={**beside.view, "steered": options["keep_attention"]})
+    graph.to_html(output, known, compare=others, beside=beside, max_edges=most, **opening)
     for one in (graph, *others):
         say(held(one, most), err=True)
     say("It opens at --nodes {nodes:g} --edges {edges:g}".format(**opening), err=True)

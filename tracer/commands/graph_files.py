@@ -20,6 +20,15 @@ def pruned(
     return small, dropped(graph, small, (nodes, edges))
 
 
+def pins_left(folder: Path, small: "AttributionGraph") -> list[str]:
+    """The pins saved beside a graph whose nodes are still there."""
+    from graphs.exchange.arrow import VIEW, read
+    from graphs.exchange.views import pins_of
+
+    left = set(small.nodes["id"].to_pylist())
+    return [one for one in pins_of(read(folder).beside.get(VIEW)) if one in left]
+
+
 def dropped(
     graph: "AttributionGraph", small: "AttributionGraph", shares: tuple[float, float]
 ) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 import tracer
-from tracer.commands.graph_files import dropped, refuse_unwritable_graph
+from tracer.commands.graph_files import dropped, pins_left, refuse_unwritable_graph
 from tracer.commands.models import load_model
 from tracer.commands.options import (
     attention_option,
@@ -50,6 +50,6 @@ def prune(
         with progress("Finding what steers attention"):
             graph = tracer.keep_attention(model, graph)
     small = graph.prune(nodes, edges, keep_attention)
-    small.save(output)
+    small.save(output, pins_left(folder, small))
     say(dropped(graph, small, (nodes, edges)), err=True)
     say(f"Saved {output}")

@@ -11,6 +11,7 @@ import { comparePanel, findPanel, groupsPanel, pathsBetween, pathsPanel } from "
 import { suggestion } from "./circuit.mjs";
 import { counts } from "./prune.mjs";
 import {
+  changed,
   clean,
   fromFragment,
   grouped,
@@ -106,6 +107,8 @@ export class App {
   build() {
     const on = {
       hover: (row) => this.hover(row),
+      edge: (edge) => this.hover(-1, edge),
+      say: (text) => this.announce(text),
       click: (row, event) => this.clickStage(row, event),
       zoom: (zoom) => this.zoomed(zoom),
       box: (rows) => this.selectMany(rows, true),
@@ -120,6 +123,7 @@ export class App {
       {
         ...on,
         hover: (row) => this.hoverOther(row),
+        edge: (edge) => this.second.setHover(-1, edge),
         click: (row) => row >= 0 && this.chooseOther(row),
         zoom: (zoom) => {
           this.second.zoom = zoom;
@@ -278,12 +282,20 @@ export class App {
     this.view.weight = graph.weightOf.reduce((sum, one) => sum + one, 0);
     this.stage.show(this.view, state.zoom);
     if (this.other) this.showOther(shared[1]);
-    const empty = state.mode === "circuit" && !this.view.scene.links.length;
+    const { marks, links } = this.view.scene,
+      empty = state.mode === "circuit" && !links.length;
     this.stage.empty.hidden = !empty;
+    this.stage.empty.classList.toggle("low", marks.length > 0);
     if (empty)
       this.stage.empty.replaceChildren(
-        h("p", {}, "Pin nodes or group them, and they stand here as boxes to arrange."),
-        button("Pin the main steps", () => this.suggest(), { class: "primary" }),
+        h(
+          "p",
+          {},
+          marks.length
+            ? "No edges between the boxes yet: pin or group more nodes."
+            : "Pin nodes or group them, and they stand here as boxes to arrange.",
+        ),
+        button("Pin the main steps", () => this.suggest(), { class: marks.length ? "" : "primary" }),
       );
     this.said = said(graph, state, this.view, counts(this.view.kept));
     this.toolbar.update(this.view, counts(this.view.kept));
@@ -374,12 +386,17 @@ export class App {
   }
 
   undo() {
-    this.state = this.history.undo(this.state);
-    this.refresh();
+    this.travel("undo", "Undone");
   }
 
   redo() {
-    this.state = this.history.redo(this.state);
+    this.travel("redo", "Redone");
+  }
+
+  travel(way, word) {
+    const before = this.state;
+    this.state = this.history[way](before);
+    this.announce(this.state === before ? `Nothing to ${way}` : `${word}: ${changed(before, this.state)}`);
     this.refresh();
   }
 
@@ -388,7 +405,10 @@ export class App {
   clickStage(row, event) {
     this.stage.element.focus({ preventScroll: true });
     if (row < 0) {
-      if (!event.shiftKey) this.look({ clicked: null });
+      if (!event.shiftKey) {
+        this.look({ clicked: null });
+        this.announce("Nothing selected");
+      }
       return;
     }
     this.choose(row, event);
@@ -454,7 +474,9 @@ export class App {
       this.view.names.short(best),
     );
     this.edit({ groups, chosen: [], tab: "groups" });
-    this.announce(`${rows.length} nodes grouped as ${groups[groups.length - 1].name}`);
+    const what = rows.length === 1 ? "1 node" : `${rows.length} nodes`,
+      { name } = groups[groups.length - 1];
+    this.announce(`${what} grouped as ${name}: one box in Circuit (V)`);
     return setTimeout(() => {
       const inputs = this.panel.querySelectorAll(".group input");
       if (inputs.length) inputs[inputs.length - 1].select();
@@ -467,11 +489,13 @@ export class App {
       .filter((one) => one.members.some((id) => ids.includes(id)))
       .map((one) => one.name);
     if (!names.length) return this.announce("Nothing selected is in a group");
-    return this.edit({ groups: names.reduce(ungrouped, this.state.groups) });
+    this.edit({ groups: names.reduce(ungrouped, this.state.groups) });
+    return this.announce(`Ungrouped: ${names.join(", ")}`);
   }
 
   dissolve(name) {
     this.edit({ groups: ungrouped(this.state.groups, name) });
+    this.announce(`Ungrouped: ${name}`);
   }
 
   renameGroup(old, name) {
@@ -485,6 +509,7 @@ export class App {
         one.name === name ? { ...one, members: one.members.filter((other) => other !== id) } : one,
       ),
     });
+    this.announce(`Taken out of ${name}`);
   }
 
   startRename() {
@@ -514,6 +539,7 @@ export class App {
     }
     this.renaming = "";
     this.edit({ labels });
+    this.announce(label ? `Labelled ${label}` : "Label taken back");
     this.stage.element.focus({ preventScroll: true });
   }
 
@@ -526,11 +552,9 @@ export class App {
 
   suggest() {
     const { paths } = pathsBetween({ graph: this.graph, state: { from: null, to: null } }, 12);
-    this.edit({
-      pins: [
-        ...new Set([...this.state.pins, ...suggestion(this.graph, paths).map((row) => this.graph.id[row])]),
-      ],
-    });
+    const steps = suggestion(this.graph, paths).map((row) => this.graph.id[row]);
+    this.edit({ pins: [...new Set([...this.state.pins, ...steps])] });
+    this.announce(`${steps.length} nodes of the strongest paths pinned`);
   }
 
   firstRow() {
@@ -540,8 +564,8 @@ export class App {
 
   // Where one looks.
 
-  hover(row) {
-    this.stage.setHover(row);
+  hover(row, edge = null) {
+    this.stage.setHover(row, edge);
     const id = row < 0 ? "" : this.graph.id[row];
     for (const one of this.panel.querySelectorAll(".node"))
       one.classList.toggle("hovered", one.dataset.id === id);
@@ -629,7 +653,8 @@ export class App {
 
   escape() {
     if (this.renaming) return this.stopRename();
-    return this.look({ clicked: null, chosen: [] });
+    this.look({ clicked: null, chosen: [] });
+    return this.announce("Nothing selected");
   }
 
   turnTheme() {

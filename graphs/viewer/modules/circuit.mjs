@@ -72,7 +72,8 @@ function spread(marks, wanted, width) {
 /** Marks of the circuit: rows by depth, tokens below, answers on top; a place given by hand wins. */
 export function circuit(graph, names, state, aspect = 1.6) {
   const found = units(graph, names, state),
-    links = unitLinks(graph, found);
+    all = unitLinks(graph, found),
+    links = all.filter((link) => link.through >= 0.002 * all[0].through);
   const depth = (unit) =>
     mean(
       unit.rows.map((row) =>
@@ -105,10 +106,15 @@ export function circuit(graph, names, state, aspect = 1.6) {
   const height = Math.max(260, width / aspect, lines.length * 78),
     last = Math.max(1, graph.tokens.length - 1);
   const wanted = (at) =>
-    (width * (0.5 + mean(found[at].rows.map((row) => graph.position[row])))) / (last + 1);
+    marks.length === 1
+      ? width / 2
+      : (width * (0.5 + mean(found[at].rows.map((row) => graph.position[row])))) / (last + 1);
   lines.forEach((line, rank) => {
     line.sort((a, b) => wanted(a) - wanted(b) || a - b);
-    const y = height - 40 - (rank * (height - 80)) / Math.max(1, lines.length - 1);
+    const y =
+      lines.length === 1
+        ? height / 2
+        : height - 40 - (rank * (height - 80)) / (lines.length - 1);
     spread(
       line.map((at) => marks[at]),
       line.map(wanted),
@@ -119,7 +125,7 @@ export function circuit(graph, names, state, aspect = 1.6) {
     const place = state.places[unit.key] || unit.place;
     if (place) [marks[at].x, marks[at].y] = place;
   });
-  return { marks, links, columns: [], bands: [], width, height };
+  return { marks, links, between: all.length, columns: [], bands: [], width, height };
 }
 
 /** What to pin when nothing is: the nodes of the strongest paths to the likeliest answer. */

@@ -3,25 +3,91 @@
 import { ERROR } from "./data.mjs";
 import { textWidth } from "./layout.mjs";
 import { tier, tint } from "./theme.mjs";
-import { clipped } from "./words.mjs";
+import { clipped, visible } from "./words.mjs";
 
-/** The curve of an edge: leaves at the top of its source, enters at the bottom of its target. */
-export function route(from, to) {
-  const lean = (mark, other) =>
-    Math.max(-mark.w / 2 + 4, Math.min(mark.w / 2 - 4, (other.x - mark.x) * 0.12));
-  const x = from.x + lean(from, to),
-    u = to.x + lean(to, from);
-  const y = from.y - from.h / 2,
+/**
+ * The curve of an edge: leaves at the top of its source, enters at the bottom of its target. Edges
+ * that go straight up would lie on each other: they swing out, the farther the wider, those that
+ * excite to the right and those that inhibit to the left. `aside` is added to that.
+ */
+export function route(from, to, share = 1, aside = 0) {
+  const across = to.x - from.x,
+    y = from.y - from.h / 2,
     v = to.y + to.h / 2,
-    bend = Math.max(14, Math.abs(v - y) * 0.45);
-  return [x, y, x, y - bend, u, v + bend, u, v];
+    high = Math.abs(v - y),
+    steep = Math.max(0, 1 - Math.abs(across) / (0.5 * high + 1));
+  const swing = (share < 0 ? -1 : 1) * steep * Math.min(120, 8 + 0.3 * high) + aside;
+  const lean = (mark, way) =>
+    Math.max(-mark.w / 2 + 4, Math.min(mark.w / 2 - 4, way * 0.12 + swing * 0.25));
+  const x = from.x + lean(from, across),
+    u = to.x + lean(to, -across),
+    bend = Math.max(14, high * 0.45);
+  if (Math.abs(from.y - to.y) < 9) return [x, v, x, v + 34, u, v + 34, u, v];
+  return [x, y, x + swing, y - bend, u + swing, v + bend, u, v];
+}
+
+/** A point of a curve, `part` from 0 to 1 along it. */
+export function pointOn([x, y, a, b, c, d, u, v], part) {
+  const rest = 1 - part,
+    [p, q, r, s] = [rest ** 3, 3 * rest ** 2 * part, 3 * rest * part ** 2, part ** 3];
+  return [p * x + q * a + r * c + s * u, p * y + q * b + r * d + s * v];
+}
+
+const AROUND = 120;
+const STEPS = Array.from({ length: 15 }, (_, at) => (at + 1) / 16);
+
+/** How much of a curve runs behind boxes that it does not end at: 0 for a free way. */
+function behind(way, marks, from, to) {
+  let found = 0;
+  for (const part of STEPS) {
+    const [x, y] = pointOn(way, part);
+    for (const mark of marks)
+      if (
+        mark !== from &&
+        mark !== to &&
+        Math.abs(x - mark.x) < mark.w / 2 + 6 &&
+        Math.abs(y - mark.y) < mark.h / 2 + 6
+      )
+        found += 1;
+  }
+  return found;
+}
+
+/** The curve between two boxes that runs least behind others, of a few that swing out more and more. */
+export function routeAround(from, to, share, marks, width = Infinity) {
+  let best = null,
+    least = Infinity;
+  for (const aside of [0, 30, -30, 60, -60, 100, -100, 150, -150, 220, -220, 300, -300]) {
+    const way = route(from, to, share, aside),
+      outside = [2, 4].filter((at) => way[at] < -60 || way[at] > width + 60).length,
+      found = behind(way, marks, from, to) + outside;
+    if (found < least) [best, least] = [way, found];
+    if (!found) break;
+  }
+  return best;
+}
+
+/** What a circuit covers, [left, top, right, bottom], curves included; as before a box is dragged. */
+export function boundsOf(scene) {
+  if (scene.bounds) return scene.bounds;
+  const spots = scene.marks.map(({ x, y, w, h }) => [x - w / 2, y - h / 2, x + w / 2 + 10, y + h / 2]);
+  for (const link of scene.links)
+    for (const part of [0.25, 0.5, 0.75]) {
+      const [x, y] = pointOn(wayOf(scene, link), part);
+      spots.push([x - 5, y, x + 5, y]);
+    }
+  const side = (at, of) => of(...spots.map((spot) => spot[at]));
+  scene.bounds = spots.length
+    ? [side(0, Math.min), side(1, Math.min), side(2, Math.max), side(3, Math.max)]
+    : [0, 0, scene.width, scene.height];
+  return scene.bounds;
 }
 
 function ink(theme, share, fromError, level) {
   return theme[fromError ? "other" : share < 0 ? "inhibits" : "excites"][level];
 }
 
-export function edgeWidth(through, most) {
+function edgeWidth(through, most) {
   return 0.5 + 4.2 * Math.sqrt(Math.max(0, through) / (most || 1));
 }
 
@@ -33,7 +99,7 @@ export function drawEdge(pen, view, edge, rank, most, strong = false) {
     to = scene.marks[scene.at[graph.target[edge]]];
   const negative = graph.share[edge] < 0,
     width = edgeWidth(graph.through[edge], most);
-  pen.curve(route(from, to), {
+  pen.curve(route(from, to, graph.share[edge]), {
     stroke: ink(theme, graph.share[edge], graph.kind[graph.source[edge]] === ERROR, level),
     alpha: strong ? 0.9 : theme.alpha[level],
     width,
@@ -113,8 +179,9 @@ function arrow(pen, route, share, colour, width) {
     length = Math.hypot(u - c, v - d) || 1,
     size = 4 + width;
   const [dx, dy] = [(u - c) / length, (v - d) / length];
+  const [p, q] = [u - 5 * dx, v - 5 * dy];
   if (share < 0)
-    pen.line(u - dy * size, v + dx * size, u + dy * size, v - dx * size, { stroke: colour, width: 2.5 });
+    pen.line(p - dy * size, q + dx * size, p + dy * size, q - dx * size, { stroke: colour, width: 3 });
   else
     pen.polygon(
       [
@@ -126,21 +193,34 @@ function arrow(pen, route, share, colour, width) {
     );
 }
 
-/** Edges between units of a circuit, the strongest drawn last. */
-export function drawUnitLinks(pen, view) {
-  const { scene, theme, graph } = view,
-    most = scene.links.length ? scene.links[0].through : 1;
+/** Edges between units of a circuit, the strongest drawn last; only those that `want` where it is given. */
+export function drawUnitLinks(pen, view, want = null) {
+  const { scene, theme, graph } = view;
   [...scene.links].reverse().forEach((link) => {
-    const width = Math.min(7, 0.8 + 8 * Math.sqrt(Math.abs(link.share)));
-    if (link.through < most * 0.002) return;
-    const from = scene.marks[link.from],
+    if (want && !want(link)) return;
+    const width = unitWidth(link),
+      from = scene.marks[link.from],
       to = scene.marks[link.to],
-      way = route(from, to);
+      way = wayOf(scene, link);
     const error = graph.kind[from.row] === ERROR,
-      colour = ink(theme, link.share, error, Math.abs(link.share) > 0.08 ? 0 : 1);
+      colour = ink(theme, link.share, error, want || Math.abs(link.share) > 0.08 ? 0 : 1);
     pen.curve(way, { stroke: colour, width, alpha: 0.9, dash: link.share < 0 ? [6, 4] : null });
     arrow(pen, way, link.share, colour, width);
+    if (want) for (const mark of [from, to]) drawMark(pen, mark, view);
   });
+}
+
+function unitWidth(link) {
+  return Math.min(7, 0.8 + 8 * Math.sqrt(Math.abs(link.share)));
+}
+
+/** The curve of a circuit's edge, kept until a box is moved; far down the list it takes the plain way. */
+export function wayOf(scene, link) {
+  const { marks, links } = scene,
+    [from, to] = [marks[link.from], marks[link.to]];
+  link.way ??=
+    links.indexOf(link) < AROUND ? routeAround(from, to, link.share, marks, scene.width) : route(from, to, link.share);
+  return link.way;
 }
 
 export function drawMarks(pen, view) {
@@ -193,6 +273,23 @@ export function drawNames(pen, view, [x, y, k], width, height, only = null) {
     );
     pen.text(u + w / 2, v + 8, text, { colour: theme.ink, size: 10.5 });
   }
+}
+
+/** The name of each group over its most influential member in sight, at its own size. */
+export function drawGroups(pen, view, [x, y, k]) {
+  const { scene, theme, graph, groups, dark } = view;
+  if (scene.links) return;
+  groups.forEach((group, at) => {
+    const marks = group.members.map((id) => scene.marks[scene.at[graph.row.get(id)]]).filter(Boolean);
+    if (!marks.length) return;
+    const [mark] = marks.sort((a, b) => graph.influence[b.row] - graph.influence[a.row]);
+    const text = `${clipped(visible(group.name), 24)} ×${marks.length}`,
+      w = textWidth(text, 10) + 10,
+      left = x + k * (mark.x - mark.w / 2) - 6,
+      top = y + k * (mark.y - mark.h / 2) - 14;
+    pen.rect(left, top, w, 15, { fill: tint(at, dark), stroke: theme.ink, width: 1.2 }, 3);
+    pen.text(left + w / 2, top + 7.5, text, { colour: theme.ink, size: 10, bold: true });
+  });
 }
 
 /** Names of rows and columns at the borders of the window, wherever it looks. */

@@ -83,9 +83,19 @@ export function keyPanel(app) {
     h(
       "p",
       { class: "hint" },
-      "Columns are tokens, bands are layers, later layers higher. The width of an edge follows its " +
-        "influence: its share of the target’s input times what passes through the target. " +
-        "Percentages are shares of all the input that the model computed.",
+      "Columns are tokens, bands are layers, later layers higher. In Graph the width of an edge is its " +
+        "influence on the answers: its share of the target’s input times what passes through the target. " +
+        "In Circuit, where edges between boxes are summed, it is their share of the box’s whole input. " +
+        "Percentages are shares of all the input that the model computed. Names in grey are of edges " +
+        "below the thresholds set now.",
+    ),
+    h(
+      "p",
+      { class: "hint" },
+      "Labels: “on” the token it fires on, “says” the next token it goes with, “e.g.” an example where " +
+        "nothing true enough was found, [its token]; “+4”: so many alternatives more; “mostly”: none of " +
+        "them holds here; “≈”: fires on several unlike things. F1: how well it held on other " +
+        "text, 1 the best; from predicate: by rule, from example: its strongest example.",
     ),
     h(
       "p",

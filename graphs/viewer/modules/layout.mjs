@@ -4,7 +4,7 @@ import { EMBEDDING, ERROR, FEATURE, LOGIT } from "./data.mjs";
 import { FAMILY } from "./pen.mjs";
 import { clipped, percent, token } from "./words.mjs";
 
-export const FONT = 11.5;
+const FONT = 11.5;
 const LETTER = 6.3,
   GAP = 7,
   LINE = 25,
@@ -32,8 +32,20 @@ export function textWidth(text, size = FONT) {
   return width;
 }
 
+/** The most characters that a box holds. */
+const LONG = 32;
+
+/** A label for a box: of an example what stands near its marked token says more than its beginning. */
+function boxLabel(text) {
+  const example = /^(≈ )?e\.g\. …?(.*\[.*)$/.exec(text);
+  if (!example || text.length <= LONG) return clipped(text, LONG);
+  const end = example[2].indexOf("]") + 1,
+    said = example[2].slice(0, end);
+  return `${example[1] || ""}e.g. ${said.length > LONG - 6 ? `…${said.slice(6 - LONG).trim()}` : said}`;
+}
+
 function box(row, text, more) {
-  const label = clipped(text, 26);
+  const label = boxLabel(text);
   return { row, shape: "box", label, w: Math.max(24, textWidth(label) + 16), h: 20, ...more };
 }
 
@@ -199,26 +211,6 @@ function borders(sizes) {
   const found = [0];
   for (const size of sizes) found.push(found[found.length - 1] + size);
   return found;
-}
-
-/**
- * Links between marks for the kept edges, strongest first.
- * @param want which edges: (edge) => boolean
- */
-export function linksOf(graph, scene, edges, want) {
-  let order = [];
-  for (let edge = 0; edge < edges.length; edge += 1) {
-    if (
-      edges[edge] &&
-      scene.at[graph.source[edge]] >= 0 &&
-      scene.at[graph.target[edge]] >= 0 &&
-      (!want || want(edge))
-    )
-      order.push(edge);
-  }
-  order = Int32Array.from(order);
-  order.sort((a, b) => graph.through[b] - graph.through[a] || a - b);
-  return order;
 }
 
 /** Which edges the link type shows, given the marked rows: as circuit-tracer's and Neuronpedia's front ends. */

@@ -66,11 +66,12 @@ function linkRow(app, edge, end, most) {
   );
 }
 
+/** One side of a node's edges; `edges` of both signs, the strongest first, so that bars have one scale. */
 function signed(app, edges, end, sign) {
   const { graph } = app,
     some = edges.filter((edge) => (sign > 0 ? graph.share[edge] > 0 : graph.share[edge] < 0));
   const sum = some.reduce((total, edge) => total + Math.abs(graph.share[edge]), 0),
-    most = some.length ? Math.abs(graph.share[some[0]]) : 1;
+    most = Math.abs(graph.share[edges[0]]) || 1;
   const list = h("ol", { class: "links" }),
     title = sign > 0 ? "excites" : "inhibits";
   let shown = 0;

@@ -29,8 +29,42 @@ function onPath(graph, edges) {
   return nodes;
 }
 
-/** Masks over nodes and edges that hold the given shares of influence. */
+/** |effect| + what steers, an entry wherever either has one; `place`: where each edge stands in it. */
+function joined(graph) {
+  if (graph.joined) return graph.joined;
+  const { count, start, source, weight, steerStart, steerSource, steerSize } = graph,
+    place = new Int32Array(source.length),
+    rows = [0],
+    sources = [],
+    sizes = [];
+  for (let row = 0; row < count; row += 1) {
+    let [edge, at] = [start[row], steerStart[row]];
+    while (edge < start[row + 1] || at < steerStart[row + 1]) {
+      const one = edge < start[row + 1] ? source[edge] : Infinity,
+        other = at < steerStart[row + 1] ? steerSource[at] : Infinity;
+      sources.push(Math.min(one, other));
+      sizes.push((one <= other ? Math.abs(weight[edge]) : 0) + (other <= one ? steerSize[at] : 0));
+      if (one <= other) place[edge++] = sizes.length - 1;
+      if (other <= one) at += 1;
+    }
+    rows.push(sizes.length);
+  }
+  const target = new Int32Array(sizes.length);
+  for (let row = 0; row < count; row += 1) target.fill(row, rows[row], rows[row + 1]);
+  const { kind, weightOf, before } = graph;
+  graph.joined = { count, kind, weightOf, before, place, start: rows, source: sources, target, weight: sizes };
+  return graph.joined;
+}
+
+/** Masks over nodes and edges that hold the given shares of influence; `steered` with what steers them. */
 export function prune(graph, shares) {
+  if (!shares.steered || !graph.steerStart) return pruned(graph, shares);
+  const whole = joined(graph),
+    { nodes, edges } = pruned(whole, shares);
+  return { nodes, edges: Uint8Array.from(whole.place, (at) => edges[at]) };
+}
+
+function pruned(graph, shares) {
   const { count, kind, source, target, weight, before } = graph;
   const nodes = new Uint8Array(count).fill(1),
     edges = new Uint8Array(weight.length).fill(1);

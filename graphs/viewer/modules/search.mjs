@@ -40,6 +40,9 @@ export function search(graph, names, query, limit = 100) {
 }
 
 function excerpt(text, word) {
-  const at = text.toLowerCase().indexOf(word);
-  return (at > 24 ? "…" : "") + text.slice(Math.max(0, at - 24), at + 40);
+  const said = /^([^·]*\S) · /.exec(text);
+  if (said && said[1].toLowerCase().includes(word)) return said[1];
+  const at = text.toLowerCase().indexOf(word),
+    [from, to] = text.length > 90 ? [Math.max(0, at - 24), at + 40] : [0, text.length];
+  return `${from ? "…" : ""}${text.slice(from, to)}${to < text.length ? "…" : ""}`;
 }

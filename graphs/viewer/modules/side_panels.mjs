@@ -15,7 +15,12 @@ export function findPanel(app) {
     const hits = search(app.graph, app.view.names, input.value);
     list.replaceChildren(
       ...hits.map(({ row, where, text }) =>
-        h("li", {}, nodeButton(app, row), h("small", {}, `${where}: ${visible(text)}`)),
+        h(
+          "li",
+          {},
+          nodeButton(app, row),
+          app.view.names.long(row).includes(text) ? null : h("small", {}, `${where}: ${visible(text)}`),
+        ),
       ),
     );
     if (input.value.trim() && !hits.length) list.append(h("li", { class: "none" }, "No node matches."));

@@ -2,19 +2,24 @@
 
 import { h } from "./dom.mjs";
 import {
+  boundsOf,
   drawAxes,
   drawBands,
   drawEdge,
   drawEdges,
+  drawGroups,
   drawMark,
   drawMarks,
   drawNames,
   drawUnitLinks,
   hit,
+  pointOn,
+  route,
+  wayOf,
 } from "./draw.mjs";
 import { edgeBetween } from "./paths.mjs";
 import { CanvasPen } from "./pen.mjs";
-import { percent } from "./words.mjs";
+import { percent, visible } from "./words.mjs";
 
 const AT_ONCE = 500,
   CHUNK = 400,
@@ -24,9 +29,9 @@ const AT_ONCE = 500,
   REACH = 30;
 
 export class Stage {
-  /** @param on {hover(row), click(row, event), box(rows), move(key, place), zoom(value)} */
+  /** @param on {hover(row), edge(one), say(text), click(row, event), box(rows), move(key, place), zoom(value)} */
   constructor(on, label) {
-    Object.assign(this, { on, view: null, zoom: null, hovered: -1, path: [], task: 0, drag: null });
+    Object.assign(this, { on, view: null, zoom: null, hovered: -1, edge: null, path: [], task: 0, drag: null });
     this.base = h("canvas", { "aria-hidden": "true" });
     this.over = h("canvas", { "aria-hidden": "true" });
     this.tip = h("div", { class: "tip", hidden: true });
@@ -61,7 +66,7 @@ export class Stage {
   }
 
   show(view, zoom) {
-    Object.assign(this, { view, zoom });
+    Object.assign(this, { view, zoom, edge: null, hoverKey: "" });
     this.paint();
   }
 
@@ -71,8 +76,13 @@ export class Stage {
     if (this.zoom) return this.zoom;
     const [width, height] = this.size,
       { scene } = this.view;
+    if (scene.links) {
+      const [left, top, right, bottom] = boundsOf(scene),
+        k = Math.min(1.15, (width - 40) / (right - left), (height - 48) / (bottom - top));
+      return [(width - k * (left + right)) / 2, (height - k * (top + bottom)) / 2, k];
+    }
     const k = Math.min(
-      scene.links ? 1.15 : 1.5,
+      1.5,
       (width - 2 * MARGIN - 8) / scene.width,
       (height - 48) / scene.height,
     );
@@ -134,6 +144,7 @@ export class Stage {
   /** What is written over the picture at its own size. */
   frame(pen, place, size) {
     drawNames(pen, this.view, place, ...size);
+    drawGroups(pen, this.view, place);
     drawAxes(pen, this.view, place, ...size);
   }
 
@@ -164,17 +175,20 @@ export class Stage {
   drawOver(pen, place = this.place, size = this.size) {
     const { view } = this,
       { clicked, chosen, scene } = view;
-    const onStage = (row) => this.markOf(row) !== undefined;
-    if (clicked >= 0 && onStage(clicked) && !scene.links) {
+    const mark = clicked >= 0 ? this.markOf(clicked) : undefined;
+    if (mark) {
       pen.rect(0, 0, ...size, { fill: view.theme.veil });
       pen.begin(place);
-      const linked = this.highlight(pen, clicked, 160);
+      const linked = scene.links ? this.boxed(pen, mark) : this.highlight(pen, clicked, 160);
       pen.end();
-      drawNames(pen, view, place, ...size, linked);
-      drawAxes(pen, view, place, ...size);
+      if (!scene.links) {
+        drawNames(pen, view, place, ...size, linked);
+        drawAxes(pen, view, place, ...size);
+      }
     }
-    if (this.path.length && !scene.links) this.drawPath(pen, place, size);
+    if (this.path.length) this.drawPath(pen, place, size);
     pen.begin(place);
+    if (this.edge && !this.path.length) this.drawEdgeAlone(pen);
     for (const row of view.found || []) this.ring(pen, row, view.theme.focus, [1, 3]);
     for (const row of chosen) this.ring(pen, row, view.theme.focus, [3, 2]);
     if (clicked >= 0) this.ring(pen, clicked, view.theme.mark, null);
@@ -191,6 +205,14 @@ export class Stage {
       { graph, scene } = view;
     pen.rect(0, 0, ...size, { fill: view.theme.veil });
     pen.begin(place);
+    if (scene.links) {
+      const boxes = path.map((row) => scene.marks.findIndex((mark) => mark.rows.includes(row)));
+      const step = new Set(boxes.slice(1).map((box, at) => `${boxes[at]} ${box}`));
+      drawUnitLinks(pen, view, (link) => step.has(`${link.from} ${link.to}`));
+      for (const box of boxes) if (box >= 0) drawMark(pen, scene.marks[box], view);
+      pen.end();
+      return;
+    }
     path.slice(1).forEach((row, at) => {
       const edge = edgeBetween(graph, path[at], row);
       if (edge >= 0 && scene.at[path[at]] >= 0 && scene.at[row] >= 0)
@@ -198,6 +220,63 @@ export class Stage {
     });
     for (const row of path) if (scene.at[row] >= 0) drawMark(pen, scene.marks[scene.at[row]], view);
     pen.end();
+  }
+
+  /** A box of a circuit with all that leads to and from it. */
+  boxed(pen, mark) {
+    const { marks } = this.view.scene;
+    drawUnitLinks(pen, this.view, ({ from, to }) => marks[from] === mark || marks[to] === mark);
+    drawMark(pen, mark, this.view);
+  }
+
+  /** The edge under the pointer, in full colour over the others. */
+  drawEdgeAlone(pen) {
+    const { view, edge } = this;
+    if (view.scene.links) drawUnitLinks(pen, view, (link) => link === edge.link);
+    else drawEdge(pen, view, edge.edge, 0, view.most, true);
+    pen.curve(edge.way, { stroke: view.theme.mark, width: 1.2, dash: [3, 3] });
+  }
+
+  /** What can be pointed at: the strongest edges drawn, or those of the node that is clicked. */
+  ways() {
+    const { view } = this,
+      { scene, graph, clicked } = view;
+    if (scene.links) return scene.links.map((link) => ({ link, way: wayOf(scene, link) }));
+    if (this.wayView === view) return this.wayList;
+    const some =
+      clicked >= 0 && scene.at[clicked] >= 0
+        ? this.edgesAt(clicked).slice(0, 160)
+        : view.order.slice(0, Math.min(view.drawn, AT_ONCE));
+    this.wayView = view;
+    this.wayList = Array.from(some, (edge) => {
+      const [from, to] = [graph.source[edge], graph.target[edge]].map((row) => scene.marks[scene.at[row]]);
+      return { edge, way: route(from, to, graph.share[edge]) };
+    });
+    return this.wayList;
+  }
+
+  /** The edge that runs through a point of the scene, or nothing. */
+  edgeAt(px, py) {
+    const reach = 5 / this.place[2];
+    let best = null,
+      least = reach;
+    for (const one of this.ways()) {
+      const away = distance(one.way, px, py, least);
+      if (away < least) [best, least] = [one, away];
+    }
+    return best;
+  }
+
+  /** An edge in words. */
+  saidOf({ edge, link }) {
+    const { graph, names, scene } = this.view;
+    if (link)
+      return (
+        `${scene.marks[link.from].label} ${link.share < 0 ? "inhibits" : "excites"} ` +
+        `${scene.marks[link.to].label}: ${percent(link.share)} of its input, summed over the edges`
+      );
+    const [from, to] = [graph.source[edge], graph.target[edge]].map((row) => names.long(row));
+    return `${from} ${graph.share[edge] < 0 ? "inhibits" : "excites"} ${to}: ${percent(graph.share[edge])} of its input`;
   }
 
   markOf(row) {
@@ -218,7 +297,18 @@ export class Stage {
   /** A node with its strongest kept inputs and outputs. */
   highlight(pen, row, most) {
     const { view } = this,
-      { graph, scene, kept } = view,
+      { graph, scene } = view;
+    const some = this.edgesAt(row).slice(0, most),
+      strongest = some.length ? graph.through[some[0]] : 1;
+    for (const edge of some.reverse()) drawEdge(pen, view, edge, 0, strongest, true);
+    const rows = new Set([row, ...some.flatMap((edge) => [graph.source[edge], graph.target[edge]])]);
+    for (const one of rows) if (scene.at[one] >= 0) drawMark(pen, scene.marks[scene.at[one]], view);
+    return rows;
+  }
+
+  /** Kept edges of a node whose ends are in sight, the most influential first. */
+  edgesAt(row) {
+    const { graph, scene, kept } = this.view,
       edges = [];
     const take = (edge) =>
       kept.edges[edge] &&
@@ -228,40 +318,46 @@ export class Stage {
     for (let edge = graph.start[row]; edge < graph.start[row + 1]; edge += 1) take(edge);
     for (let at = graph.outputs.start[row]; at < graph.outputs.start[row + 1]; at += 1)
       take(graph.outputs.edges[at]);
-    edges.sort((a, b) => graph.through[b] - graph.through[a]);
-    const some = edges.slice(0, most),
-      strongest = some.length ? graph.through[some[0]] : 1;
-    for (const edge of some.reverse()) drawEdge(pen, view, edge, 0, strongest, true);
-    const rows = new Set([row, ...some.flatMap((edge) => [graph.source[edge], graph.target[edge]])]);
-    for (const one of rows) if (scene.at[one] >= 0) drawMark(pen, scene.marks[scene.at[one]], view);
-    return rows;
+    return edges.sort((a, b) => graph.through[b] - graph.through[a]);
   }
 
   tipFor(row) {
     const mark = row >= 0 ? this.markOf(row) : undefined;
-    this.tip.hidden = !mark;
-    if (!mark) return;
-    const { names, graph } = this.view,
-      [x, y, k] = this.place,
-      [width] = this.size;
-    const weight = graph.weightOf.reduce((sum, one) => sum + one, 0) || 1;
-    const whole = mark.rows && mark.count > 1 ? `${mark.label}: ${mark.count} nodes` : names.long(row);
-    this.tip.textContent = graph.weightOf[row]
-      ? whole
-      : `${whole} · ${percent(graph.influence[row] / weight)} of influence`;
-    const left = Math.min(width - 40, Math.max(8, x + k * mark.x + 12));
-    this.tip.style.setProperty("left", `${left > width - 230 ? Math.max(8, left - 250) : left}px`);
-    const end = (mark.h * k) / 2 + 8,
-      low = y + k * mark.y < 90 ? end : -end;
-    this.tip.style.setProperty("top", `${y + k * mark.y + low}px`);
-    this.tip.style.setProperty("transform", low > 0 ? "none" : "translateY(-100%)");
+    this.tip.hidden = !mark && !this.edge;
+    if (mark) this.tipBeside(mark, this.wordsOf(mark, row));
+    else if (this.edge) this.tipBeside({ ...this.edge.at, w: 8 }, this.saidOf(this.edge));
   }
 
-  setHover(row) {
-    const key = `${row} ${this.path}`;
+  wordsOf(mark, row) {
+    const { names, graph, groupOf, groups } = this.view,
+      weight = graph.weightOf.reduce((sum, one) => sum + one, 0) || 1;
+    if (mark.rows && mark.count > 1) return `${mark.label}: ${mark.count} nodes`;
+    const group = groups[groupOf.get(row)],
+      parts = [names.long(row)];
+    if (!graph.weightOf[row]) parts.push(`${percent(graph.influence[row] / weight)} of influence`);
+    if (group) parts.push(`in the group ${visible(group.name)}`);
+    return parts.join(" · ");
+  }
+
+  /** Beside the box, where it covers none of those over and under it. */
+  tipBeside(mark, text) {
+    const [x, y, k] = this.place,
+      [width] = this.size,
+      half = (k * mark.w) / 2 + 10,
+      middle = x + k * mark.x;
+    this.tip.textContent = text;
+    const wide = this.tip.offsetWidth,
+      right = middle + half + wide < width - 8;
+    this.tip.style.setProperty("left", `${Math.max(8, right ? middle + half : middle - half - wide)}px`);
+    this.tip.style.setProperty("top", `${Math.max(14, y + k * mark.y)}px`);
+  }
+
+  setHover(row, edge = null) {
+    const key = `${row} ${this.path} ${edge && (edge.edge ?? `${edge.link.from}-${edge.link.to}`)}`;
     if (key === this.hoverKey) return;
     this.hoverKey = key;
     this.hovered = row;
+    this.edge = edge;
     this.paintOver();
   }
 
@@ -323,8 +419,7 @@ export class Stage {
       return this.pinch(event);
     const { drag } = this;
     if (!drag) {
-      const mark = this.found(event);
-      return this.on.hover(mark ? mark.row : -1);
+      return this.pointed(event);
     }
     const dx = event.clientX - drag.start.clientX,
       dy = event.clientY - drag.start.clientY;
@@ -335,9 +430,21 @@ export class Stage {
     if (drag.mark) {
       const [sx, sy] = this.at(event);
       Object.assign(drag.mark, { x: sx, y: sy });
+      for (const link of this.view.scene.links) link.way = null;
       return this.paint();
     }
     return this.on.zoom([x + dx, y + dy, k]);
+  }
+
+  /** What the pointer is on: a mark, else an edge, else the nearest mark within reach. */
+  pointed(event) {
+    const [x, y] = this.at(event),
+      { scene } = this.view,
+      near = hit(scene, x, y, 3 / this.place[2]),
+      edge = near < 0 ? this.edgeAt(x, y) : null;
+    if (edge) return this.on.edge({ ...edge, at: { x, y } });
+    const mark = this.found(event);
+    return this.on.hover(mark ? mark.row : -1);
   }
 
   pinch(event) {
@@ -374,6 +481,7 @@ export class Stage {
     this.drag = null;
     if (!drag) return;
     if (!drag.moved) {
+      if (this.edge) return this.on.say(this.saidOf(this.edge));
       const mark = this.found(event);
       this.on.click(mark ? mark.row : -1, event, mark);
     } else if (drag.to) {
@@ -402,6 +510,29 @@ export class Stage {
     }
     return best;
   }
+}
+
+/** How far a curve is from a point; Infinity where it is farther than `reach` anyway. */
+function distance(way, px, py, reach) {
+  const [x, y, a, b, c, d, u, v] = way;
+  if (
+    px < Math.min(x, a, c, u) - reach ||
+    px > Math.max(x, a, c, u) + reach ||
+    py < Math.min(y, b, d, v) - reach ||
+    py > Math.max(y, b, d, v) + reach
+  )
+    return Infinity;
+  let least = Infinity,
+    last = [x, y];
+  for (let at = 1; at <= 24; at += 1) {
+    const next = pointOn(way, at / 24),
+      [dx, dy] = [next[0] - last[0], next[1] - last[1]];
+    const part = ((px - last[0]) * dx + (py - last[1]) * dy) / (dx * dx + dy * dy || 1),
+      on = Math.min(1, Math.max(0, part));
+    least = Math.min(least, Math.hypot(last[0] + on * dx - px, last[1] + on * dy - py));
+    last = next;
+  }
+  return least;
 }
 
 /** Pointers that a test made cannot be captured. */

@@ -5,6 +5,7 @@ export const START = {
   edges: 0.98,
   drawn: 300,
   errors: true,
+  steered: false,
   links: "all",
   mode: "graph",
   tab: "node",
@@ -24,7 +25,7 @@ export const START = {
 };
 
 /** Parts that undo brings back; the rest is only where one looks. */
-export const EDITED = ["nodes", "edges", "drawn", "errors", "links", "pins", "groups", "labels", "places"];
+export const EDITED = ["nodes", "edges", "drawn", "errors", "steered", "links", "pins", "groups", "labels", "places"];
 
 export const LINKS = ["all", "input", "output", "either", "both"];
 
@@ -132,6 +133,26 @@ export class History {
     this.key = "";
     return { ...state, ...from.pop() };
   }
+}
+
+const CHANGED = {
+  nodes: "threshold of nodes",
+  edges: "threshold of edges",
+  drawn: "edges drawn",
+  errors: "error nodes",
+  steered: "what steers attention",
+  links: "links shown",
+  pins: "pins",
+  groups: "groups",
+  labels: "labels",
+  places: "places of boxes",
+};
+
+/** What differs between two states, in words; empty where nothing that undo brings back does. */
+export function changed(before, after) {
+  return EDITED.filter((name) => !same(before[name], after[name]))
+    .map((name) => CHANGED[name])
+    .join(", ");
 }
 
 function edited(state) {

@@ -86,6 +86,11 @@ export class Toolbar {
       id: `${id}-errors`,
       on: { change: () => app.edit({ errors: this.errors.checked }) },
     });
+    this.steered = h("input", {
+      type: "checkbox",
+      id: `${id}-steered`,
+      on: { change: () => app.edit({ steered: this.steered.checked }) },
+    });
     this.modes = ["graph", "circuit"].map((mode) =>
       button(mode === "graph" ? "Graph" : "Circuit", () => app.look({ mode, zoom: null }), {
         title: mode === "graph" ? "The whole graph" : "Only pins and groups, as boxes to arrange",
@@ -110,6 +115,12 @@ export class Toolbar {
       this.drawn.element,
       h("div", { class: "field" }, h("label", { for: `${id}-links` }, "Links"), this.links),
       h("div", { class: "field" }, this.errors, h("label", { for: `${id}-errors` }, "error nodes")),
+      (this.steering = h(
+        "div",
+        { class: "field", title: "Keep also what moves attention" },
+        this.steered,
+        h("label", { for: `${id}-steered` }, "what steers attention"),
+      )),
       this.said,
     );
   }
@@ -129,6 +140,8 @@ export class Toolbar {
     if (apart) this.drawn.output.textContent = "–";
     this.links.value = state.links;
     this.errors.checked = state.errors;
+    this.steered.checked = state.steered;
+    this.steering.hidden = !graph.steerStart;
     this.modes.forEach((mode) => mode.setAttribute("aria-pressed", String(mode.dataset.mode === state.mode)));
     this.said.textContent = said(graph, state, view, counts);
   }
@@ -136,13 +149,31 @@ export class Toolbar {
 
 const many = (count) => count.toLocaleString("en");
 
+const plural = (count, word, more = `${word}s`) => `${many(count)} ${count === 1 ? word : more}`;
+
+/** What stands in the circuit: its boxes, the nodes in them, and the edges summed between them. */
+function boxes(graph, { marks, links, between }) {
+  const groups = marks.filter((mark) => mark.group >= 0).length,
+    nodes = marks.reduce((sum, mark) => sum + mark.rows.length, 0),
+    pins = marks.length - groups,
+    what = [pins && plural(pins, "pin"), groups && plural(groups, "group")].filter(Boolean).join(" and ");
+  const weak = between > links.length ? `, ${many(between - links.length)} too weak to see` : "";
+  return (
+    `${plural(marks.length, "box", "boxes")}${what && `: ${what}`}, ${many(nodes)} of ${plural(graph.count, "node")} · ` +
+    `${plural(links.length, "summed edge")} between them${weak}`
+  );
+}
+
 /** What is kept, what is drawn, and what the file does not hold. */
 export function said(graph, state, view, counts) {
+  const apart = state.mode === "circuit";
   const parts = [
-    `${many(counts.nodes)} of ${many(graph.count)} nodes and ${many(counts.edges)} of ${many(graph.weight.length)} edges kept`,
+    apart
+      ? boxes(graph, view.scene)
+      : `${many(counts.nodes)} of ${many(graph.count)} nodes and ${many(counts.edges)} of ${many(graph.weight.length)} edges kept`,
   ];
-  if (state.mode === "graph" && view.drawn < counts.edges) parts.push(`${many(view.drawn)} drawn`);
-  if (state.links !== "all" && !view.pinned.size && view.clicked < 0)
+  if (!apart && view.drawn < counts.edges) parts.push(`${many(view.drawn)} drawn`);
+  if (!apart && state.links !== "all" && !view.pinned.size && view.clicked < 0)
     parts.push("click or pin a node to filter its links");
   const { held, metadata } = graph,
     { pruned } = metadata;

@@ -61,7 +61,7 @@ export function mainPath(graph) {
 
 /** Masks and scores at the thresholds of a state; kept until one of them changes. */
 export function keptOf(graph, state) {
-  const key = `${state.nodes}|${state.edges}`;
+  const key = `${state.nodes}|${state.edges}|${state.steered}`;
   if (!graph.kept || graph.kept.key !== key) {
     const kept = prune(graph, state);
     graph.kept = { ...kept, key, scores: scores(graph, kept) };
@@ -127,6 +127,7 @@ export function viewOf(graph, state, { dark, aspect, shared = null }) {
     theme: THEMES[dark ? "dark" : "light"],
     dark,
     groupOf,
+    groups: state.groups,
     pinned,
     onPath: new Set(mainPath(graph)),
     shared,

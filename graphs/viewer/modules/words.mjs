@@ -147,7 +147,7 @@ export function explain(graph, names, row, shown) {
     said.push(
       `Feature ${graph.feature[row]} of layer ${graph.layer[row]}, ${what}, is active at ${names.at(row)} with ${number(graph.activation[row])}.`,
     );
-    if (on) said.push(`Its label says that it fires on “${on}”.`);
+    if (on && `“${on}”` !== names.at(row)) said.push(`Its label names “${on}” as a token it fires on.`);
   } else if (kind === ERROR) {
     said.push(
       `What the dictionary misses of the MLP of layer ${graph.layer[row]} at ${names.at(row)}; it has no inputs in the graph.`,
