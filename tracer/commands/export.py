@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
-from tracer.commands.graph_files import pruned
+from tracer.commands.graph_files import graph_at, pruned
 from tracer.commands.group import Failure
 from tracer.commands.options import (
     EXISTING,
@@ -15,6 +15,7 @@ from tracer.commands.options import (
     attention_option,
     examples,
     folder,
+    of_dataset,
     output,
     prune_options,
 )
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
 )
 @folder
+@of_dataset
 @prune_options
 @attention_option
 @click.option(
@@ -87,15 +89,15 @@ def export(folder: Path, nodes: float, edges: float, to: str, output: Path, **op
     if output.suffix == ".html":
         write_page(folder, output, {"nodes": nodes, "edges": edges}, options)
     else:
-        graph, kept = pruned(folder, nodes, edges, options["keep_attention"])
+        graph, kept = pruned(folder, (nodes, edges), options["keep_attention"], options["number"])
         if to == "tracer":
             graph.export(output)
         else:
-            export_json(graph, folder, output, to, names)
+            export_json(graph, pins_at(folder, options["number"]), output, to, names)
         say(kept, err=True)
     say(f"Saved {output}")
     if to == "circuit-tracer":
-        print_how_to_see(graph, folder, output)
+        print_how_to_see(graph, pins_at(folder, options["number"]), output)
 
 
 def check_options(
@@ -120,18 +122,24 @@ def check_options(
         )
 
 
+def pins_at(folder: Path, number: int | None) -> list[str]:
+    """Ids of nodes that were pinned in the viewer; a graph of a dataset has none."""
+    from graphs.exchange.arrow import VIEW, read
+    from graphs.exchange.views import pins_of
+
+    return pins_of(None if number is not None else read(folder).beside.get(VIEW))
+
+
 def export_json(
     graph: "AttributionGraph",
-    folder: Path,
+    pins: list[str],
     output: Path,
     to: str,
     names: dict[str, str | None],
 ) -> None:
     """Write the JSON of a front end, and for circuit-tracer's the list of graphs beside it."""
-    from graphs.exchange.arrow import VIEW, read
     from graphs.exchange.attribution_json import About
     from graphs.exchange.graph_list import write_json, write_with_list
-    from graphs.exchange.views import pins_of
 
     about = About(re.sub(r"[^A-Za-z0-9_.-]+", "-", output.stem) or "graph", **names)
     if to == "circuit-tracer" and about.slug != output.stem:
@@ -139,7 +147,6 @@ def export_json(
             f"cannot export {output}: circuit-tracer finds graphs by the file's name: expected "
             f"letters, digits and _ . - only, as in {about.slug}.json"
         )
-    pins = pins_of(read(folder).beside.get(VIEW))
     content = graph.to_attribution_json(to, about, pins)
     if to == "circuit-tracer":
         write_with_list(output, content)
@@ -147,7 +154,7 @@ def export_json(
         write_json(output, content)
 
 
-def print_how_to_see(graph: "AttributionGraph", folder: Path, output: Path) -> None:
+def print_how_to_see(graph: "AttributionGraph", pins: list[str], output: Path) -> None:
     """Say how circuit-tracer shows the file; its groups it takes from the address alone.
 
     Of a group it draws the pinned members only, and pins in the address win over the file's. It
@@ -156,16 +163,13 @@ def print_how_to_see(graph: "AttributionGraph", folder: Path, output: Path) -> N
     import json
     from urllib.parse import quote
 
-    from graphs.exchange.arrow import VIEW, read
-    from graphs.exchange.views import pins_of
-
     say(f"To see it: circuit-tracer start-server --graph_file_dir {output.parent}")
     if graph.groups:
         groups = [[one.name, *one.members] for one in graph.groups]
         text = quote(json.dumps(groups, separators=(",", ":")).replace("%", "%25"))
         members = [member for one in graph.groups for member in one.members]
-        pins = ",".join(dict.fromkeys([*pins_of(read(folder).beside.get(VIEW)), *members]))
-        address = f"slug={output.stem}&pinnedIds={pins}&supernodes={text}"
+        pinned = ",".join(dict.fromkeys([*pins, *members]))
+        address = f"slug={output.stem}&pinnedIds={pinned}&supernodes={text}"
         say(f"with its groups: /index.html?{address}")
 
 
@@ -175,7 +179,7 @@ def write_page(
     """Write the viewer, and say what of the graph it holds."""
     from graphs.viewer.beside import read_beside
 
-    graph = tracer.AttributionGraph.load(folder)
+    graph = graph_at(folder, options["number"])
     others = [tracer.AttributionGraph.load(other) for other in options["compare"]]
     known = None
     if options["store"]:
