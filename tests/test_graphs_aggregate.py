@@ -215,6 +215,30 @@ def test_the_same_seed_gives_the_same_intervals_and_another_others(dataset: Grap
     assert not one.nodes["low"].equals(other.nodes["low"])
 
 
+def test_stability_is_the_overlap_with_circuits_of_prompts_drawn_anew(dataset: GraphDataset):
+    found = aggregate(dataset, "language", least=0.01)
+    own = [n for n in some_graphs() if GROUPS[n] == "en"]
+    held = [
+        {name for name in plain(some_graphs()[n], False)[0] if name[0] == "feature"} for n in own
+    ]
+
+    def circuit(drawn: list[int]) -> set[Name]:
+        return {
+            name
+            for name in set.union(*held)
+            if sum(name in held[at] for at in drawn) >= 0.6 * len(drawn) - 1e-9
+        }
+
+    rng, whole, shares = np.random.default_rng(5), circuit([*range(len(own))]), []
+    for _ in range(40):
+        times = rng.multinomial(len(own), np.full(len(own), 1 / len(own)))
+        again = circuit(np.repeat(np.arange(len(own)), times).tolist())
+        shares.append(len(again & whole) / len(again | whole))
+    low, middle, high = np.quantile(shares, (0.025, 0.5, 0.975))
+    assert low < 1
+    assert found.stability("en", 0.6, draws=40, seed=5) == pytest.approx((middle, low, high))
+
+
 def tiled(folder: Path, count: int, shard: int) -> GraphDataset:
     """A dataset of one graph, many times."""
     folder.mkdir()
@@ -318,6 +342,8 @@ def test_the_command_prints_and_gives_what_python_gives(dataset: GraphDataset, t
     text = succeed("aggregate", str(dataset.path), "--group-by", "language", "-o", picture)
     assert "de: 3 graphs; at least 50% of them hold" in text
     assert "features are common to several groups" in text
+    middle = 100 * found.stability("de")[0]
+    assert f"circuits of prompts drawn anew share {middle:.0f}% (" in text
     assert Path(picture).exists()
     asked = succeed("aggregate", str(dataset.path), "--group-by", "language", "--json")
     assert json.loads(asked) == json.loads(json.dumps(found.to_json()))

@@ -46,6 +46,8 @@ class Aggregate:
     """One row a group: group and prompts (of graphs)."""
     incidence: Incidence
     """What it is made of."""
+    group_of: np.ndarray
+    """(prompts,) the group of each row of `incidence.prompts`."""
     least: float
     """Frequency below which nodes and edges are left out."""
 
@@ -87,6 +89,39 @@ class Aggregate:
         nodes, _ = self.consensus(group, frequency)
         rows = (row for row in nodes.to_pylist() if row["kind"] == NodeKind.FEATURE)
         return sorted({(row["layer"], int(row["name"])) for row in rows})
+
+    def stability(
+        self, group: str = EVERY, frequency: float = 0.5, draws: int = 1000, seed: int = 0
+    ) -> tuple[float, float, float]:
+        """How far the circuit's features are those of as many prompts drawn anew.
+
+        Args:
+            group: one of `groups`.
+            frequency: least share of graphs.
+            draws: of prompts, with replacement.
+            seed: of the draws.
+
+        Returns:
+            Features in both circuits over those in either: median, and the ends of the middle 95 %
+            of the draws. 1 where no draw has a feature either.
+
+        Raises:
+            GraphError: as `consensus`.
+        """
+        self._check(group, frequency)
+        rows = self.incidence.carried[np.flatnonzero(self.group_of == group)]
+        features = np.array(self.incidence.nodes["kind"].to_pylist(), object) == NodeKind.FEATURE
+        held = sparse.csr_array(rows[:, np.flatnonzero(features)])
+        held.data = np.ones_like(held.data)
+        count = held.shape[0]
+        times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+        enough = frequency * count - SLACK
+        drawn = np.asarray(held.T @ times.T) >= enough  # (features, draws)
+        whole = np.asarray(held.sum(axis=0)).reshape(-1, 1) >= enough
+        both, either = (drawn & whole).sum(0), (drawn | whole).sum(0)
+        shares = np.divide(both, either, out=np.ones(draws), where=either > 0)
+        low, middle, high = np.quantile(shares, (0.025, 0.5, 0.975)).tolist()
+        return middle, low, high
 
     def shared(self, frequency: float = 0.5) -> pa.Table:
         """Features by the groups whose consensus circuit holds them, those of most groups first.
@@ -241,7 +276,12 @@ def aggregate(
         nodes.append(_nodes(known, how))
         edges.append(_edges(known, how, words))
     return Aggregate(
-        pa.concat_tables(nodes), pa.concat_tables(edges), pa.Table.from_pylist(sizes), known, least
+        pa.concat_tables(nodes),
+        pa.concat_tables(edges),
+        pa.Table.from_pylist(sizes),
+        known,
+        named,
+        least,
     )
 
 

@@ -86,12 +86,15 @@ def print_aggregate(
     found: "Aggregate", groups: Sequence[str], frequency: float, count: int
 ) -> None:
     """Print the consensus circuit of every group, then what several groups share."""
+    from graphs import words
     from graphs.collections.aggregate_words import in_words, summary
 
     sizes = dict(zip(*(found.groups[c].to_pylist() for c in ("group", "prompts")), strict=True))
     for group in groups:
         nodes, edges = (table.to_pylist() for table in found.consensus(group, frequency))
         say(summary(group, sizes[group], frequency, nodes, edges))
+        middle, low, high = (words.percent(one) for one in found.stability(group, frequency))
+        say(f"circuits of prompts drawn anew share {middle} ({low} to {high}) of its features")
         features = [row for row in nodes if row["kind"] == "feature"]
         print_rows("feature", [(in_words(row), row) for row in features[:count]])
         print_rows(
