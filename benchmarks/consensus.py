@@ -64,6 +64,7 @@ def answered(model: ReplacementModel, prompts: Sequence[Prompt], count: int) -> 
     return found
 
 
+@torch.no_grad()
 def losses(model: ReplacementModel, prompt: Prompt, circuits: Sequence[Places]) -> np.ndarray:
     """Log-probability that the answer loses without each circuit's features, in nats.
 
