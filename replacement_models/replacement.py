@@ -266,7 +266,17 @@ class ReplacementModel:
 
     def token_string(self, token: int) -> str:
         """One vocabulary entry as text."""
-        return str(token) if self.tokenizer is None else vocabulary_text(self.tokenizer, token)
+        if self.tokenizer is None:
+            return str(token)
+        known = self._texts.get(token)
+        if known is None:
+            known = self._texts[token] = vocabulary_text(self.tokenizer, token)
+        return known
+
+    @cached_property
+    def _texts(self) -> dict[int, str]:
+        """Entries that were asked for: a label asks for several, over many prompts for the same."""
+        return {}
 
     @one_call()
     def record(

@@ -95,7 +95,7 @@ def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
         **{name: [] for name in ("trace", "intervene", "generate", "evaluate", "mcp")},
-        **{name: ["x"] for name in ("show", "validate", "view", "label", "drive")},
+        **{name: ["x"] for name in ("show", "validate", "view", "label", "drive", "aggregate")},
         "monitor": ["x", "--features", "x"],
         "why": ["x", "--not", "x"],
         **{name: ["x", "x"] for name in ("convert", "compare")},

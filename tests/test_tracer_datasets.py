@@ -300,6 +300,56 @@ def test_an_error_nobody_foresaw_is_the_row_of_one_prompt(
     assert reasons(dataset) == {1: "RuntimeError: CUDA ran out of memory"}
 
 
+def failing(monkeypatch: pytest.MonkeyPatch, *which: int) -> None:
+    """Let traces of some prompts fail from now on."""
+    from tracer.datasets import one
+
+    real = tracer.trace
+
+    def breaks(model: Any, prompt: Any, **settings: Any) -> AttributionGraph:
+        if list(prompt) in [IDS[number] for number in which]:
+            raise RuntimeError("out of memory")
+        return real(model, prompt, **settings)
+
+    monkeypatch.setattr(one, "trace", breaks)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_failed_prompts_are_traced_anew_on_request_and_the_bytes_are_those_of_an_unbroken_run(
+    golden: ReplacementModel,
+    unbroken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: bool,
+):
+    out = tmp_path / "runs"
+    failing(monkeypatch, 0, 3)
+    assert [*reasons(tracer.trace_many(golden, IDS, out, shard=2))] == [0, 3]
+    failing(monkeypatch)
+    tracer.trace_many(golden, IDS, out, shard=2)
+    assert [*reasons(GraphDataset.load(out))] == [0, 3]  # not asked for
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            tracer.trace_many(golden, IDS, out, shard=2, retry=True, progress=Stop(4))
+        assert len(GraphDataset.load(out)) == 4
+        tracer.trace_many(golden, IDS, out, shard=2)
+    else:
+        tracer.trace_many(golden, IDS, out, shard=2, retry=True)
+    assert contents(out) == contents(unbroken)
+
+
+def test_what_fails_again_is_a_row_again(
+    golden: ReplacementModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failing(monkeypatch, 0, 1)
+    tracer.trace_many(golden, IDS, tmp_path / "runs", shard=5)
+    failing(monkeypatch, 1)
+    again = tracer.trace_many(golden, IDS, tmp_path / "runs", shard=5, retry=True)
+    assert reasons(again) == {1: "RuntimeError: out of memory"}
+    assert again.prompts.to_table()["prompt"].to_pylist() == [*range(5)]
+    assert [number for number, _ in again.graphs()] == [0, 2, 3, 4]
+
+
 def test_targets_of_a_prompt_come_before_those_of_all(golden: ReplacementModel, tmp_path: Path):
     prompts = [
         {"tokens": IDS[0], "targets": [3, 4], "language": "en", "level": 2},
@@ -393,6 +443,7 @@ def test_the_command_names_what_failed(tmp_path: Path):
         (["PROMPT", "--prompts", "x"], "expected PROMPT, --tokens or --prompts, got two"),
         (["PROMPT", "--nodes", "0.5"], "--nodes needs --prompts"),
         (["PROMPT", "--shard", "5"], "--shard needs --prompts"),
+        (["PROMPT", "--retry"], "--retry needs --prompts"),
         (["--prompts", "missing.txt"], "missing.txt: cannot be read (No such file or directory)"),
         (["--prompts", "."], ".: cannot be read (Is a directory)"),
     ],

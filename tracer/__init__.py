@@ -11,6 +11,7 @@ from tracer.namesakes import check_namesakes, refuse_rooms
 
 if TYPE_CHECKING:
     from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
+    from graphs.collections.aggregate import Aggregate, aggregate
     from graphs.collections.compare import Comparison, compare
     from graphs.collections.dataset import GraphDataset
     from replacement_models import (
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AffineLens",
+    "Aggregate",
     "AttentionExplanation",
     "AttributionGraph",
     "BatchTopK",
@@ -121,6 +123,7 @@ __all__ = [
     "Validation",
     "Watch",
     "Why",
+    "aggregate",
     "attention_effects",
     "attention_patterns",
     "compare",
@@ -162,6 +165,7 @@ __all__ = [
 
 _PLACES = {
     "AffineLens": "tracer.lenses.affine",
+    "Aggregate": "graphs.collections.aggregate",
     "AttentionExplanation": "tracer.attention.explanation",
     "AttributionGraph": "graphs",
     "BatchTopK": "replacement_models",
@@ -207,6 +211,7 @@ _PLACES = {
     "Validation": "tracer.validation.validate",
     "Watch": "tracer.monitoring.watches",
     "Why": "tracer.attribution.why",
+    "aggregate": "graphs.collections.aggregate",
     "attention_effects": "tracer.attention.effects",
     "attention_patterns": "tracer.attention.patterns",
     "compare": "graphs.collections.compare",

@@ -95,6 +95,18 @@ def joined(rows: Sequence[Rows]) -> Rows:
     return Rows(*(pa.concat_tables(some, promote_options="default") for some in tables))
 
 
+def in_order(rows: Rows) -> Rows:
+    """The same rows, sorted by the number of their prompt."""
+    return Rows(*(_sorted(table) for table in vars(rows).values()))
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    prompt = table[KEY[0]].to_numpy()
+    if (np.diff(prompt) >= 0).all():
+        return table
+    return table.take(np.argsort(prompt, kind="stable"))
+
+
 def graph_of(rows: Rows) -> AttributionGraph:
     """The graph of one traced prompt.
 

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from graphs.collections.columns import (
     EDGES,
+    FAILED,
     KEY,
     NODES,
     PROMPTS,
@@ -99,6 +100,24 @@ def read(
         held = schemas[part].empty_table() if held is None else held
         found.append(held.filter(pc.is_in(held[KEY[0]], value_set=prompts[KEY[0]])))
     return Rows(prompts, *found)
+
+
+def forget_failed(folder: Path, shard: int, schemas: Mapping[str, pa.Schema]) -> int:
+    """Take the rows of failed prompts out of a shard: they count as not done.
+
+    Returns:
+        How many.
+
+    Raises:
+        GraphError: a file is torn or none of ours, or cannot be written.
+    """
+    held = _read(folder, PROMPTS, shard, schemas, None)
+    if held is None:
+        return 0
+    kept = held.filter(pc.not_equal(held["status"], FAILED))
+    if kept.num_rows < held.num_rows:
+        write_part(shard_file(folder, PROMPTS, shard), kept)
+    return int(held.num_rows - kept.num_rows)
 
 
 def count(folder: Path, shard: int) -> int:

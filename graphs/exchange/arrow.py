@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from graphs.collections import columns
 from graphs.exchange.arrow_size import unpacked_bytes
 from graphs.exchange.files import is_passing, place_of, write_together, writing
 from graphs.schema import GraphError
@@ -232,6 +233,11 @@ def _from_folder(path: Path) -> dict[str, bytes]:
         raise GraphError(f"{path} does not exist: expected a graph's folder or .zip")
     found = {name: _content(path, name) for name in (NODES, EDGES, *BESIDE)}
     if missing := [name for name in (NODES, EDGES) if found[name] is None]:
+        if (path / columns.ABOUT).is_file():
+            raise GraphError(
+                f"{path} is a dataset of graphs: take one out, as in tracer prune {path} "
+                "--prompt 0 --nodes 1 --edges 1 -o one.graph"
+            )
         raise GraphError(
             f"{path} is no graph: expected {NODES} and {EDGES}, {missing[0]} is missing"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
-from tracer.commands.graph_files import pruned
+from tracer.commands.graph_files import graph_at, pruned
 from tracer.commands.group import Failure
 from tracer.commands.options import (
     EXISTING,
@@ -16,6 +16,7 @@ from tracer.commands.options import (
     attention_option,
     examples,
     folder,
+    of_dataset,
     output,
     prune_options,
 )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
 )
 @folder
+@of_dataset
 @prune_options
 @attention_option
 @click.option(
@@ -89,15 +91,17 @@ def export(folder: Path, nodes: float, edges: float, to: str, output: Path, **op
     if output.suffix == ".html":
         write_page(folder, output, {"nodes": nodes, "edges": edges}, options)
     else:
-        graph, kept = pruned(folder, nodes, edges, options["keep_attention"])
+        graph, kept = pruned(folder, (nodes, edges), options["keep_attention"], options["number"])
         if to == "tracer":
             graph.export(output)
         else:
-            export_json(graph, folder, output, to, names)
+            whole = graph_at(folder, options["number"]) if graph.tables else None
+            pins = pins_at(folder, options["number"])
+            export_json((graph, whole), pins, output, (to, names))
         say(kept, err=True)
     say(f"Saved {output}")
     if to == "circuit-tracer":
-        print_how_to_see(graph, folder, output)
+        print_how_to_see(graph, pins_at(folder, options["number"]), output)
 
 
 def check_options(
@@ -117,27 +121,38 @@ def check_options(
         raise click.UsageError("--store and --compare go with a file that ends in .html", context)
 
 
-def export_json(
-    graph: "AttributionGraph",
-    folder: Path,
-    output: Path,
-    to: str,
-    names: dict[str, str | None],
-) -> None:
-    """Write the JSON of a front end, and for circuit-tracer's the list of graphs beside it."""
+def pins_at(folder: Path, number: int | None) -> list[str]:
+    """Ids of nodes that were pinned in the viewer; a graph of a dataset has none."""
     from graphs.exchange.arrow import VIEW, read
-    from graphs.exchange.attribution_json import About
-    from graphs.exchange.graph_list import write_json, write_with_list
     from graphs.exchange.views import pins_of
 
+    return pins_of(None if number is not None else read(folder).beside.get(VIEW))
+
+
+def export_json(
+    traced: "tuple[AttributionGraph, AttributionGraph | None]",
+    pins: list[str],
+    output: Path,
+    asked: tuple[str, dict[str, str | None]],
+) -> None:
+    """Write the JSON of a front end, and for circuit-tracer's the list of graphs beside it.
+
+    Args:
+        traced: the graph as pruned, and whole where attention was explained.
+        pins: ids of nodes.
+        output: the file.
+        asked: the front end, and the names it wants.
+    """
+    from graphs.exchange.attribution_json import About
+    from graphs.exchange.graph_list import write_json, write_with_list
+
+    (graph, whole), (to, names) = traced, asked
     about = About(re.sub(r"[^A-Za-z0-9_.-]+", "-", output.stem) or "graph", **names)
     if to == "circuit-tracer" and about.slug != output.stem:
         raise Failure(
             f"cannot export {output}: circuit-tracer finds graphs by the file's name: expected "
             f"letters, digits and _ . - only, as in {about.slug}.json"
         )
-    pins = pins_of(read(folder).beside.get(VIEW))
-    whole = tracer.AttributionGraph.load(folder) if graph.tables else None
     content = graph.to_attribution_json(to, about, pins, whole)
     if to == "circuit-tracer":
         write_with_list(output, content)
@@ -145,7 +160,7 @@ def export_json(
         write_json(output, content)
 
 
-def print_how_to_see(graph: "AttributionGraph", folder: Path, output: Path) -> None:
+def print_how_to_see(graph: "AttributionGraph", pins: list[str], output: Path) -> None:
     """Say how circuit-tracer shows the file; its groups it takes from the address alone.
 
     Of a group it draws the pinned members only, and pins in the address win over the file's. It
@@ -154,16 +169,13 @@ def print_how_to_see(graph: "AttributionGraph", folder: Path, output: Path) -> N
     import json
     from urllib.parse import quote
 
-    from graphs.exchange.arrow import VIEW, read
-    from graphs.exchange.views import pins_of
-
     say(f"To see it: circuit-tracer start-server --graph_file_dir {output.parent}")
     if graph.groups:
         groups = [[one.name, *one.members] for one in graph.groups]
         text = quote(json.dumps(groups, separators=(",", ":")).replace("%", "%25"))
         members = [member for one in graph.groups for member in one.members]
-        pins = ",".join(dict.fromkeys([*pins_of(read(folder).beside.get(VIEW)), *members]))
-        address = f"slug={output.stem}&pinnedIds={pins}&supernodes={text}"
+        pinned = ",".join(dict.fromkeys([*pins, *members]))
+        address = f"slug={output.stem}&pinnedIds={pinned}&supernodes={text}"
         say(f"with its groups: /index.html?{address}")
 
 
@@ -173,7 +185,7 @@ def write_page(
     """Write the viewer, and say what of the graph it holds."""
     from graphs.viewer.beside import read_beside
 
-    graph = tracer.AttributionGraph.load(folder)
+    graph = graph_at(folder, options["number"])
     others = [tracer.AttributionGraph.load(other) for other in options["compare"]]
     known = None
     if options["store"]:

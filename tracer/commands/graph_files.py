@@ -11,13 +11,23 @@ if TYPE_CHECKING:
     from tracer import AttributionGraph
 
 
+def graph_at(folder: Path, number: int | None) -> "AttributionGraph":
+    """Load a graph, or one of a dataset of graphs."""
+    if number is None:
+        return tracer.AttributionGraph.load(folder)
+    return tracer.GraphDataset.load(folder).graph(number)
+
+
 def pruned(
-    folder: Path, nodes: float, edges: float, keep_attention: bool | None = None
+    folder: Path,
+    shares: tuple[float, float],
+    keep_attention: bool | None = None,
+    number: int | None = None,
 ) -> "tuple[AttributionGraph, str]":
     """Load and prune a graph; return it and what was dropped, in words."""
-    graph = tracer.AttributionGraph.load(folder)
-    small = graph.prune(nodes, edges, keep_attention)
-    return small, dropped(graph, small, (nodes, edges))
+    graph = graph_at(folder, number)
+    small = graph.prune(*shares, keep_attention)
+    return small, dropped(graph, small, shares)
 
 
 def pins_left(folder: Path, small: "AttributionGraph") -> list[str]:

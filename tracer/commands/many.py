@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MOST_REASONS = 5
 """Reasons of failed prompts that are printed."""
-ONLY_WITH_PROMPTS = ("nodes", "edges", "shard", "ray", "workers")
+ONLY_WITH_PROMPTS = ("nodes", "edges", "shard", "ray", "workers", "retry")
 
 many_options = together(
     click.option(
@@ -58,6 +58,11 @@ many_options = together(
         type=POSITIVE,
         help="With --ray: processes with a model.",
         show_default="one a processor, or a GPU",
+    ),
+    click.option(
+        "--retry",
+        is_flag=True,
+        help="With --prompts: trace prompts anew that failed before.",
     ),
 )
 

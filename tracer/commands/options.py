@@ -71,6 +71,14 @@ SHARE = click.FloatRange(0, 1, min_open=True)
 EXISTING = click.Path(path_type=Path)
 
 folder = click.argument("folder", type=EXISTING)
+of_dataset = click.option(
+    "--prompt",
+    "number",
+    type=COUNT,
+    metavar="N",
+    help="Take the graph of prompt N where FOLDER is a dataset of graphs.",
+    show_default="FOLDER is a graph",
+)
 prompt_options = together(
     click.argument("prompt", required=False),
     click.option("--tokens", type=token_ids, metavar="IDS", help="Token ids instead: 1,7,12."),

@@ -13,6 +13,7 @@ from tracer.commands.options import (
     attention_option,
     examples,
     folder,
+    of_dataset,
     output,
     prune_options,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
 )
 @folder
+@of_dataset
 @prune_options
 @attention_option
 @click.option(
@@ -61,8 +63,14 @@ def render(folder: Path, nodes: float, edges: float, output: Path, **options: An
             "--max-edges and --heads go with the whole picture, not with --summary",
             click.get_current_context(),
         )
-    graph, kept = pruned(folder, nodes, edges, options["keep_attention"])
+    graph, kept = pruned(folder, (nodes, edges), options["keep_attention"], options["number"])
     if heads and graph.heads is None:
+        if options["number"] is not None:
+            raise Failure(
+                f"{folder} does not say which heads carried edges: take the graph out (tracer "
+                f"prune {folder} --prompt {options['number']} --nodes 1 --edges 1 -o one.graph) "
+                "and run tracer heads on it"
+            )
         raise Failure(
             f"{folder} does not say which heads carried its edges: run tracer heads {folder} first"
         )

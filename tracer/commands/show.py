@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
-from tracer.commands.options import COUNT, examples, folder
+from tracer.commands.graph_files import graph_at
+from tracer.commands.options import COUNT, examples, folder, of_dataset
+from tracer.commands.say import say
 from tracer.commands.tables import (
     nodes_of,
     print_paths,
@@ -18,16 +20,31 @@ from tracer.commands.tables import (
 )
 
 if TYPE_CHECKING:
-    from tracer import AttributionGraph
+    from tracer import AttributionGraph, GraphDataset
 
 
-@click.command(epilog=examples("tracer show dallas.graph", "tracer show dallas.graph --paths 30"))
+@click.command(
+    epilog=examples(
+        "tracer show dallas.graph",
+        "tracer show dallas.graph --paths 30",
+        "tracer show many.graphs",
+        "tracer show many.graphs --prompt 3",
+    )
+)
 @folder
+@of_dataset
 @click.option("--features", type=COUNT, default=10, help="How many of the strongest features.")
 @click.option("--paths", type=COUNT, default=10, help="How many of the strongest paths.")
-def show(folder: Path, features: int, paths: int) -> None:
-    """Print what was found of a graph's circuit, its scores, strongest features and paths."""
-    graph = tracer.AttributionGraph.load(folder)
+@click.option("--prompts", type=COUNT, default=50, help="How many prompts of a dataset to list.")
+def show(folder: Path, number: int | None, features: int, paths: int, prompts: int) -> None:
+    """Print what was found of a graph's circuit, its scores, strongest features and paths.
+
+    Of a dataset of graphs, list its prompts; with --prompt, show the graph of one.
+    """
+    if number is None and is_dataset(folder):
+        print_prompts(tracer.GraphDataset.load(folder), prompts)
+        return
+    graph = graph_at(folder, number)
     print_verdict(graph.metadata)
     print_origin(graph)
     print_summary(graph)
@@ -36,6 +53,38 @@ def show(folder: Path, features: int, paths: int) -> None:
     print_carried(graph, folder, paths)
     if "validation" in graph.metadata:
         print_validation(graph.metadata["validation"])
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is a dataset of graphs, or was meant to be one."""
+    from graphs.collections.columns import ABOUT
+
+    return (folder / ABOUT).is_file()
+
+
+def print_prompts(dataset: "GraphDataset", count: int) -> None:
+    """List the prompts of a dataset."""
+    from graphs import words
+    from graphs.collections.columns import FAILED
+
+    columns = ("replacement", "completeness", "uncovered")
+    names = ["prompt", "text", "answer", "probability", *columns, "status", "reason"]
+    held = dataset.prompts.to_table(columns=names).sort_by("prompt").slice(0, count)
+    say(f"{len(dataset)} of {dataset.about['prompts']} prompts are done, {held.num_rows} listed")
+    print_table(
+        ("prompt", "text", "answer", *columns),
+        [
+            (
+                row["prompt"],
+                words.clipped(words.visible(row["text"] or ""), 60),
+                f"failed: {row['reason']}"
+                if row["status"] == FAILED
+                else f"{quoted(row['answer'] or '')} {words.percent(row['probability'] or 0)}",
+                *("" if row[name] is None else f"{row[name]:.3f}" for name in columns),
+            )
+            for row in held.to_pylist()
+        ],
+    )
 
 
 def print_carried(graph: "AttributionGraph", folder: Path, count: int) -> None:

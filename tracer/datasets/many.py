@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from graphs.collections import shards
-from graphs.collections.dataset import GraphDataset
+from graphs.collections.dataset import GraphDataset, schemas
 from replacement_models import ReplacementModel
 from replacement_models.one_writer import one_writer
 from replacement_models.process import one_call
@@ -44,6 +44,7 @@ def trace_many(  # noqa: PLR0913  keyword arguments are the public interface
     shard: int = SHARD,
     ray: str | None = None,
     workers: int | None = None,
+    retry: bool = False,
     progress: Progress | None = None,
     **settings: Any,
 ) -> GraphDataset:
@@ -65,6 +66,7 @@ def trace_many(  # noqa: PLR0913  keyword arguments are the public interface
         ray: "local", or the address of a cluster of Ray, over whose processes shards are spread:
             the same bytes; None traces in this process.
         workers: processes of Ray with a model; None: one a processor, or a GPU.
+        retry: trace prompts anew that failed before; those that fail again are rows again.
         progress: called after every prompt; with `ray` after every shard.
         settings: as for `tracer.trace`; `targets` are those of prompts that have none of their own.
 
@@ -86,6 +88,10 @@ def trace_many(  # noqa: PLR0913  keyword arguments are the public interface
     tell = progress or (lambda done, total: None)
     with one_writer(asked.out, "prompts"), stopped_once():
         begin(asked)
+        if retry:
+            known = schemas(dict(asked.about))
+            for number in range(asked.shards):
+                shards.forget_failed(asked.out, number, known)
         if ray is None:
             _one_by_one(model, asked, tell)
         else:

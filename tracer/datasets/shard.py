@@ -9,7 +9,7 @@ import pyarrow as pa
 from graphs.collections import shards
 from graphs.collections.columns import TIME_COLUMNS, TIMES, shard_file
 from graphs.collections.dataset import schemas
-from graphs.collections.rows import Rows, joined
+from graphs.collections.rows import Rows, in_order, joined
 from tracer.datasets.one import Done
 from tracer.datasets.plan import Plan
 
@@ -47,13 +47,13 @@ class Shard:
         """
         if not self._new:
             return
-        self._rows = [joined(self._rows)]
+        self._rows = [in_order(joined(self._rows))]
         self._write_times()
         shards.write(self.plan.out, self.number, self._rows[0], self.schemas)
         self._kept_at, self._new = monotonic(), 0
 
     def _write_times(self) -> None:
-        columns = zip(*self._times, strict=True)
+        columns = zip(*sorted(self._times), strict=True)
         arrays = [pa.array(held, kind) for held, kind in zip(columns, _KINDS, strict=True)]
         held = pa.table(dict(zip(TIME_COLUMNS, arrays, strict=True)))
         shards.write_part(shard_file(self.plan.out, TIMES, self.number), held)

@@ -1,0 +1,46 @@
+"""What the benchmark of consensus circuits measures, beside plain sums and single interventions."""
+
+import numpy as np
+import pytest
+import torch
+
+import tracer
+from benchmarks.consensus import losses, summed_up
+from replacement_models.tiny.recipe.behaviours import Prompt
+
+
+def test_the_ratio_is_of_means_on_the_diagonal_and_beside_it():
+    table = np.array([[6.0, 0.5, 0.1], [2.0, 1.0, 0.4], [0.0, 0.0, 3.0]])
+    found = summed_up(["a", "b", "c"], [[(0, 1)], [], [(1, 2), (1, 3)]], table)
+    assert found["diagonal"] == pytest.approx(10 / 3, abs=1e-4)
+    assert found["beside"] == 0.5
+    assert found["ratio"] == pytest.approx(20 / 3, abs=1e-3)
+    assert found["circuits whose own behaviour loses most"] == 2
+    assert found["by circuit"]["b"] == {
+        "features": 0, "loss": 1.0, "most beside": "a", "its loss": 2.0
+    }  # fmt: skip
+
+
+def test_losses_of_all_circuits_in_one_pass_are_those_of_single_interventions():
+    model = tracer.ReplacementModel.load()
+    prompt, circuits = Prompt("the opposite of hot is", "cold"), [[(2, 764), (0, 369)], [(0, 69)]]
+    found = losses(model, prompt, circuits)
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    answer = tokenizer.encode("cold", add_special_tokens=False)[0]
+    for loss, places in zip(found, circuits, strict=True):
+        change = tracer.intervene(
+            model,
+            prompt.text,
+            [
+                tracer.Intervention(layer=layer, position=slice(1, None), feature=feature, scale=0)
+                for layer, feature in places
+            ],
+            mode="free",
+        )
+        said = [
+            float(torch.log_softmax(logits[-1].double(), -1)[answer])
+            for logits in (change.base.logits, change.logits)
+        ]
+        assert loss == pytest.approx(said[0] - said[1], abs=1e-4)
+    assert found[0] > 0.1
