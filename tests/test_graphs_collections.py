@@ -11,8 +11,8 @@ from pyarrow import parquet
 from graphs import AttributionGraph, GraphError
 from graphs.collections import shards
 from graphs.collections.columns import ABOUT, EDGES, NAME, NODES, PROMPTS, VERSION, shard_file
-from graphs.collections.dataset import GraphDataset, schemas
-from graphs.collections.rows import Asked, failed_rows, joined, traced_rows
+from graphs.collections.dataset import GraphDataset, _only, schemas
+from graphs.collections.rows import Asked, Rows, failed_rows, joined, traced_rows
 from tests.graph_samples import random_graph
 
 SAID: dict[str, Any] = {
@@ -149,3 +149,11 @@ def test_other_settings_are_refused(tmp_path: Path, said: str, wrong: str):
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path):
     with pytest.raises(GraphError, match="is no dataset of graphs"):
         GraphDataset.load(tmp_path)
+
+
+def test_rows_of_one_prompt_are_those_and_no_others():
+    table = pa.table({"prompt": [0, 0, 1, 1, 1, 2], "value": [*"abcdef"]})
+    for number, expected in enumerate(("ab", "cde", "f", "")):
+        found = _only(Rows(table, table, table, table), number)
+        for part in (found.prompts, found.nodes, found.edges, found.steering):
+            assert part["value"].to_pylist() == [*expected]

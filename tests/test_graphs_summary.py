@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import AttributionGraph, GraphError
+from graphs.pictures.placement import text_width
 from graphs.pictures.routing import behind, clear_route, crossing, hits, sampled, through_gaps
-from graphs.pictures.summary import BOXES, EDGES, Summary, summarise
-from graphs.pictures.summary_places import LANE, WIDTH, placed
+from graphs.pictures.summary import BOXES, EDGES, Box, Link, Summary, summarise
+from graphs.pictures.summary_places import LANE, WIDTH, _pull, placed
+from graphs.pictures.summary_source import _edges, _wrapped
 from tests.graph_samples import columns, dallas, random_graph, two_paths
 from tests.test_graphs_picture import HOSTILE, SVG, elements
 from tracer.commands import main
@@ -195,3 +197,27 @@ def test_the_command_draws_badges_where_a_validation_ran(tmp_path: Path):
     assert result.exit_code == 2
     assert "is torn or no validation's" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_edges_are_drawn_the_weakest_first():
+    content, groups = dallas().prune()._content, dallas().prune()._summary_groups
+    summary = summarise(content, groups)
+    drawn = _edges(summary, placed(summary))
+    widths = [float(re.findall(r"penwidth=\"?([\d.]+)", edge)[0]) for edge in drawn]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
+
+
+def test_a_line_of_text_is_as_wide_as_the_picture_and_no_wider():
+    lines = _wrapped("some words of a title " * 12, 8.0)
+    assert " ".join(lines) == ("some words of a title " * 12).strip()
+    assert all(0.5 * WIDTH < text_width(line, 8.0) <= WIDTH for line in lines[:-1])
+
+
+def test_a_box_is_pulled_to_its_neighbours():
+    boxes = [Box("group", name, ()) for name in "abc"]
+    links = [Link(1, 0, 4.0), Link(0, 2, -1.0)]
+    x = np.array([50.0, 100.0, 220.0])
+    found = _pull(0, Summary(boxes, links, 0.0), x)
+    middle = 0.02 * (0.5 * WIDTH + 50.0)
+    assert found == pytest.approx((middle + 2 * 100.0 + 1 * 220.0) / (0.04 + 3))

@@ -27,7 +27,7 @@ from replacement_models.training.config_file import (
 )
 from replacement_models.training.divergence import divergence
 from replacement_models.training.fold import folded
-from replacement_models.training.journal import FILE, entries
+from replacement_models.training.journal import FILE, Journal, entries
 from replacement_models.training.memory import check_memory, planned
 from replacement_models.training.scales import Scale
 from replacement_models.training.settings import Section
@@ -512,3 +512,11 @@ def test_spans_are_padded_with_zeros(tmp_path: Path):
     assert rows.shape[1] == 4
     assert bool(rows[:, :2].any())
     assert not bool(rows[:, 2:].any())
+
+
+def test_a_log_goes_on_where_the_checkpoint_was(tmp_path: Path):
+    lines = [{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)]
+    (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Journal(tmp_path, TrainConfig.of({"dictionary": {"features": 8, "l0": 2}}), 2)
+    assert list(entries(tmp_path / FILE)) == lines[:2]
+    assert [file.name for file in tmp_path.iterdir()] == [FILE]
