@@ -69,7 +69,7 @@ def group_name(rows: Sequence[dict[str, Any]], most: int = 2) -> str:
     """
     weight: dict[str, float] = defaultdict(float)
     shown: dict[str, str] = {}
-    for row in [row for row in rows if not ELSEWHERE.match(row["label"])] or rows:
+    for row in [row for row in rows if not ELSEWHERE.match(row["label"] or "")] or rows:
         for part in _parts(words.label_parts(row["label"])[0]):
             if part:
                 shown.setdefault(part.casefold(), part)

@@ -105,7 +105,7 @@ def test_saving_never_replaces_what_is_no_graph(tmp_path: Path, graph: Attributi
 def test_an_unwritable_place_is_one_line_and_leaves_nothing(
     tmp_path: Path, name: str, graph: AttributionGraph
 ):
-    with pytest.raises(GraphError, match=r"cannot write .*: No such file or directory"):
+    with pytest.raises(GraphError, match=r"cannot write .*: there is no folder .*; make it first"):
         graph.save(tmp_path / "missing" / name)
     assert list(tmp_path.iterdir()) == []
 

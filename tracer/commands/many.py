@@ -63,6 +63,7 @@ many_options = together(
         "--retry",
         is_flag=True,
         help="With --prompts: trace prompts anew that failed before.",
+        show_default="they stay",
     ),
 )
 
