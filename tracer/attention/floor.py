@@ -5,11 +5,11 @@ to what rows weigh its output with at every position, or once to each source.
 """
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attention.pulling import Unmixed
+from tracer.attention.pushing import through_heads
 from tracer.attribution.local_model import LocalModel
 from tracer.attribution.product import product, summed_in
 from tracer.attribution.targets import on_device
@@ -30,12 +30,10 @@ def carried(
         position: where each stands, ascending.
     """
     maps, where = local.layers[at.layer], position - at.begin
-    dense, span, width = at.gradient.shape
+    dense, span, _ = at.gradient.shape
     pattern = maps.transposed_pattern(at.begin, at.begin + span)
     kv_heads, _, group, _ = pattern.shape
-    output = maps.output.view(kv_heads, group, -1, width).permute(0, 2, 1, 3).flatten(2)
-    added = torch.bmm(values, output).unflatten(2, (group, width)).permute(1, 0, 2, 3)
-    added = added.reshape(-1, width)  # of sources by heads
+    added = through_heads(maps.output, values, group).flatten(0, 1)  # of sources by heads
     inside, heads = int(np.searchsorted(where, span)), kv_heads * group
     weight = pattern[:, on_device(where[:inside], pattern.device)].permute(3, 1, 0, 2)
     weight = weight.flatten(1)  # of queries: sources by heads

@@ -19,9 +19,10 @@ from tracer.attribution.product import product
 from tracer.attribution.scoring import JoiningRows
 from tracer.attribution.sweep import (
     KEYS,
+    beside_and_into,
     heads_of,
+    joining_rows,
     projected_below,
-    skip_back,
     spread_around,
     spread_over_keys,
 )
@@ -104,16 +105,16 @@ def pull(
     gradients = rows.vector.new_zeros(len(rows), end - begin, rows.vector.shape[1])
     pulled = _Pulled(local, floor, begin, gradients)
     for layer in range(top_layer(max(sites)), floor - 1, -1):
-        above = _joining(rows, sites, pulled.dense, stream_number(layer + 1))
+        above = joining_rows(rows, sites, pulled.dense, stream_number(layer + 1))
         joined = pulled.dense + len(above)
-        between = _joining(rows, sites, joined, stream_number(layer, between=True))
+        between = joining_rows(rows, sites, joined, stream_number(layer, between=True))
         _write(above, gradients[pulled.dense : joined], begin)
         yield Above(layer, begin, gradients[:joined])
         if layer > floor or mixed:
             yield Mixed(layer, begin, _past_layer(pulled, layer, above, between))
         else:
             yield _past_floor(pulled, above, between)
-    last = _joining(rows, sites, pulled.dense, stream_number(floor))
+    last = joining_rows(rows, sites, pulled.dense, stream_number(floor))
     _write(last, gradients[pulled.dense :], begin)
     yield Above(floor - 1, begin, gradients[: pulled.dense + len(last)])
 
@@ -137,21 +138,13 @@ def _write(joining: JoiningRows, gradients: Tensor, begin: int) -> None:
         gradients[here, position - begin] = joining.vector[here]
 
 
-def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> JoiningRows:
-    end = joined + sites[joined:].count(site)
-    return JoiningRows(rows.vector[joined:end], rows.position[joined:end])
-
-
 def _past_floor(pulled: _Pulled, above: JoiningRows, between: JoiningRows) -> Unmixed:
     """Leave the floor's attention to the caller; bring gradients beside it, in place."""
     gradients, begin, dense = pulled.gradients, pulled.begin, pulled.dense
     maps = pulled.local.layers[pulled.floor]
-    below, own = skip_back(maps, gradients[:dense], above, begin)
-    own = _both(own, between)
-    if maps.parallel:
-        read, reading = gradients[:dense].clone(), _both(above, between)
-    else:
-        read, reading = below, own
+    beside, into = beside_and_into(maps, gradients[:dense], (above, between), begin)
+    (below, own), (read, reading) = beside, into
+    read = read.clone() if maps.parallel else read  # which is written over
     gradients[:dense] = below
     _write(own, gradients[dense : dense + len(own)], begin)
     pulled.dense = dense + len(own)
@@ -175,9 +168,8 @@ def _past_layer(
     gradients, begin, dense = pulled.gradients, pulled.begin, pulled.dense
     maps, span = pulled.local.layers[layer], gradients.shape[1]
     pattern = maps.transposed_pattern(begin, begin + span)
-    below, own = skip_back(maps, gradients[:dense], above, begin)
-    own = _both(own, between)
-    read, reading = (gradients[:dense], _both(above, between)) if maps.parallel else (below, own)
+    beside, into = beside_and_into(maps, gradients[:dense], (above, between), begin)
+    (below, own), (read, reading) = beside, into
     heads = heads_of(maps, reading)
     kv_heads, _, group, _ = pattern.shape
     mixed = heads.new_empty(
@@ -223,12 +215,6 @@ def _by_head(
     turned = [part.unflatten(-1, (kv_heads * group, -1)).permute(2, 1, 0, 3) for part in parts]
     whole = torch.cat(turned, dim=2) if len(turned) > 1 else turned[0]
     return whole.reshape(kv_heads * group, queries, -1)
-
-
-def _both(first: JoiningRows, second: JoiningRows) -> JoiningRows:
-    return JoiningRows(
-        torch.cat([first.vector, second.vector]), np.concatenate([first.position, second.position])
-    )
 
 
 def _mix(

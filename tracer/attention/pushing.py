@@ -199,7 +199,8 @@ def _attend(
     else:
         if dense:
             _add(stream[:dense], _mixed(pattern, read[:-1]), maps)
-        known = _first(maps, pattern, stream[dense:live], read[-1], position[dense:live])
+        if live > dense:
+            known = _first(maps, pattern, stream[dense:live], read[-1], position[dense:live])
     if maps.skip is not None:
         scale = maps.skip_scale[-stream.shape[1] :]
         skipped = product(before.flatten(0, 1), maps.skip.T).view_as(before)
@@ -226,14 +227,11 @@ def _first(
     position: Int[np.ndarray, " sources"],
 ) -> _Known | None:
     """Take sources at one position each past attention, in place."""
-    every = np.arange(len(values))
-    own = values[every, position].unflatten(1, (len(pattern), -1)).transpose(0, 1)
-    at = every, position
-    if not len(values):
-        return None
+    at = np.arange(len(values)), position
+    own = values[at].unflatten(1, (len(pattern), -1)).transpose(0, 1)
     before = stream[at]
     _spread(maps.output, pattern, stream, own, position)
-    if maps.virtual is None or maps.around is not None:
+    if maps.virtual is None:
         return None
     above = stream.new_zeros(*stream.shape[:2], maps.virtual.shape[1])
     _spread(maps.virtual, pattern, above, own, position)
@@ -267,12 +265,19 @@ def _spread(
     position: Int[np.ndarray, " sources"],
 ) -> None:
     """Add what heads make of sources at one position each, ascending: maps first, patterns last."""
-    kv_heads, _, group, _ = pattern.shape
-    sources, width = len(out), out.shape[-1]
-    maps = output.view(kv_heads, group, -1, width).permute(0, 2, 1, 3).flatten(2)
-    heads = torch.bmm(own, maps).view(kv_heads, sources, group, width)
-    heads = heads.transpose(0, 1).flatten(1, 2)
+    heads = through_heads(output, own, pattern.shape[2])
     for here in runs(position):
         at = int(position[here.start])
         weight = pattern[:, at, :, at:].flatten(0, 1).T
         out[here, at:].baddbmm_(weight.expand(here.stop - here.start, -1, -1), heads[here])
+
+
+def through_heads(
+    output: Float[Tensor, "heads_d_head width"],
+    values: Float[Tensor, "kv_heads sources d_head"],
+    group: int,
+) -> Float[Tensor, "sources heads width"]:
+    """What each head's part of a map makes of values at one position, `group` heads a key."""
+    kv_heads, width = len(values), output.shape[1]
+    maps = output.view(kv_heads, group, -1, width).permute(0, 2, 1, 3).flatten(2)
+    return torch.bmm(values, maps).unflatten(2, (group, width)).transpose(0, 1).flatten(1, 2)

@@ -104,8 +104,8 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Non
     gradients = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
     joined, projected, mixed = 0, None, None
     for layer in range(top_layer(max(sites)), -1, -1):
-        above = _joining(rows, sites, joined, stream_number(layer + 1))
-        between = _joining(rows, sites, joined + len(above), stream_number(layer, between=True))
+        above = joining_rows(rows, sites, joined, stream_number(layer + 1))
+        between = joining_rows(rows, sites, joined + len(above), stream_number(layer, between=True))
         score_writers(local, layer, gradients[:joined], above, scores)
         score_mixed(local, mixed, scores)
         after = joined + len(above) + len(between)
@@ -114,7 +114,7 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Non
             fresh = above, between
             projected, mixed = _pass_layer(local, layer, gradients, joined, fresh, projected)
         joined = after
-    last = _joining(rows, sites, joined, stream_number(0))
+    last = joining_rows(rows, sites, joined, stream_number(0))
     gradients[joined:] = 0
     for position, here in last.by_position():
         gradients[joined:][here, position - local.start] = last.vector[here]
@@ -206,9 +206,7 @@ def _pass_layer(
     above, between = joining
     maps, gradient = local.layers[layer], gradients[:joined]
     pattern = maps.transposed_pattern(local.start, local.start + gradients.shape[1])
-    below, own = skip_back(maps, gradient, above, local.start)
-    own = _both(own, between)
-    read, reading = (gradient, _both(above, between)) if maps.parallel else (below, own)
+    (below, own), (read, reading) = beside_and_into(maps, gradient, (above, between), local.start)
     mixed = None
     if joined:
         values = _attention(maps, pattern, read, projected, local.start)
@@ -224,7 +222,7 @@ def _pass_layer(
     return _first_attention(local, layer, pattern, room, (reading, own)), mixed
 
 
-def _joining(rows: TargetRows, sites: list[int], joined: int, site: int) -> JoiningRows:
+def joining_rows(rows: TargetRows, sites: list[int], joined: int, site: int) -> JoiningRows:
     """The rows that read at `site`, which follow the `joined` ones in order."""
     end = joined + sites[joined:].count(site)
     return JoiningRows(rows.vector[joined:end], rows.position[joined:end])
@@ -234,6 +232,27 @@ def _both(first: JoiningRows, second: JoiningRows) -> JoiningRows:
     return JoiningRows(
         torch.cat([first.vector, second.vector]), np.concatenate([first.position, second.position])
     )
+
+
+def beside_and_into(
+    maps: LinearLayer, gradient: Tensor, joining: tuple[JoiningRows, JoiningRows], start: int
+) -> tuple[tuple[Tensor, JoiningRows], tuple[Tensor, JoiningRows]]:
+    """Gradients below a layer's skip, beside its attention; and what attention's output is read by.
+
+    Args:
+        maps: the layer.
+        gradient: of rows that have joined, above it.
+        joining: rows that read above the layer's MLP and between it and attention.
+        start: position of the first gradient.
+
+    Returns:
+        Both twice: of rows that have joined, and of those that join.
+    """
+    above, between = joining
+    below, own = skip_back(maps, gradient, above, start)
+    own = _both(own, between)
+    into = (gradient, _both(above, between)) if maps.parallel else (below, own)
+    return (below, own), into
 
 
 def skip_back(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
-from tracer.commands.options import COUNT, EXISTING, POSITIVE, SHARE, examples, output
+from tracer.commands.options import COUNT, EXISTING, POSITIVE, SHARE, examples, json_option, output
 from tracer.commands.say import say
 from tracer.commands.tables import print_table
 
@@ -52,13 +52,7 @@ if TYPE_CHECKING:
 @click.option("--draws", type=POSITIVE, default=1000, help="Of prompts, for the 95 % intervals.")
 @click.option("--seed", type=COUNT, default=0, help="Of the draws.")
 @click.option("--top", type=COUNT, default=10, help="Rows of each table.")
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print everything found as JSON instead.",
-    show_default="in words",
-)
+@json_option
 @output("Picture to draw, .svg, .png, .pdf or .dot; at most four groups.", show_default="none")
 def aggregate(
     dataset: Path, groups: tuple[str, ...], frequency: float, top: int, as_json: bool,

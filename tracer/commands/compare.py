@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
-from tracer.commands.options import COUNT, EXISTING, examples, output, prune_options
+from tracer.commands.options import COUNT, EXISTING, examples, json_option, output, prune_options
 from tracer.commands.say import say
 from tracer.commands.tables import print_table
 
@@ -41,13 +41,7 @@ LISTS = {"nodes": ("name",), "edges": ("source", "target")}
     help="Part of the answer by which influence must differ to have changed.",
 )
 @click.option("--top", type=COUNT, default=10, help="Rows of each table.")
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print everything found as JSON instead.",
-    show_default="in words",
-)
+@json_option
 @output("Picture to draw, .svg, .png, .pdf or .dot.", show_default="none")
 def compare(a: Path, b: Path, top: int, as_json: bool, output: Path | None, **options: Any) -> None:
     """Print what two graphs share, what one lacks and what changed, by influence."""

@@ -121,6 +121,15 @@ def output(help: str, **settings: Any) -> Command:
     return click.option("-o", "--output", type=path, help=help, **settings)
 
 
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print everything found as JSON instead.",
+    show_default="in words",
+)
+
+
 def examples(*lines: str) -> str:
     """Commands to show at the end of a help text."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
