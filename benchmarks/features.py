@@ -49,7 +49,7 @@ from tracer.features.tables import (
 
 LAYERS, WORDS, EACH, WINDOW, WINDOW_COUNT, QUERIES = 4, 50_000, 10, 64, 20_000, 20
 """Of the synthetic store; words that are drawn from, words and neighbours a feature has."""
-BATCHES, BATCHES_OF_LARGE, ROWS = 40, 5, 16
+BATCHES, BATCHES_OF_LARGE, ROWS = 200, 5, 16
 """Of a build's pass, and rows of a batch."""
 
 

@@ -132,7 +132,7 @@ def _of(node: ast.expr | ast.stmt) -> Iterator[Change]:
 def _other_constant(value: object) -> str:
     if isinstance(value, bool):
         return str(not value)
-    return repr(value + 1 if isinstance(value, int) else value * 2)  # type: ignore[operator]
+    return repr(value + 1 if isinstance(value, int) else value * 2 or 1.0)  # type: ignore[operator]
 
 
 def _of_operation(node: ast.expr | ast.stmt) -> Iterator[Change]:
