@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement_models import ReplacementModel
@@ -22,7 +22,7 @@ BINS = OCTAVES * PARTS
 EXPONENT_BIAS, MANTISSA_BITS = 127, 23
 """Of float32."""
 FEW = 0.125
-"""Share of activations that are not zero below which only these are looked at."""
+"""Share of activations that are not zero below which a processor looks at these only."""
 CACHED, AT_ONCE = 1 << 17, 1 << 24
 """Activations counted together on a processor, whose caches then hold them, and elsewhere."""
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -67,36 +67,30 @@ class Moments:
         return cls(total, torch.zeros(features, bins, dtype=torch.int64, device=device))
 
     def add(self, active: Float[Tensor, "tokens features"], window: int) -> None:
-        """Count in a batch; inside a window sums are of the model's precision."""
+        """Count in a batch; of many activations sums in a window are of the model's precision."""
         bins = self.histogram.shape[1]
-        self.total.add_(active.unflatten(0, (-1, window)).sum(1).double().sum(0))
-        there = active.bool()  # Several times faster than a comparison, on a processor.
-        if _number(there) < FEW * active.numel():
-            places = places_of_few(active, bins, there)
+        at = _where(active) if active.is_cpu else None
+        if at is not None and len(at) < FEW * active.numel():
+            value, feature = active.flatten()[at], at % active.shape[1]
+            places = feature * bins + bin_of_signed(value, bins)
+            self.total.index_add_(0, feature, value.double())
             self.histogram.view(-1).index_add_(0, places, torch.ones_like(places))
         else:
+            self.total.add_(active.unflatten(0, (-1, window)).sum(1).double().sum(0))
             self.histogram.add_(counts_of_many(active, bins))
 
 
-def _number(there: Bool[Tensor, "tokens features"]) -> int:
-    """How many are true; numpy is several times faster at it on a processor."""
-    return int(np.count_nonzero(there.numpy()) if there.is_cpu else there.count_nonzero())
+def _where(active: Float[Tensor, "tokens features"]) -> Int[Tensor, " some"]:
+    """Where they are not zero, counted row by row.
+
+    A cast is several times faster than a comparison, and numpy at looking through truth values.
+    """
+    return torch.from_numpy(np.flatnonzero(active.bool().numpy()))
 
 
-def _where(there: Bool[Tensor, "tokens features"]) -> Int[Tensor, " some"]:
-    """Where they are, counted row by row; likewise."""
-    flat = there.flatten()
-    return torch.from_numpy(np.flatnonzero(flat.numpy())) if there.is_cpu else flat.nonzero()[:, 0]
-
-
-def places_of_few(
-    active: Float[Tensor, "tokens features"], bins: int, there: Bool[Tensor, "tokens features"]
-) -> Int[Tensor, " some"]:
-    """Of every activation that is `there`, its place in a flattened table of features and bins."""
-    at = _where(there)
-    value, feature = active.flatten()[at], at % active.shape[1]
-    place = bin_of(value.abs()) + (BINS * (value < 0) if bins > BINS else 0)
-    return feature * bins + place
+def bin_of_signed(value: Float[Tensor, " some"], bins: int) -> Int[Tensor, " some"]:
+    """Of every activation its bin, those below zero behind the others where bins are signed."""
+    return bin_of(value.abs()) + (BINS * (value < 0) if bins > BINS else 0)
 
 
 def counts_of_many(
