@@ -4,19 +4,21 @@
 
 PYTHON is the interpreter of an environment with circuit-tracer (its TransformerLens backend). Both
 sides load the same files, trace the same prompt with the same cap and ranking schedule, one after
-the other in one run, after a short untimed graph: the peer once a batch size, from 4 up until a
-larger one takes longer and, where 4 was the best, down likewise; ours three times before the peer,
-after it and after its repaired variant, so that a machine's slow minutes touch both sides, and
-where there is AMX as often with split products; the best counts. The repaired peer contracts with
+the other in one run, after a short untimed graph: the peer once a batch size, from 1 up until two
+larger ones take longer than the best; ours three times before the peer, after it and after its
+repaired variant, so that a machine's slow minutes touch both sides, and where there is AMX as often
+with split products; the best counts. The repaired peer contracts with
 one matrix product a position. Ours is timed end to end (`tracer.trace`, the model loaded); what is
 done once per model is reported apart, and one more trace measures its stages (`stages.py`). Writes
-JSON and Markdown after every case; `--resume` keeps the cases that are there already.
+JSON and Markdown after every case; `--resume` keeps the cases that are there already. `--drawn 4`
+takes so many shapes that nobody chose, drawn by `--seed` (the clock's unless given; it is written).
 """
 
 import argparse
 import json
 import os
 import platform
+import random
 import subprocess
 import tempfile
 import time
@@ -76,10 +78,30 @@ FULL = [
     Case("llama", "per_layer", 16, 256, layers=16),
 ]
 RANK_EVERY, WARM = 512, 16
+DEEPEST = {"gpt2": 12, "llama": 8, "gemma": 6}
+"""Layers of shapes drawn at random, at most; four at least."""
 SIDES = ("peer", "repaired_peer")
 
 
 CASE = tuple(field.name for field in fields(Case))
+
+
+def drawn(count: int, seed: int) -> list[Case]:
+    """So many cases drawn at random, per-layer and cross-layer in turns."""
+    rng, found = random.Random(seed), []
+    for kind in ("per_layer", "cross_layer") * count:
+        shape = rng.choice(list(DEEPEST))
+        case = Case(
+            shape,
+            kind,
+            positions=rng.randint(6, 48),
+            cap=rng.randint(128, 900),
+            active=rng.randint(15, 60),
+            features=rng.choice((1024, 2048, 3072, 4096)),
+            layers=rng.randint(4, DEEPEST[shape]),
+        )
+        found.append(case)
+    return found[:count]
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -351,11 +373,14 @@ def main() -> None:
         default=1,
         help="runs of the peer at a batch size; ours makes two more, thrice; the fastest counts",
     )
-    parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "attribution.json")
+    parser.add_argument("--drawn", type=int, help="so many cases drawn at random instead")
+    parser.add_argument("--seed", type=int, default=time.time_ns() // 10**9, help="of the draw")
+    parser.add_argument("-o", "--out", type=output_file)
     args = parser.parse_args()
+    args.out = args.out or RESULTS / f"attribution{'_drawn' if args.drawn else ''}.json"
     machine = {
         "command": "OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 python -m benchmarks.attribution "
-        "--peer PYTHON",
+        "--peer PYTHON" + (f" --drawn {args.drawn} --seed {args.seed}" if args.drawn else ""),
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -365,7 +390,8 @@ def main() -> None:
         Case(**{name: one[name] for name in CASE} | {"batches": tuple(one["batches"])})
         for one in results
     ]
-    todo = [case for case in (QUICK if args.quick else FULL) if case not in measured]
+    chosen = drawn(args.drawn, args.seed) if args.drawn else QUICK if args.quick else FULL
+    todo = [case for case in chosen if case not in measured]
     for case in todo[: args.limit]:
         results.append(measure(case, args.peer, args.repeats))
         print(table(results).splitlines()[-1], flush=True)

@@ -31,8 +31,8 @@ from transformer_lens.pretrained.weight_conversions import (
 )
 from transformers import AutoModelForCausalLM
 
-FIRST = 4
-"""The batch size to begin with."""
+PATIENCE = 2
+"""So many larger batch sizes in a row that take longer than the best are the last."""
 CONVERT = {
     "gpt2": convert_gpt2_weights,
     "llama": convert_llama_weights,
@@ -206,16 +206,12 @@ def main() -> None:
     attribute(tokens, model, batch_size=8, max_feature_nodes=args.warm)
     timings: list[dict[str, float]] = []
     graph: Any = None
-    larger = [batch for batch in args.batch if batch >= FIRST]
-    smaller = sorted(set(args.batch) - set(larger), reverse=True)
-    for way in (larger, smaller):  # smaller ones only where the first was the best
-        for batch in way:
-            graph, runs = timed(model, tokens, batch, args)
-            slower = bool(timings) and best(runs)["cpu"] > best(timings)["cpu"]
-            timings += runs
-            if slower:
-                break
-        if best(timings)["batch"] != larger[0]:
+    worse = 0
+    for batch in sorted(set(args.batch)):
+        graph, runs = timed(model, tokens, batch, args)
+        worse = worse + 1 if timings and best(runs)["cpu"] > best(timings)["cpu"] else 0
+        timings += runs
+        if worse == PATIENCE:
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (args.out / "timings.json").write_text(json.dumps({"runs": timings, "peak_bytes": peak}))

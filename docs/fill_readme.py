@@ -141,16 +141,16 @@ def speed_row(case: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def measured() -> list[dict[str, Any]]:
-    """The cases of benchmarks/results/attribution.json."""
-    file = ROOT / "benchmarks" / "results" / "attribution.json"
-    cases: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["results"]
-    return cases
+def measured(name: str = "attribution") -> dict[str, Any]:
+    """What the benchmark wrote: its `results`, and of the `machine`."""
+    file = ROOT / "benchmarks" / "results" / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
-def speed_table() -> str:
+def speed_table(name: str = "attribution") -> str:
     """What the benchmark measured, case by case and in the mean."""
-    found, shapes = measured(), list(SHAPES)
+    found, shapes = measured(name)["results"], list(SHAPES)
     cases = sorted(
         found,
         key=lambda case: (
@@ -172,7 +172,7 @@ def speed_in_short() -> str:
     """The same in two sentences."""
     said = []
     for kind in ("per_layer", "cross_layer"):
-        cases = [case for case in measured() if case["kind"] == kind]
+        cases = [case for case in measured()["results"] if case["kind"] == kind]
         (mean, worst), (repaired, least) = (
             mean_and_worst([case[side] for case in cases], "ratio") for side in SIDES
         )
@@ -187,9 +187,31 @@ def speed_in_short() -> str:
     )
 
 
+def drawn_in_short() -> str:
+    """On which machine shapes were drawn, by which seed, and the least and the largest ratios."""
+    found, said = measured("attribution_drawn"), []
+    for kind in ("per_layer", "cross_layer"):
+        cases = [case for case in found["results"] if case["kind"] == kind]
+        least, repaired = ([case[side]["ratio"]["cpu"] for case in cases] for side in SIDES)
+        said.append(
+            f"{min(least):.1f} to {max(least):.1f} times with {kind.replace('_', '-')} ones, "
+            f"{min(repaired):.1f} to {max(repaired):.1f} repaired"
+        )
+    machine = found["machine"]
+    return wrapped(
+        f"On {len(found['results'])} shapes drawn at random at run time (seed "
+        f"{machine['command'].split()[-1]}), on {machine['processor']}, peer's batch size searched "
+        f"from 1 up: {'; '.join(said)}."
+    )
+
+
 def fill_speed() -> None:
-    """Rewrite both from what the benchmark wrote."""
+    """Rewrite all of them from what the benchmark wrote."""
     replace("benchmarks/README.md", between("measured speed"), speed_table())
+    replace(
+        "benchmarks/README.md", between("speed of drawn shapes"), speed_table("attribution_drawn")
+    )
+    replace("README.md", between("speed of drawn shapes in short"), drawn_in_short())
     replace("README.md", between("speed in short"), speed_in_short())
 
 
