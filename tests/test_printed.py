@@ -1,0 +1,132 @@
+"""What commands print and draw of small graphs, whole: `data/printed/` holds what was looked at.
+
+`python -m tests.test_printed` writes those files anew; look at what changed before you commit it.
+Nothing here is traced, so no figure depends on the processor.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+
+from graphs.pictures import charts
+from tests.graph_samples import dallas, random_graph
+from tests.test_graphs_aggregate import written
+from tests.test_graphs_picture_heads import carried, moving
+from tracer.commands import main
+
+PRINTED = Path(__file__).parent / "data" / "printed"
+COMMANDS = {
+    "show": "show dallas.graph --features 6 --paths 5",
+    "show_pruned": "show pruned.graph --features 3 --paths 3",
+    "show_grouped": "show grouped.graph --features 3 --paths 2",
+    "show_many": "show many.graphs",
+    "prune": "prune dallas.graph -o again.graph --nodes 0.7 --edges 0.9",
+    "group": "group dallas.graph -o again.graph --least 0.2",
+    "compare": "compare dallas.graph random.graph --top 4",
+    "compare_end": "compare dallas.graph random.graph --align end --top 2 --change 0.05",
+    "compare_json": "compare pruned.graph random.graph --align anywhere --nodes 0.3 --json",
+    "aggregate": "aggregate many.graphs --top 4 --draws 50",
+    "aggregate_groups": "aggregate many.graphs --group-by language --frequency 0.6 --top 3",
+    "aggregate_json": "aggregate many.graphs --top 2 --draws 50 --least 0.9 --frequency 0.9 --json",
+    "picture.dot": "render dallas.graph -o picture.dot --max-edges 60",
+    "picture_some.dot": "render random.graph -o picture_some.dot --nodes 0.5 --edges 0.6",
+    "heads.dot": "render heads.graph -o heads.dot --heads --max-edges 40",
+    "summary.dot": "render dallas.graph -o summary.dot --summary",
+    "summary_random.dot": "render random.graph -o summary_random.dot --summary",
+    "summary_grouped.dot": "render grouped.graph -o summary_grouped.dot --summary",
+    "panels.dot": "compare pruned.graph random.graph -o panels.dot --nodes 0.5 --edges 0.7",
+    "circuits.dot": "aggregate many.graphs -o circuits.dot --draws 10",
+    "graph.json": "export pruned.graph -o graph.json --nodes 0.4 --edges 0.5",
+    "graph.graphml": "export pruned.graph -o graph.graphml --nodes 0.4 --edges 0.5",
+    "graph.csv": "export pruned.graph -o graph.csv --nodes 0.4 --edges 0.5",
+}
+"""By file: the command, whose output it holds, or with a suffix what the command wrote."""
+
+
+def prepare(folder: Path) -> None:
+    """Write the graphs that the commands read."""
+    graph = dallas()
+    graph.save(folder / "dallas.graph")
+    random_graph(3, features=30).save(folder / "random.graph")
+    small = graph.prune(0.7, 0.8)
+    small.save(folder / "pruned.graph")
+    across, stays = moving(graph.prune())
+    heads = [(edge, edge % 3, edge % 4, 0.9) for edge in across] + [(stays[0], 1, 2, 0.5)]
+    carried(graph.prune(), heads).save(folder / "heads.graph")
+    ids = [row["id"] for row in small.nodes.to_pylist() if row["kind"] == "feature"]
+    grouped = small.group("Texas", ids[:2]).group("capitals", ids[2:4])
+    grouped.save(folder / "grouped.graph")
+    measured = pa.table({"id": ids, "measured": np.linspace(-1, 1, len(ids))})
+    with pa.ipc.new_file(
+        str(folder / "grouped.graph" / "validation_features.arrow"), measured.schema
+    ) as file:
+        file.write_table(measured)
+    written(folder / "many.graphs")
+
+
+def result(name: str) -> str:
+    """What a command prints or writes, in a folder with the graphs."""
+    found = CliRunner().invoke(main, COMMANDS[name].split(), catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return shorter(Path(name).read_text("utf-8") if "." in name else found.output)
+
+
+def shorter(text: str) -> str:
+    """Numbers of more digits than are the same on every processor, to six."""
+    return re.sub(r"-?\d+\.\d{7,}(e-?\d+)?", lambda found: f"{float(found[0]):.6g}", text)
+
+
+def drawn() -> str:
+    """Every chart, of a few numbers."""
+    ragged: dict[str, list[float | None]] = {"one": [1.0, None, 3.5], "other": [0.25, -2.0, 0.5]}
+    some = {"a": (0.1, 2.0), "a name that is longer than fits": (0.9, -1.0), "c": (0.4, 0.7)}
+    cells = np.array([[1.0, -2.0], [np.nan, 0.25]])
+    every = [
+        charts.points("points", ("x", [0.0, 1.0, 4.0]), ("y", [-1.0, 2.0, 0.5])),
+        charts.named_points("names", "x", "y", some, front=["a", "c"]),
+        charts.lines("lines", ("step", [10.0, 20.0, 50.0]), "loss", ragged),
+        charts.heat_map("cells", ["up", "down"], ["left", "right"], cells),
+        charts.heat_map("said", ["r"], ["c", "d"], cells[:1], [["word", "a longer text"]]),
+        charts.bars("bars", "count", [0.0, 1.0, 2.0, 4.0], [3, 0, 5], "size"),
+    ]
+    return "\n".join(every) + "\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("printed")
+    prepare(folder)
+    with chdir(folder):
+        yield
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_prints_or_draws_what_was_looked_at(name: str):
+    assert result(name) == (PRINTED / _file(name)).read_text("utf-8")
+
+
+def test_charts_are_drawn_as_they_were_looked_at():
+    assert drawn() == (PRINTED / "charts.svg.txt").read_text("utf-8")
+
+
+def _file(name: str) -> str:
+    return name if "." in name else f"{name}.txt"
+
+
+if __name__ == "__main__":
+    os.environ.pop("COLUMNS", None)
+    PRINTED.mkdir(exist_ok=True)
+    with TemporaryDirectory() as scratch, chdir(scratch):
+        prepare(Path(scratch))
+        for one in sys.argv[1:] or COMMANDS:
+            (PRINTED / _file(one)).write_text(result(one), "utf-8")
+        (PRINTED / "charts.svg.txt").write_text(drawn(), "utf-8")
