@@ -1,15 +1,17 @@
 """What commands print and draw of small graphs, whole: `data/printed/` holds what was looked at.
 
 `python -m tests.test_printed` writes those files anew; look at what changed before you commit it.
-Nothing here is traced, so no figure depends on the processor.
+Models are random, of a few features, and run in float64, so no figure depends on the processor.
 """
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from shutil import copytree
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -24,6 +26,7 @@ from tests.test_graphs_picture_heads import carried, moving
 from tracer.commands import main
 
 PRINTED = Path(__file__).parent / "data" / "printed"
+GOLDEN = Path(__file__).parent / "data" / "golden" / "llama_gqa_clt"
 COMMANDS = {
     "show": "show dallas.graph --features 6 --paths 5",
     "show_pruned": "show pruned.graph --features 3 --paths 3",
@@ -50,6 +53,37 @@ COMMANDS = {
     "graph.csv": "export pruned.graph -o graph.csv --nodes 0.4 --edges 0.5",
 }
 """By file: the command, whose output it holds, or with a suffix what the command wrote."""
+MODEL = " --model model --transcoders transcoders --dtype float64"
+IDS = " --tokens 1,7,12,30,5"
+WITH_MODELS = {
+    "trace": "trace -o again.graph" + IDS,
+    "trace_few": "trace -o again.graph --max-features 6 --max-logits 3 --edge-floor 0.01" + IDS,
+    "trace_minus": "trace -o again.graph --target w7 --minus w8" + IDS,
+    "trace_kept": "trace -o again.graph --keep-attention" + IDS,
+    "trace_many": "trace --prompts prompts.txt -o again.graphs --nodes 1 --edges 1",
+    "validate": "validate traced.graph --corpus corpus.txt --draws 3",
+    "show_validated": "show valid.graph --features 3 --paths 2",
+    "heads": "heads traced.graph --top 6",
+    "heads_chains": "heads traced.graph --chains --top 3",
+    "attention": "attention headed.graph --pairs --top 4",
+    "attention_score": "attention headed.graph --contrast score --top 2",
+    "intervene": "intervene --set 1/3/7=2.5 --patterns" + IDS,
+    "intervene_free": "intervene --scale 1/3/7=-2 --add 0/1:/3=1 --mode free --freeze-norms" + IDS,
+    "intervene_between": "intervene --set 1/1:/7=9 --mode constrained --layers 1:3" + IDS,
+    "generate": "generate --set 1/1:/7=9 --max-new-tokens 6" + IDS,
+    "generate_drawn": "generate --temperature 1.5 --seed 3 --max-new-tokens 6" + IDS,
+    "patch": "patch w5_w6_w7 w5_w9_w7 --target w7",
+    "patch_heads": "patch w5_w6_w7 w5_w9_w7 --target w7 --minus w8 --sites head",
+    "patch_estimated": "patch w5_w6_w7 w5_w9_w7 --target w7 --sites feature --method attribution",
+    "patch.svg": "patch w5_w6_w7 w5_w9_w7 --target w7 --sites mlp -o patch.svg",
+    "lens": "lens --kind logit --token w7 --last 2" + IDS,
+    "lens_local": "lens --kind local --last 2" + IDS,
+    "lens.svg": "lens --kind logit -o lens.svg" + IDS,
+    "why": "why --not w8 --top 3" + IDS,
+    "drive": "drive 1/7 --length 4 --budget 300 --seed 1",
+    "direction": "direction pairs.jsonl --layer 1 --held-out 0.5 -o again.safetensors",
+}
+"""The same of a model's: it is loaded from two folders, and texts have `_` between words."""
 
 
 def prepare(folder: Path) -> None:
@@ -73,16 +107,46 @@ def prepare(folder: Path) -> None:
     written(folder / "many.graphs")
 
 
-def result(name: str) -> str:
-    """What a command prints or writes, in a folder with the graphs."""
-    found = CliRunner().invoke(main, COMMANDS[name].split(), catch_exceptions=False)
+def prepare_models(folder: Path) -> None:
+    """Write a model, texts, and what other commands made of them."""
+    for name in ("model", "transcoders"):
+        copytree(GOLDEN / name, folder / name)
+    (folder / "corpus.txt").write_text("w5 w6 w7\n\nw9 w3 w12 w4\n\nw8 w8 w2\n", "utf-8")
+    (folder / "prompts.txt").write_text("w5 w6 w7\nw9 w3 w12 w4\nw1 w2\n", "utf-8")
+    words = [f"w{at} w{at + 1}" for at in range(3, 23)]
+    pairs = [{"positive": f"{one} w7", "negative": f"{one} w30"} for one in words]
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in pairs), "utf-8")
+    run(WITH_MODELS["trace"].replace("again", "traced") + MODEL)
+    copytree(folder / "traced.graph", folder / "valid.graph")
+    copytree(folder / "traced.graph", folder / "headed.graph")
+    run("heads headed.graph" + MODEL)
+    run("validate valid.graph --corpus corpus.txt --draws 3" + MODEL)
+
+
+def run(command: str) -> str:
+    """What a command prints."""
+    words = [word.replace("_", " ") if word.startswith("w") else word for word in command.split()]
+    found = CliRunner().invoke(main, words, catch_exceptions=False)
     assert found.exit_code == 0, found.output
-    return shorter(Path(name).read_text("utf-8") if "." in name else found.output)
+    return found.output
+
+
+def asked(name: str) -> str:
+    """A command with its model, where it takes one."""
+    command = WITH_MODELS[name]
+    return command if command.startswith("show") else command + MODEL
+
+
+def result(name: str) -> str:
+    """What a command prints or writes, in a folder with what it reads."""
+    printed = run(COMMANDS.get(name) or asked(name))
+    return shorter(Path(name).read_text("utf-8") if "." in name else printed)
 
 
 def shorter(text: str) -> str:
-    """Numbers of more digits than are the same on every processor, to six."""
-    return re.sub(r"-?\d+\.\d{7,}(e-?\d+)?", lambda found: f"{float(found[0]):.6g}", text)
+    """Numbers of more digits than are the same on every processor to six, and mere rounding."""
+    text = re.sub(r"-?\d+\.\d{7,}(e-?\d+)?", lambda found: f"{float(found[0]):.6g}", text)
+    return re.sub(r"\b\d(\.\d+)?e-(0[7-9]|1\d)\b", "ROUNDING", text)
 
 
 def drawn() -> str:
@@ -103,14 +167,26 @@ def drawn() -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("printed")
-    prepare(folder)
+    folder = tmp_path_factory.mktemp("printed") / "here"
+    folder.mkdir()
     with chdir(folder):
+        prepare(Path())
         yield
+
+
+@pytest.fixture(scope="module")
+def models() -> None:
+    prepare_models(Path())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_prints_or_draws_what_was_looked_at(name: str):
+    assert result(name) == (PRINTED / _file(name)).read_text("utf-8")
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("name", WITH_MODELS)
+def test_a_command_that_runs_a_model_prints_or_draws_what_was_looked_at(name: str):
     assert result(name) == (PRINTED / _file(name)).read_text("utf-8")
 
 
@@ -126,7 +202,10 @@ if __name__ == "__main__":
     os.environ.pop("COLUMNS", None)
     PRINTED.mkdir(exist_ok=True)
     with TemporaryDirectory() as scratch, chdir(scratch):
-        prepare(Path(scratch))
-        for one in sys.argv[1:] or COMMANDS:
+        Path("here").mkdir()
+        os.chdir("here")
+        prepare(Path())
+        prepare_models(Path())
+        for one in sys.argv[1:] or {**COMMANDS, **WITH_MODELS}:
             (PRINTED / _file(one)).write_text(result(one), "utf-8")
         (PRINTED / "charts.svg.txt").write_text(drawn(), "utf-8")

@@ -27,7 +27,7 @@ def table_of(
     """
     effect = after - before
     gap = 0.0 if clean is None else clean - before
-    recovered = [None] * len(sites) if gap == 0 else (effect / gap).tolist()
+    recovered = [None] * len(sites) if gap == 0 else (effect / gap + 0.0).tolist()  # no -0
     return pa.table(
         {
             "kind": pa.array([str(site.kind) for site in sites], pa.string()),
