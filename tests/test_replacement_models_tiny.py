@@ -1,6 +1,8 @@
 """The embedded default: its corpus keeps its promises, its weights keep theirs."""
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,8 @@ from replacement_models.tiny.recipe import (
 )
 from replacement_models.tiny.recipe.behaviours import asked, behaviours, two_hop_behaviour
 from replacement_models.tiny.recipe.facts import PACKAGE, load_facts, split_cities
+from replacement_models.tiny.recipe.label_texts import label_texts
+from replacement_models.tiny.recipe.word_classes import word_classes
 from replacement_models.training.wiring import Wiring
 
 FACTS = load_facts()
@@ -355,3 +359,54 @@ def test_the_transcoder_stands_in_for_every_mlp(
     assert found.comparison.divergence < 0.025
     assert max(found.error) < 0.035
     assert max(found.density) < 8
+
+
+TEXTS = {
+    "split": "b8c89a3f93141773",
+    "behaviours": "67164157eefa2add",
+    "two hops": "9db56cf4439ef995",
+    "classes": "15f2132a67df1d18",
+    "sentences": "60b796b41226e934",
+    "long repeats": "aaa74ae9062ad098",
+    "own sentences": "d8861fac8b93343c",
+    "own rows": "5abd33b4404face5",
+    "dictionary rows": "3cdd439f2a5a50f9",
+    "label texts": "6376eec57ec662b4",
+    "packed": "679324e6fa906112",
+}
+"""SHA-256 of the recipe's texts, their beginning: published figures were measured on these."""
+
+
+def recipe_texts(tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
+    """Everything that the recipe draws from its seeds, the long ones cut."""
+    source = corpus.Source(FACTS, CITIES, CITIES.seen, corpus.whole_words(tokenizer))
+    repeats = corpus.mixture(corpus.long_induction, 0.5)
+    packed = corpus.pack(corpus.sentences(source, 5), corpus.Encoder(tokenizer), 20, 48)
+    return {
+        "split": [CITIES.seen, CITIES.choice, CITIES.test, sorted(CITIES.state_of.items())],
+        "behaviours": {
+            name: [[one.text, one.answer] for one in some]
+            for name, some in behaviours(source).items()
+        },
+        "two hops": [
+            [one.text, one.answer] for one in two_hop_behaviour(source, CITIES.test, seed=3)
+        ],
+        "classes": {name: list(words) for name, words in word_classes().items()},
+        "sentences": list(itertools.islice(corpus.sentences(source, 1), 3000)),
+        "long repeats": list(itertools.islice(corpus.sentences(source, 2, repeats), 300)),
+        "own sentences": corpus.own_sentences(tokenizer),
+        "own rows": list(itertools.islice(corpus.own_rows(tokenizer, 64, 7), 20)),
+        "dictionary rows": list(itertools.islice(dictionary_text.rows(tokenizer), 100)),
+        "label texts": [list(some) for some in vars(label_texts(tokenizer)).values()],
+        "packed": [part.tolist() for part in packed],
+    }
+
+
+def test_the_recipes_texts_stay_those_that_figures_were_measured_on(
+    tokenizer: PreTrainedTokenizerFast,
+):
+    found = {
+        name: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+        for name, value in recipe_texts(tokenizer).items()
+    }
+    assert found == TEXTS
