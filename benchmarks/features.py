@@ -211,8 +211,8 @@ def main() -> None:
     result = {
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "search": [row for size in sizes for row in searches(size)],
         "build": builds(options.model, options.quick),
+        "search": [row for size in sizes for row in searches(size)],
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
 
+import click
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,6 +24,7 @@ from graphs.pictures import charts
 from tests.graph_samples import dallas, random_graph
 from tests.test_graphs_aggregate import written
 from tests.test_graphs_picture_heads import carried, moving
+from tracer.commands import COMMANDS as COMMANDS_OF_TRACER
 from tracer.commands import main
 
 PRINTED = Path(__file__).parent / "data" / "printed"
@@ -149,6 +151,25 @@ def shorter(text: str) -> str:
     return re.sub(r"\b\d(\.\d+)?e-(0[7-9]|1\d)\b", "ROUNDING", text)
 
 
+def helped(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The help of a command and of those below it, 80 letters wide."""
+    name = " ".join(("tracer", *path))
+    context = click.Context(command, info_name=name, terminal_width=80, show_default=True)
+    yield command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from helped(below, (*path, name))
+
+
+def help_of(name: str) -> str:
+    """All of one command's help."""
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return "\n\n".join(helped(command, (name,))) + "\n"
+
+
 def drawn() -> str:
     """Every chart, of a few numbers."""
     ragged: dict[str, list[float | None]] = {"one": [1.0, None, 3.5], "other": [0.25, -2.0, 0.5]}
@@ -190,6 +211,11 @@ def test_a_command_that_runs_a_model_prints_or_draws_what_was_looked_at(name: st
     assert result(name) == (PRINTED / _file(name)).read_text("utf-8")
 
 
+@pytest.mark.parametrize("name", COMMANDS_OF_TRACER)
+def test_the_help_of_a_command_is_what_was_looked_at(name: str):
+    assert help_of(name) == (PRINTED / f"help_{name}.txt").read_text("utf-8")
+
+
 def test_charts_are_drawn_as_they_were_looked_at():
     assert drawn() == (PRINTED / "charts.svg.txt").read_text("utf-8")
 
@@ -209,3 +235,5 @@ if __name__ == "__main__":
         for one in sys.argv[1:] or {**COMMANDS, **WITH_MODELS}:
             (PRINTED / _file(one)).write_text(result(one), "utf-8")
         (PRINTED / "charts.svg.txt").write_text(drawn(), "utf-8")
+        for one in COMMANDS_OF_TRACER:
+            (PRINTED / f"help_{one}.txt").write_text(help_of(one), "utf-8")
