@@ -26,6 +26,8 @@ def test_the_likeliest_tokens_are_the_smallest_set_with_the_mass(model):
     assert sum(node["probability"] for node in found) >= 0.6
     assert sum(node["probability"] for node in found[:-1]) < 0.6
     assert len(logits_of(tracer.trace(model, PROMPT, logit_mass=1.0, max_logits=3))) == 3
+    every = tracer.trace(model, PROMPT, logit_mass=1.0, max_logits=VOCABULARY + 1)
+    assert len(logits_of(every)) == VOCABULARY
 
 
 def test_a_difference_is_the_difference_of_its_tokens(model):
@@ -78,8 +80,7 @@ def test_an_earlier_position_sees_nothing_after_it(model):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_logits": 0}, "max_logits is 0, expected 1 to 29"),
-        ({"max_logits": VOCABULARY + 1}, "max_logits is 30"),
+        ({"max_logits": 0}, "max_logits is 0, expected 1 or more"),
         ({"logit_mass": 0.0}, "logit_mass is 0.0"),
         ({"logit_mass": float("nan")}, "logit_mass is nan"),
         ({"max_features": -1}, "max_features is -1, expected 0 or more"),

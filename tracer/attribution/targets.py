@@ -211,13 +211,11 @@ def logit_targets(
 
 def likeliest(probability: Float[Tensor, " vocabulary"], max_logits: int, mass: float) -> list[int]:
     """The smallest set of next tokens with `mass` of the probability, at most `max_logits`."""
-    if not 1 <= max_logits <= len(probability):
-        raise TraceError(
-            f"max_logits is {max_logits}, expected 1 to {len(probability)}, the vocabulary's size"
-        )
+    if max_logits < 1:
+        raise TraceError(f"max_logits is {max_logits}, expected 1 or more")
     if not 0 < mass <= 1:
         raise TraceError(f"logit_mass is {mass}, expected a share above 0 and at most 1")
-    top = probability.topk(max_logits)
+    top = probability.topk(min(max_logits, len(probability)))
     count = int(torch.searchsorted(top.values.cumsum(0), mass)) + 1
     chosen: list[int] = top.indices[:count].tolist()
     return chosen
