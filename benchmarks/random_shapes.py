@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
@@ -66,9 +67,32 @@ def config(shape: str, layers: int) -> Any:
     raise ValueError(f"shape is {shape!r}, expected one of {', '.join(LAYERS)}")
 
 
+def drawn_config(random: np.random.Generator) -> Any:
+    """Hugging Face configuration of a shape that nothing here was made for."""
+    layers, heads = int(random.integers(3, 13)), int(random.integers(2, 13))
+    d_head = int(random.choice([32, 48, 64, 80, 128]))
+    common = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+    common["tie_word_embeddings"] = False
+    if random.random() < 0.5:
+        width = heads * d_head
+        return GPT2Config(n_positions=1024, n_layer=layers, n_head=heads, n_embd=width, **common)
+    groups = [count for count in range(1, heads + 1) if heads % count == 0]
+    width = heads * int(random.integers(256 // heads + 1, 1024 // heads + 1))
+    return LlamaConfig(
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=int(random.choice(groups)),
+        head_dim=d_head,
+        max_position_embeddings=2048,
+        **common,
+    )
+
+
 def write_case(
     folder: Path,
-    shape: tuple[str, int],
+    shape: tuple[str, int] | Any,
     kind: str,
     tokens: list[int],
     active: int,
@@ -78,17 +102,19 @@ def write_case(
 
     Args:
         folder: where.
-        shape: name and layers, as `config`.
+        shape: name and layers, as `config`; or a Hugging Face configuration.
         kind: "per_layer" or "cross_layer".
         tokens: the prompt for which thresholds are set.
         active: features a token and layer that fire on it, on average.
         features: dictionary size a layer.
     """
-    model = random_model(config(*shape))
+    named = isinstance(shape, tuple)
+    model = random_model(config(*shape) if named else shape)
     model.save_pretrained(folder / "model")
     dictionary = random_dictionary(model, kind, tokens, active, features)
     save_transcoder(dictionary, folder / "transcoders", "circuit-tracer")
-    case = {"shape": shape, "kind": kind, "tokens": tokens, "active": active, "features": features}
+    name = shape if named else shape.model_type
+    case = {"shape": name, "kind": kind, "tokens": tokens, "active": active, "features": features}
     (folder / "case.json").write_text(json.dumps(case))
 
 

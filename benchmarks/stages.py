@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from replacement_models import recording, replacement
-from tracer.attribution import assemble, product, scoring, sweep
+from tracer.attribution import assemble, blocks, product, scoring, sweep
 from tracer.attribution import local_model as linear
 from tracer.attribution import trace as attribute
 from tracer.attribution.frontier import Frontier
@@ -25,8 +25,8 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "check of the layout": [(replacement, "check_layout")],
     "local model": [(attribute, "linearise")],
     "of it decoder rows": [(linear, "gather")],
-    "target rows": [(attribute, "logit_targets"), (attribute, "feature_rows")],
-    "sweep": [(attribute, "sweep")],
+    "target rows": [(attribute, "logit_targets"), (blocks, "feature_rows")],
+    "sweep": [(blocks, "sweep")],
     "ranking": [(Frontier, "add"), (Frontier, "next")],
     "graph": [(attribute, "assemble")],
     "of it labels": [(assemble, "labelled")],
@@ -134,7 +134,7 @@ def metered() -> Iterator[Meter]:
         for name in names:
             put(sweep, name, meter.timed(kind, getattr(sweep, name), thread=True))
     put(sweep, "_mix", meter.mixed(sweep._mix))
-    put(sweep, "_spread", meter.spread(sweep._spread))
+    put(sweep, "spread_over_keys", meter.spread(sweep.spread_over_keys))
     try:
         yield meter
     finally:

@@ -77,6 +77,14 @@ def test_other_commands_leave_them_out_too(arguments: list[str]):
     assert not in_a_process(arguments) & {*LEFT_OUT}
 
 
+def test_validating_leaves_out_what_it_takes_a_second_to_import(tmp_path: Path):
+    folder = str(tmp_path / "a.graph")
+    imported = in_a_process(
+        ["trace", "The opposite of hot is", "-o", folder], ["validate", folder, "--draws", "1"]
+    )
+    assert not imported & {"sympy", "scipy.stats", "torch._dynamo"}
+
+
 def test_a_process_of_someone_else_keeps_them(tmp_path: Path):
     CliRunner().invoke(main, ["trace", "The opposite of hot is", "-o", str(tmp_path / "a.graph")])
     assert torch.distributed.is_available()

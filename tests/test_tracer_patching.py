@@ -15,6 +15,7 @@ from tracer.patching import (
     Kind,
     PatchSite,
     ablate,
+    batches,
     divergence,
     heat_map,
     logit_difference,
@@ -56,6 +57,40 @@ def test_all_heads_together_are_the_attention_output(family: str):
     whole = PatchSite(Kind.ATTENTION, 1, 4)
     apart, once = patched(model, OTHER, [heads, [(whole, clean.at(whole))]], metric)
     assert apart == pytest.approx(once, abs=2e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("kind", [*Kind])
+def test_rows_of_a_pass_are_what_memory_holds_and_change_no_result(
+    family: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+):
+    model, passes = replacement_model(family), []
+    metric = logit_difference(model, 3, 4)
+    whole = patch(model, PROMPT, OTHER, metric, sites=kind)
+    rows = min(whole.num_rows, 7)
+    some = [
+        PatchSite(kind, row["layer"], row["position"], row["index"])
+        for row in whole.slice(0, rows).to_pylist()
+    ]
+    handle = model.host.embedding.register_forward_hook(
+        lambda module, inputs, output: passes.append(len(inputs[0]))
+    )
+    need = batches.row_bytes(model, len(OTHER)) / batches.SHARE
+    for free, expected in ((None, [7]), (3.5 * need, [3, 3, 1]), (0.1 * need, [1] * 7)):
+        monkeypatch.setattr(batches, "free_on", lambda device, free=free: free and int(free))
+        passes.clear()
+        after = patch(model, PROMPT, OTHER, metric, sites=some)["after"]
+        assert passes[2:] == expected  # after the clean and the corrupted prompt
+        np.testing.assert_allclose(after, whole["after"].to_numpy()[:rows], atol=1e-6)
+    handle.remove()
+
+
+def test_a_row_is_reckoned_with_what_it_takes():
+    model, longer = replacement_model("gpt2"), 2 * len(OTHER)
+    vocabulary, width = model.host.vocabulary, len(model.transcoder.layers[0].b_enc)
+    least = len(OTHER) * model.dtype.itemsize * (vocabulary + width + model.host.d_model)
+    assert batches.row_bytes(model, len(OTHER)) > least
+    assert batches.row_bytes(model, longer) > 2 * batches.row_bytes(model, len(OTHER))
 
 
 def test_a_patched_feature_is_a_free_intervention():

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 import tracer
 from graphs import AttributionGraph
@@ -19,12 +19,14 @@ from replacement_models.dictionaries.neurons import neurons
 from tests.random_models import LAYERS, PROMPT, replacement_model
 from tracer import Difference, Direction, Intervention, TraceError
 from tracer.patching import Kind, PatchSite
+from tracer.validation import means as means_module
 from tracer.validation.ablation import ablations
 from tracer.validation.circuit import Circuit, circuit_of, leads
 from tracer.validation.correlation import (
     direct_logit,
     explained,
     feature_to_feature,
+    ranks,
     spearman,
     upstream,
 )
@@ -285,6 +287,38 @@ def test_means_are_over_all_counted_positions():
     torch.testing.assert_close(means.errors[1], torch.cat(gaps).mean(0))
     with pytest.raises(TraceError, match="no position to average over"):
         corpus_means(model, [(5,)])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "gpt_neox"])
+@pytest.mark.parametrize("options", [{"skip": True}, {"kind": "per_layer"}])
+def test_prompts_of_one_length_share_a_pass_and_give_the_same_means(
+    family: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    model, passes = replacement_model(family, **options), []
+    handle = model.host.embedding.register_forward_hook(
+        lambda module, inputs, output: passes.append(output.shape[:-1].numel())
+    )
+    corpus = [PROMPT, (1, 6, 2), tuple(reversed(PROMPT)), (3, 6, 4), (2, 2, 2)]
+    together = corpus_means(model, corpus)
+    assert passes[1:] == [9, 2 * len(PROMPT)]  # the first checks the model
+    monkeypatch.setattr(means_module, "ENTRIES", 0)
+    alone = corpus_means(model, corpus)
+    assert passes[4:] == [3, 3, 3, len(PROMPT), len(PROMPT)]
+    handle.remove()
+    for name in ("activations", "errors", "written"):
+        for one, other in zip(getattr(together, name), getattr(alone, name), strict=True):
+            torch.testing.assert_close(one, other)
+    errors, recordings = [], [model.record(prompt) for prompt in corpus]
+    for one in recordings:
+        active = [model.transcoder.encode(at, x)[1] for at, x in enumerate(one.inputs)]
+        errors.append((one.outputs[1] - model.transcoder.decode(active, one.inputs)[1])[1:])
+    torch.testing.assert_close(together.errors[1], torch.cat(errors).mean(0))
+
+
+def test_equal_values_share_their_mean_rank():
+    drawn = np.random.default_rng(3)
+    for values in (drawn.integers(0, 9, 40), drawn.normal(size=40), np.zeros(3), np.zeros(0)):
+        assert ranks(values).tolist() == rankdata(values).tolist()
 
 
 def test_random_circuits_are_of_equal_size_and_seeded():

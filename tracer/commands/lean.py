@@ -16,8 +16,9 @@ meanwhile keeps what it was given, and a notebook may compile later.
 import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from operator import eq
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -37,7 +38,9 @@ def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
 
 EXPORT, METAS = "torch.export", "torch._meta_registrations"
 PRIMS = "torch._prims.rng_prims"
+SHAPES = "torch.fx.experimental.symbolic_shapes"
 ASKED: dict[str, dict[str, Any]] = {
+    SHAPES: {"expect_true": bool, "sym_eq": eq},
     DYNAMO: dict.fromkeys(("disable", "assume_constant_result", "allow_in_graph"), _as_it_is),
     "transformers.loss.loss_utils": {"LOSS_MAPPING": {"ForCausalLM": None}},
 }
@@ -107,6 +110,13 @@ def lean_loading(load: Callable[[], T]) -> T:
 
 
 @contextmanager
+def lean_gradients() -> Iterator[None]:
+    """Let gradients compare shapes without sympy where the process is the command's own."""
+    with _stand_ins(SHAPES) if _own_process() else nullcontext():
+        yield
+
+
+@contextmanager
 def _leanly() -> Iterator[None]:
     import torch
 
@@ -166,7 +176,7 @@ def _later(module: str, name: str) -> Callable[..., Any]:
     """Call what a module calls `name`; the module is imported then."""
 
     def call(*args: Any, **options: Any) -> Any:
-        _remove(LOADING)
+        _remove((*LOADING, module))
         return getattr(import_module(module), name)(*args, **options)
 
     return call

@@ -7,6 +7,7 @@ import click
 
 import tracer
 from tracer.commands.group import Failure
+from tracer.commands.lean import lean_gradients
 from tracer.commands.models import load_model
 from tracer.commands.options import COUNT, EXISTING, examples, folder, model_options
 from tracer.commands.progress import progress
@@ -40,7 +41,7 @@ def validate(folder: Path, corpus: Path | None, draws: int, seed: int, **options
     graph = tracer.AttributionGraph.load(folder)
     prompts = None if corpus is None else lines_of(corpus)
     model = load_model(options)
-    with progress("Zeroing every feature"):
+    with progress("Zeroing every feature"), lean_gradients():
         found = tracer.validate(
             model,
             graph,

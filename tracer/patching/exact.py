@@ -15,11 +15,9 @@ from replacement_models.recording import write_hooks
 from tracer.interventions.forward import FeatureEdits, Run, run
 from tracer.interventions.freezing import replaced
 from tracer.interventions.values import Intervention, Placed
+from tracer.patching.batches import rows_that_fit
 from tracer.patching.metrics import Metric
 from tracer.patching.patch_sites import Kind, PatchSite, head_values
-
-BATCH = 64
-"""Rows of one forward pass."""
 
 Wanted = Sequence[tuple[PatchSite, Tensor]]
 """Sites of one row with the values to put there."""
@@ -31,7 +29,7 @@ Mine = list[tuple[int, PatchSite, Tensor]]
 def patched(
     model: ReplacementModel, tokens: Sequence[int], rows: Sequence[Wanted], metric: Metric
 ) -> Float[np.ndarray, " rows"]:
-    """The metric after each row's patches.
+    """The metric after each row's patches, as many rows at once as memory holds.
 
     Args:
         model: the model.
@@ -40,8 +38,9 @@ def patched(
         metric: of the next token's logits.
     """
     found: list[float] = []
-    for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
+    step = rows_that_fit(model, len(tokens))
+    for start in range(0, len(rows), step):
+        batch = rows[start : start + step]
         ids = torch.tensor([list(tokens)] * len(batch), device=model.device)
         with eager_attention(model.host.model):
             outcome = run(model, ids, _run(model, batch, len(tokens)))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import rankdata
 
 from graphs.exchange.files import writing
 from graphs.pictures import charts
+from tracer.validation.correlation import ranks
 from tracer.validation.response import EDGES
 
 TABLES = ("features", "responses", "circuits")
@@ -65,8 +65,8 @@ def plots(tables: Mapping[str, pa.Table | None]) -> dict[str, str]:
     found = {
         "influence": charts.points(
             "Influence against the effect of zeroing",
-            ("influence rank", _ranks(features["influence"].to_numpy())),
-            ("rank of |change of the target's logit|", _ranks(measured)),
+            ("influence rank", ranks(features["influence"].to_numpy()).tolist()),
+            ("rank of |change of the target's logit|", ranks(measured).tolist()),
         )
     }
     if responses.num_rows:
@@ -93,8 +93,3 @@ def plots(tables: Mapping[str, pa.Table | None]) -> dict[str, str]:
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def _ranks(values: np.ndarray) -> list[float]:
-    ranks: list[float] = rankdata(values).tolist()
-    return ranks

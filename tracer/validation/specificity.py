@@ -4,7 +4,7 @@ Positions mean nothing in another prompt, so the circuit's features are put at t
 every counted position, in its own prompt as well; errors are left alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from tracer.interventions.forward import FeatureEdits, Run, run
 from tracer.interventions.values import Intervention, Placed
 from tracer.validation.circuit import Circuit
-from tracer.validation.means import Means
+from tracer.validation.means import Means, batches
 from tracer.validation.spread import spread
 from tracer.validation.subject import Subject
 
@@ -48,11 +48,10 @@ def specificity(
     order = np.random.default_rng(seed).permutation(len(listed))[:OTHERS]
     if not (len(order) and circuit.features):
         return None
-    clean, ablated = _pair(subject, means, circuit, own)
+    clean, ablated = next(_pairs(subject, means, circuit, [own]))
     left = subject.aim.lead(ablated[-1:]) / subject.aim.lead(clean[-1:])
     changed, leads = [], []
-    for number in order:
-        before, after = _pair(subject, means, circuit, listed[number])
+    for before, after in _pairs(subject, means, circuit, [listed[number] for number in order]):
         top = before[subject.skipped :].topk(2, dim=-1).indices
         changed += (after[subject.skipped :].argmax(-1) != top[:, 0]).tolist()
         lead = [_lead(logits[subject.skipped :], top) for logits in (before, after)]
@@ -72,18 +71,23 @@ def _lead(logits: Tensor, top: Tensor) -> Tensor:
     return both[:, 0] - both[:, 1]
 
 
-def _pair(
-    subject: Subject, means: Means, circuit: Circuit, tokens: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Logits (P, V) before the cap without and with the circuit's features at their mean."""
-    positions = list(range(subject.skipped, len(tokens)))
-    placed: list[Placed] = [
-        (_mean(means, layer, feature), positions)
-        for layer, feature in sorted({(layer, feature) for layer, _, feature in circuit.features})
-    ]
-    ids = torch.tensor([list(tokens)] * 2, device=subject.model.device)
-    outcome = run(subject.model, ids, Run(edit=FeatureEdits([[], placed]), keep=False))
-    return outcome.logits_before_cap[0], outcome.logits_before_cap[1]
+def _pairs(
+    subject: Subject, means: Means, circuit: Circuit, prompts: Sequence[Sequence[int]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (P, V) before the cap without and with the circuit's features at their mean.
+
+    One pair a prompt, those of one length together.
+    """
+    chosen = sorted({(layer, feature) for layer, _, feature in circuit.features})
+    for batch in batches(subject.model, prompts, rows=2):
+        positions = list(range(subject.skipped, batch.shape[1]))
+        placed: list[Placed] = [
+            (_mean(means, layer, feature), positions) for layer, feature in chosen
+        ]
+        edit = FeatureEdits([[], placed] * len(batch))
+        outcome = run(subject.model, batch.repeat_interleave(2, 0), Run(edit=edit, keep=False))
+        for pair in outcome.logits_before_cap.unflatten(0, (-1, 2)):
+            yield pair[0], pair[1]
 
 
 def _mean(means: Means, layer: int, feature: int) -> Intervention:
