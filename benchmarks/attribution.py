@@ -379,7 +379,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out or RESULTS / f"attribution{'_drawn' if args.drawn else ''}.json"
     machine = {
-        "command": "OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 python -m benchmarks.attribution "
+        "command": f"OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS={torch.get_num_threads()} "
+        "python -m benchmarks.attribution "
         "--peer PYTHON" + (f" --drawn {args.drawn} --seed {args.seed}" if args.drawn else ""),
         "processor": processor(),
         "threads": torch.get_num_threads(),
