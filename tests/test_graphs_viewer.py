@@ -171,7 +171,10 @@ def test_joined_modules_are_one_script_of_at_most_150_kilobytes():
     ("line", "short"),
     [
         ('if (a > 0) return { a: "b  c, d" };', 'if(a>0)return{a:"b  c, d"};'),
-        ("const a = b - -c + d;", "const a=b - -c + d;"),
+        ("const a = b - -c + d;", "let a=b - -c + d;"),
+        ('return a.true === "true" ? a : undefined;', 'return a.true==="true"?a:void 0;'),
+        ("f((a) => a, async (b) => b, (c, d) => c);", "f(a=>a,async(b)=>b,(c,d)=>c);"),
+        ("{ true: g(a) => `(b)=>`, const_: false }", "{true:g(a)=>`(b)=>`,const_:!1}"),
         ("return `a , b`;", "return `a , b`;"),
         ('a += b - "x + y" + c;', 'a+=b-"x + y"+c;'),
         ("a = b + ++c;", "a=b + ++c;"),
