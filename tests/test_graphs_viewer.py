@@ -296,6 +296,41 @@ def test_groups_view_and_tables_of_attention_come_back_and_go_along(place: str, 
     assert all(b'"name":"Texas"' in gzip.decompress(one) for one in packed_in(tmp_path / "a.html"))
 
 
+def header_of(packed: bytes) -> dict[str, Any]:
+    raw = gzip.decompress(packed)
+    header: dict[str, Any] = json.loads(raw[4 : 4 + int.from_bytes(raw[:4], "little")])
+    return header
+
+
+@pytest.mark.parametrize("place", ["a.graph", "a.zip"])
+def test_a_loaded_graph_shows_the_pins_and_groups_saved_beside_it(place: str, tmp_path: Path):
+    path = tmp_path / place
+    logit = dallas().nodes["id"][-1].as_py()
+    saved = {"pins": ["E_37_7", logit], "nodes": 0.5}
+    dallas().group("Texas", ["E_37_7"]).save(path, view=saved)
+    graph = AttributionGraph.load(path)
+    for one in (
+        graph,
+        graph.relabel({logit: "x"}),
+        dataclasses.replace(graph, groups=graph.groups),
+    ):
+        header = header_of(bytes(one.widget().graph))
+        assert (header["view"], header["groups"][0]["name"]) == (saved, "Texas")
+    assert header_of(graph.prune().packed())["view"] == {"pins": saved["pins"]}
+    graph.to_html(tmp_path / "a.html")
+    assert header_of(packed_in(tmp_path / "a.html")[0])["view"] == saved
+
+
+def test_a_torn_view_stops_the_viewer_alone(tmp_path: Path):
+    dallas().save(tmp_path / "a.graph")
+    (tmp_path / "a.graph" / VIEW).write_text("{")
+    graph = AttributionGraph.load(tmp_path / "a.graph")
+    assert graph.prune().nodes.num_rows
+    with pytest.raises(GraphError, match=r"view\.json is no JSON"):
+        graph.packed()
+    assert graph._repr_mimebundle_() is None
+
+
 def packed_in(page: Path) -> list[bytes]:
     """The graphs of a page."""
     text = page.read_text(encoding="utf-8")
