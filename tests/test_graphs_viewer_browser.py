@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from html import unescape
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -592,6 +593,35 @@ def test_hostile_text_does_nothing(opened: Callable[..., Viewer]):
     )
     assert refused == "TypeError"
     viewer.errors = [text for text in viewer.errors if "TrustedHTML" not in text]
+
+
+SPOTS = "() => [...__viewer.view.spots].map(([row, spot]) => [__viewer.graph.id[row], ...spot])"
+
+
+def test_on_a_phone_names_hide_no_others_and_every_token_stands_on_the_axis(
+    opened: Callable[..., Viewer], tmp_path: Path
+):
+    viewer = opened(dallas(), size=(390, 844))
+    spots = viewer.page.evaluate(SPOTS)
+    assert len(spots) >= 10
+    for at, (_, left, top, width, _) in enumerate(spots):
+        assert left >= 0
+        assert left + width <= 390
+        for _, other, over, wide, _ in spots[:at]:
+            assert left > other + wide or left + width < other or abs(top - over) >= 16
+    with viewer.page.expect_download() as started:
+        viewer.button("SVG")
+    started.value.save_as(tmp_path / "a.svg")
+    svg = (tmp_path / "a.svg").read_text("utf-8")
+    written = [unescape(one) for one in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+    shown = viewer.page.evaluate("() => __viewer.view.scene.columns.map((one) => one.name)")
+    for token in shown:
+        assert any(one.rstrip("…") and token.startswith(one.rstrip("…")) for one in written), token
+    name, left, top, *_ = spots[-1]
+    box = viewer.page.locator(".stage").first.bounding_box()
+    assert box is not None
+    viewer.page.mouse.click(box["x"] + left + 3, box["y"] + top + 8)
+    assert viewer.settle().state("clicked") == name
 
 
 @pytest.mark.parametrize(

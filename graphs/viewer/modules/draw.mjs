@@ -263,6 +263,8 @@ export function drawNames(pen, view, [x, y, k], width, height, only = null) {
     if (!spot) continue;
     const [u, v, w, text] = spot;
     taken.push(spot);
+    view.spots.delete(mark.row);
+    view.spots.set(mark.row, spot);
     pen.rect(
       u,
       v,
@@ -305,16 +307,24 @@ export function drawAxes(pen, view, [x, y, k], width, height) {
   }
   const bottom = y + k * scene.height;
   if (!scene.columns.length || (bottom < height - 6 && k >= LEGIBLE)) return;
-  pen.rect(0, height - 20, width, 20, { fill: theme.endBand, alpha: 0.96 });
-  let free = -Infinity;
+  const lines = [[], []],
+    free = [0, 0];
   for (const column of scene.columns) {
     const middle = x + (k * (column.from + column.to)) / 2,
-      room = 6.6 * column.name.length;
-    if (middle - room / 2 > free && middle > 0 && middle < width) {
-      pen.text(middle, height - 10, column.name, { colour: theme.ink, size: 11 });
-      free = middle + room / 2 + 4;
-    }
+      name = clipped(column.name, Math.max(7, (k * (column.to - column.from)) / 6)),
+      half = textWidth(name, 10.5) / 2,
+      line = free.findIndex((end) => middle - half > end);
+    if (line < 0 || middle + half > width) continue;
+    lines[line].push([middle, name]);
+    free[line] = middle + half + 4;
   }
+  const tall = lines[1].length ? 30 : 20;
+  pen.rect(0, height - tall, width, tall, { fill: theme.endBand, alpha: 0.96 });
+  lines.forEach((line, at) =>
+    line.forEach(([middle, name]) =>
+      pen.text(middle, height - tall + 9 + 13 * at, name, { colour: theme.ink, size: 10.5 }),
+    ),
+  );
 }
 
 /** The mark at a point of the scene, or the nearest within reach; -1 for none. */

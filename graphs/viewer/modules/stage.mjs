@@ -53,9 +53,11 @@ export class Stage {
     return [this.element.clientWidth || 1, this.element.clientHeight || 1];
   }
 
-  get aspect() {
-    const [width, height] = this.size;
-    return Math.min(4, Math.max(0.35, (width - 2 * MARGIN) / Math.max(1, height - 60)));
+  /** Proportions of the picture, and whether it is narrow. */
+  get shape() {
+    const [width, height] = this.size,
+      aspect = Math.min(4, Math.max(0.35, (width - 2 * MARGIN) / Math.max(1, height - 60)));
+    return { aspect, narrow: Number(width < 560) };
   }
 
   resized() {
@@ -288,8 +290,12 @@ export class Stage {
   ring(pen, row, colour, dash) {
     const mark = this.markOf(row);
     if (!mark) return;
-    const { x, y, w, h: tall } = mark;
-    const look = { stroke: colour, width: 2.4, dash };
+    const spot = this.view.spots.get(row),
+      [left, top, k] = this.place;
+    const { x, y, w, h: tall } = spot
+      ? { x: (spot[0] + spot[2] / 2 - left) / k, y: (spot[1] + 8 - top) / k, w: spot[2] / k, h: 16 / k }
+      : mark;
+    const look = { stroke: colour, width: spot ? 2.4 / k : 2.4, dash };
     if (mark.shape === "box") pen.rect(x - w / 2 - 4, y - tall / 2 - 4, w + 8, tall + 8, look, 8);
     else pen.circle(x, y, w / 2 + 4, look);
   }
@@ -367,9 +373,20 @@ export class Stage {
     return [(event.clientX - box.left - x) / k, (event.clientY - box.top - y) / k];
   }
 
+  /** The node whose name, written over its small box, is at a point; what was written last lies on top. */
+  named(event) {
+    const [x, y] = this.at(event),
+      [left, top, k] = this.place,
+      [px, py] = [left + k * x, top + k * y];
+    const inside = ([, [u, v, w]]) => px >= u && px <= u + w && py >= v && py <= v + 16;
+    return ([...this.view.spots].reverse().find(inside) || [])[0];
+  }
+
   found(event) {
     const [x, y] = this.at(event),
-      { scene } = this.view;
+      { scene } = this.view,
+      row = this.named(event);
+    if (row !== undefined) return this.markOf(row);
     const index = hit(scene, x, y, REACH / this.place[2] / (event.pointerType === "touch" ? 1 : 1.5));
     return index < 0 ? null : scene.marks[index];
   }
@@ -441,7 +458,7 @@ export class Stage {
     const [x, y] = this.at(event),
       { scene } = this.view,
       near = hit(scene, x, y, 3 / this.place[2]),
-      edge = near < 0 ? this.edgeAt(x, y) : null;
+      edge = near < 0 && this.named(event) === undefined ? this.edgeAt(x, y) : null;
     if (edge) return this.on.edge({ ...edge, at: { x, y } });
     const mark = this.found(event);
     return this.on.hover(mark ? mark.row : -1);
