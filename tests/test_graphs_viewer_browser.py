@@ -9,13 +9,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import tracer
 from graphs import AttributionGraph
 from graphs.viewer import modules
-from graphs.viewer.payload import Beside
+from graphs.viewer.page import page
+from graphs.viewer.payload import Beside, Extras, pack
 from tests.browsers import chromium
 from tests.graph_samples import dallas, random_graph
 from tests.test_graphs_viewer import HOSTILE
@@ -488,6 +490,42 @@ def test_the_heads_of_an_edge_and_what_made_them_look_are_shown(opened: Callable
     for part in ("Head 2.3", "log-odds 4.5", "read the sums with care", "Pairs", "What asks"):
         assert part in text
     assert "feature 9 (L1, at “of”) × the rest" in " ".join(text.split())
+
+
+def with_stability(graph: AttributionGraph) -> bytes:
+    """The graph packed with the column `stability`: 0.25 of the strongest, unknown of others."""
+    best = int(np.argmax(graph.edges["influence"].to_numpy()))
+    source, target = (graph.edges[end][best].as_py() for end in ("source", "target"))
+    nodes = [0.25 if row in (source, target) else None for row in range(graph.nodes.num_rows)]
+    edges = [0.5 if row == best else None for row in range(graph.effect.nnz)]
+    turned = graph.edges.append_column("stability", pa.array(edges, pa.float64()))
+    tables = (
+        graph.nodes.append_column("stability", pa.array(nodes, pa.float64())),
+        turned.take(list(range(graph.effect.nnz))[::-1]),
+    )
+    about = graph._described | {"stability": {"over": "5 thresholds"}}
+    return pack(*tables, about, Extras())
+
+
+def test_what_is_known_of_stability_is_said_of_nodes_and_edges(
+    opened: Callable[..., Viewer], tmp_path: Path
+):
+    graph = dallas()
+    best = int(np.argmax(graph.edges["influence"].to_numpy()))
+    source, target = (
+        graph.nodes["id"][graph.edges[end][best].as_py()].as_py() for end in ("source", "target")
+    )
+    viewer = opened(graph).click(target)
+    assert "variants" not in viewer.panel()
+    (tmp_path / "stable.html").write_bytes(page([with_stability(graph)], "x"))
+    viewer.open((tmp_path / "stable.html").as_uri()).click(target)
+    assert "found in 25% of variants (5 thresholds)" in " ".join(viewer.panel().split())
+    rows = viewer.page.locator(f'.inputs li:has([data-id="{source}"])')
+    assert "in 50% of variants" in rows.first.get_attribute("title")
+    assert viewer.page.locator('.inputs li[title*="variants"]').count() == 1
+    viewer.page.mouse.move(*viewer.point(target))
+    tip = viewer.settle().page.locator(".tip").first.inner_text()
+    assert tip.endswith("in 25% of variants")
 
 
 def test_paths_lead_from_a_to_b(opened: Callable[..., Viewer]):

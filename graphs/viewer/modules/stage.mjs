@@ -19,7 +19,7 @@ import {
 } from "./draw.mjs";
 import { edgeBetween } from "./paths.mjs";
 import { CanvasPen } from "./pen.mjs";
-import { percent, visible } from "./words.mjs";
+import { percent, stability, visible } from "./words.mjs";
 
 const AT_ONCE = 500,
   CHUNK = 400,
@@ -278,7 +278,11 @@ export class Stage {
         `${scene.marks[link.to].label}: ${percent(link.share)} of its input, summed over the edges`
       );
     const [from, to] = [graph.source[edge], graph.target[edge]].map((row) => names.long(row));
-    return `${from} ${graph.share[edge] < 0 ? "inhibits" : "excites"} ${to}: ${percent(graph.share[edge])} of its input`;
+    const stable = stability(graph.stableEdge, edge);
+    return (
+      `${from} ${graph.share[edge] < 0 ? "inhibits" : "excites"} ${to}: ${percent(graph.share[edge])} of its input` +
+      (stable && ` · ${stable}`)
+    );
   }
 
   markOf(row) {
@@ -342,7 +346,7 @@ export class Stage {
       parts = [names.long(row)];
     if (!graph.weightOf[row]) parts.push(`${percent(graph.influence[row] / weight)} of influence`);
     if (group) parts.push(`in the group ${visible(group.name)}`);
-    return parts.join(" · ");
+    return [...parts, stability(graph.stable, row)].filter(Boolean).join(" · ");
   }
 
   /** Beside the box, where it covers none of those over and under it. */
