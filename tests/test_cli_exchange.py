@@ -98,9 +98,9 @@ def test_what_shows_features_in_circuit_tracers_page_is_said():
     text = succeed("export", "e.graph", "-o", "my files/x.json", "--to", "circuit-tracer")
     command = next(line for line in text.splitlines() if "features export" in line)
     words = shlex.split(command.partition(": tracer ")[2])
-    assert words == ["features", "export", str(store.path), "-o", "my files/features", "--to",
-                     "circuit-tracer"]  # fmt: skip
-    assert "--graph_file_dir 'my files' --features_dir 'my files/features'" in text
+    assert words == ["features", "export", str(store.path), "-o", "my files/features-embedded-clt",
+                     "--to", "circuit-tracer"]  # fmt: skip
+    assert "--graph_file_dir 'my files' --features_dir 'my files/features-embedded-clt'" in text
 
 
 def test_self_hosted_features_without_an_address_are_said_to_be_missing():

@@ -188,7 +188,9 @@ def print_how_to_see(
 
     command = ["circuit-tracer", "start-server", "--graph_file_dir", str(output.parent)]
     if scan is None:
-        features = output.parent / "features"
+        dictionary = str(graph.metadata.get("transcoders") or "")
+        named = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"-{dictionary}") if dictionary else ""
+        features = output.parent / f"features{named}"
         print_how_to_export_features(graph, features)
         command += ["--features_dir", str(features)]
     say(f"To see it: {shlex.join(command)}")
