@@ -392,3 +392,15 @@ test("the shortest command that asks the model is said", () => {
   assert.equal(said("my graph", "embedded/model"), "tracer view FOLDER");
   assert.equal(said("", "org/m"), "tracer view FOLDER --model M --transcoders T");
 });
+
+test("an edge finds a way between boxes that stand close", () => {
+  const from = { x: 180, y: 632, w: 86, h: 34 },
+    to = { x: 617, y: 387, w: 256, h: 34 },
+    between = [84, 312, 610].map((x, at) => ({ x, y: 510, w: [130, 270, 268][at], h: 34 }));
+  const way = routeAround(from, to, 1, [from, to, ...between], 860);
+  for (let at = 1; at < 64; at += 1) {
+    const [x, y] = pointOn(way, at / 64);
+    for (const box of between)
+      assert.ok(Math.abs(x - box.x) >= box.w / 2 || Math.abs(y - box.y) >= box.h / 2, `${x} ${y}`);
+  }
+});

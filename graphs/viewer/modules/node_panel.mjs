@@ -161,6 +161,11 @@ function actions(app, row) {
     button("Path from", () => app.look({ from: id, tab: "paths" }), { key: "a" }),
     button("Path to", () => app.look({ to: id, tab: "paths" }), { key: "b" }),
     graph.kind[row] === FEATURE ? button("What if …", () => app.look({ tab: "whatif" }), { key: "w" }) : null,
+    graph.features[featureKey(graph, row)]
+      ? button("Examples ↓", () => app.root.querySelector(".feature").scrollIntoView(), {
+          title: "What it fires on, from the feature store",
+        })
+      : null,
   );
 }
 

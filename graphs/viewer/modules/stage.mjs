@@ -185,6 +185,7 @@ export class Stage {
       pen.end();
       if (!scene.links) {
         drawNames(pen, view, place, ...size, linked);
+        drawGroups(pen, view, place);
         drawAxes(pen, view, place, ...size);
       }
     }
