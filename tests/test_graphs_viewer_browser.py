@@ -446,6 +446,12 @@ def test_search_finds_labels_tokens_and_examples(opened: Callable[..., Viewer]):
         assert part in text
     assert viewer.page.locator(".histogram rect").count() == 2
     assert viewer.page.locator(".example b").first.inner_text().strip() == "zebra"
+    viewer.page.locator(".panel").evaluate("(panel) => panel.scrollTo(0, 0)")
+    viewer.button("Examples ↓")
+    box = viewer.page.locator("section.feature").bounding_box()
+    assert box is not None
+    assert 0 < box["y"] < 500
+    assert viewer.page.locator(".panel").evaluate("(panel) => panel.scrollTop") > 0
 
 
 def test_the_heads_of_an_edge_and_what_made_them_look_are_shown(opened: Callable[..., Viewer]):
@@ -639,12 +645,16 @@ SPOTS = "() => [...__viewer.view.spots].map(([row, spot]) => [__viewer.graph.id[
 def test_on_a_phone_names_hide_no_others_and_every_token_stands_on_the_axis(
     opened: Callable[..., Viewer], tmp_path: Path
 ):
-    viewer = opened(dallas(), size=(390, 844))
+    graph = dallas()
+    graph = graph.group("say a capital", graph.nodes["id"].to_pylist()[-4:-2])
+    viewer = opened(graph, size=(390, 844))
     spots = viewer.page.evaluate(SPOTS)
+    [tag] = viewer.page.evaluate("() => __viewer.view.tags")
     assert len(spots) >= 10
     for at, (_, left, top, width, _) in enumerate(spots):
         assert left >= 0
         assert left + width <= 390
+        assert left > tag[0] + tag[2] or left + width < tag[0] or abs(top - tag[1]) >= 15
         for _, other, over, wide, _ in spots[:at]:
             assert left > other + wide or left + width < other or abs(top - over) >= 16
     with viewer.page.expect_download() as started:

@@ -250,10 +250,10 @@ const NEAR = [
   [10, 17],
 ];
 
-/** Labels of the most influential boxes over a picture that is too small for them. */
+/** Labels of the most influential boxes over a picture that is too small for them, beside the names of groups. */
 export function drawNames(pen, view, [x, y, k], width, height, only = null) {
   const { scene, theme, graph } = view,
-    taken = [];
+    taken = [...view.tags];
   if (k >= LEGIBLE || scene.links) return;
   const value = (mark) =>
     graph.influence[mark.row] + graph.weightOf[mark.row] + (view.pinned.has(mark.row) ? 10 : 0);
@@ -288,17 +288,19 @@ export function drawNames(pen, view, [x, y, k], width, height, only = null) {
 }
 
 /** The name of each group over its most influential member in sight, at its own size. */
-export function drawGroups(pen, view, [x, y, k]) {
+export function drawGroups(pen, view, [x, y, k], width) {
   const { scene, theme, graph, groups, dark } = view;
+  view.tags = [];
   if (scene.links) return;
   groups.forEach((group, at) => {
     const marks = group.members.map((id) => scene.marks[scene.at[graph.row.get(id)]]).filter(Boolean);
     if (!marks.length) return;
     const [mark] = marks.sort((a, b) => graph.influence[b.row] - graph.influence[a.row]);
-    const text = `${clipped(visible(group.name), 24)} ×${marks.length}`,
+    const text = `${clipped(visible(group.name), k < LEGIBLE ? 14 : 24)} ×${marks.length}`,
       w = textWidth(text, 10) + 10,
-      left = x + k * (mark.x - mark.w / 2) - 6,
+      left = Math.max(2, Math.min(width - w - 2, x + k * (mark.x - mark.w / 2) - 6)),
       top = y + k * (mark.y - mark.h / 2) - 14;
+    view.tags.push([left, top, w]);
     pen.rect(left, top, w, 15, { fill: tint(at, dark), stroke: theme.ink, width: 1.2 }, 3);
     pen.text(left + w / 2, top + 7.5, text, { colour: theme.ink, size: 10, bold: true });
   });

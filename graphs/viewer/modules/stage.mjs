@@ -145,8 +145,8 @@ export class Stage {
 
   /** What is written over the picture at its own size. */
   frame(pen, place, size) {
+    drawGroups(pen, this.view, place, size[0]);
     drawNames(pen, this.view, place, ...size);
-    drawGroups(pen, this.view, place);
     drawAxes(pen, this.view, place, ...size);
   }
 
@@ -184,8 +184,8 @@ export class Stage {
       const linked = scene.links ? this.boxed(pen, mark) : this.highlight(pen, clicked, 160);
       pen.end();
       if (!scene.links) {
+        drawGroups(pen, view, place, size[0]);
         drawNames(pen, view, place, ...size, linked);
-        drawGroups(pen, view, place);
         drawAxes(pen, view, place, ...size);
       }
     }
