@@ -26,7 +26,7 @@ from graphs.exchange.attribution_import import Imported, read_attribution_json
 from graphs.exchange.attribution_json import About, attribution_json
 from graphs.exchange.circuit_tracer_pt import read_circuit_tracer_pt
 from graphs.exchange.files import place_of, writing
-from graphs.exchange.views import with_pins, with_view
+from graphs.exchange.views import pins_of, view_of, with_pins, with_view
 from graphs.groups import Group
 from graphs.influence import cumulative, influence, input_absolute, shares, steps
 from graphs.paths import NodePath, by_sign, strongest, strongest_of_sign
@@ -90,6 +90,9 @@ class AttributionGraph:
 
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     """What is known of attention, by the names of `graphs.attention_tables.COLUMNS`."""
+
+    view_json: bytes | None = None
+    """What a viewer saved beside the graph, as it stands on disk: pins, thresholds, places."""
 
     def __post_init__(self) -> None:
         attention_tables.check(self.tables)
@@ -269,6 +272,7 @@ class AttributionGraph:
             metadata=metadata,
             groups=grouping.left(self.groups, ids),
             tables=self._tables_left(kept, ids, effect),
+            view_json=with_pins(pins) if (pins := pins_of(self.view_json)) else None,
         )
 
     @property
@@ -627,7 +631,9 @@ class AttributionGraph:
             held = beside.get(grouping.FILE)
             groups = () if held is None else grouping.from_bytes(held)
             known = attention_tables.from_files(beside, digests)
-            graph = cls(nodes=nodes, effect=effect, metadata=plain, groups=groups, tables=known)
+            view = beside.get(arrow.VIEW)
+            graph = cls(nodes=nodes, effect=effect, metadata=plain, groups=groups, tables=known,
+                        view_json=view)  # fmt: skip
             if not whole:
                 raise GraphError(
                     f"{arrow.NODES} or {arrow.EDGES} is not as it was written (their digest is "
@@ -752,7 +758,8 @@ class AttributionGraph:
             The path written.
 
         Raises:
-            GraphError: a share or a number out of range, or the file cannot be written.
+            GraphError: a share or a number out of range, the view saved beside the graph is torn,
+                or the file cannot be written.
         """
         _check_shares(nodes, edges)
         if max_edges < 1:
@@ -768,14 +775,18 @@ class AttributionGraph:
         return path
 
     def packed(self, extras: Extras | None = None, max_edges: int = MOST_EDGES) -> bytes:
-        """The graph as the viewer reads it (`graphs.viewer.payload`), its groups and tables too.
+        """The graph as the viewer reads it (`graphs.viewer.payload`), with what stands beside it.
 
         Args:
-            extras: what is shown beside it; groups and tables given there stand for the graph's.
+            extras: what is shown beside it; groups, tables and a view given there stand for the
+                graph's own.
             max_edges: edges at most, the most influential.
 
         Returns:
             gzip, the same bytes for the same graph.
+
+        Raises:
+            GraphError: the view that was saved beside the graph is torn.
         """
         nodes, edges, held = strongest_edges(self.nodes, self.edges, max_edges)
         given = extras or Extras()
@@ -783,6 +794,7 @@ class AttributionGraph:
             given.beside,
             groups=given.beside.groups or grouping.to_json(self.groups),
             tables=self._tables_shown(given.beside.tables or self.tables, nodes),
+            view=given.beside.view or view_of(self.view_json, arrow.VIEW),
         )
         opening = {"steered": self.keeps_attention} | dict(given.opening)
         shown = replace(given, held=held, beside=beside, opening=opening)
@@ -894,7 +906,7 @@ class AttributionGraph:
             The widget; let it be the last line of a cell.
 
         Raises:
-            GraphError: anywidget is not installed.
+            GraphError: anywidget is not installed, or the view saved beside the graph is torn.
         """
         try:
             from graphs.viewer.widget import GraphWidget

@@ -1,7 +1,9 @@
 """`tracer export --to` and `tracer import`."""
 
 import json
+import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
@@ -11,7 +13,9 @@ import torch
 
 from graphs import AttributionGraph
 from tests.graph_samples import dallas, random_graph
-from tests.test_cli import present, refused, succeed
+from tests.test_cli import present, refused, run, succeed
+from tracer import FeatureStore
+from tracer.features.packaged import EMBEDDED
 
 DATA = Path(__file__).parent / "data"
 
@@ -71,6 +75,40 @@ def test_circuit_tracers_page_is_sent_to_its_own_server_unless_told_otherwise():
     assert scan("--scan", "org/repo") == "org/repo"
     listed = json.loads(Path("graph-metadata.json").read_text("utf-8"))["graphs"]
     assert [one["scan"] for one in listed] == ["org/repo"]
+
+
+def test_what_shows_features_in_circuit_tracers_page_is_said():
+    text = succeed("export", "d.graph", "-o", "x.json", "--to", "circuit-tracer")
+    assert "tracer features export STORE -o features --to circuit-tracer (STORE: " in text
+    assert "start-server --graph_file_dir . --features_dir features\n" in text
+    Path("features").mkdir()
+    Path("features/index.json.gz").touch()
+    text = succeed("export", "d.graph", "-o", "x.json", "--to", "circuit-tracer")
+    assert "features export" not in text
+    options = ["--to", "circuit-tracer", "--scan", "org/repo"]
+    text = succeed("export", "d.graph", "-o", "x.json", *options)
+    assert "start-server --graph_file_dir .\n" in text
+    assert "features" not in text
+    AttributionGraph.load("d.graph").save("e.graph")
+    graph = AttributionGraph.load("e.graph")
+    store = FeatureStore.load(EMBEDDED / "clt.features")
+    about = {"transcoders": "embedded/clt", "dictionary_hash": store.about["dictionary_hash"]}
+    replace(graph, metadata=graph.metadata | about).save("e.graph")
+    Path("my files").mkdir()
+    text = succeed("export", "e.graph", "-o", "my files/x.json", "--to", "circuit-tracer")
+    command = next(line for line in text.splitlines() if "features export" in line)
+    words = shlex.split(command.partition(": tracer ")[2])
+    assert words == ["features", "export", str(store.path), "-o", "my files/features-embedded-clt",
+                     "--to", "circuit-tracer"]  # fmt: skip
+    assert "--graph_file_dir 'my files' --features_dir 'my files/features-embedded-clt'" in text
+
+
+def test_self_hosted_features_without_an_address_are_said_to_be_missing():
+    text = run("export", "d.graph", "-o", "x.json", "--to", "self-hosted").stderr
+    assert "will show no examples" in text
+    assert "--feature-url" in text
+    options = ["--to", "self-hosted", "--feature-url", "https://x.org/f"]
+    assert "no examples" not in run("export", "d.graph", "-o", "x.json", *options).stderr
 
 
 def test_front_ends_show_every_node_kept_and_one_target():

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,6 +86,33 @@ def test_another_tools_file_gives_nodes_weights_labels_and_groups(profile: str):
     ]
     assert found.nodes["probability"].to_pylist()[-1] == graph.nodes["probability"].to_pylist()[-1]
     assert "reported_influence" in found.nodes.column_names
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_features_without_a_label_are_named_there_and_have_none_here(profile: str):
+    graph = dallas().prune()
+    rows = [row for row in graph.nodes.to_pylist() if row["kind"] == "feature"][:3]
+    graph = graph.relabel({rows[0]["id"]: "", rows[1]["id"]: "· is", rows[2]["id"]: "a · is"})
+    nodes = graph.nodes.set_column(
+        graph.nodes.column_names.index("label"),
+        "label",
+        pa.array([one or None for one in graph.nodes["label"].to_pylist()], pa.string()),
+    )
+    graph = replace(graph, nodes=nodes)
+    value = exported(graph, profile)
+    clerps = {node["node_id"]: node["clerp"] for node in value["nodes"]}
+    token = graph.metadata["tokens"][rows[0]["position"]].strip()
+    assert clerps[rows[0]["id"]] == f"L{rows[0]['layer']}/{rows[0]['feature']} · {token}"
+    assert clerps[rows[1]["id"]].startswith(f"L{rows[1]['layer']}/{rows[1]['feature']} · ")
+    assert clerps[rows[2]["id"]] == "a · is"
+    assert back(value)[0].nodes.equals(graph.nodes)
+    labels = {row["id"]: row["label"] for row in back(foreign(graph, profile))[0].nodes.to_pylist()}
+    assert [labels[row["id"]] for row in rows] == [None, None, "a · is"]
+    for node in value["nodes"]:
+        if node["node_id"] == rows[0]["id"]:
+            node["clerp"] = "named there"
+    named = back(value)[0].nodes.to_pylist()
+    assert next(row for row in named if row["id"] == rows[0]["id"])["label"] == "named there"
 
 
 def test_labels_and_groups_changed_by_another_tool_win():

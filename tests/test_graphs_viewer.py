@@ -171,7 +171,10 @@ def test_joined_modules_are_one_script_of_at_most_150_kilobytes():
     ("line", "short"),
     [
         ('if (a > 0) return { a: "b  c, d" };', 'if(a>0)return{a:"b  c, d"};'),
-        ("const a = b - -c + d;", "const a=b - -c + d;"),
+        ("const a = b - -c + d;", "let a=b - -c + d;"),
+        ('return a.true === "true" ? a : undefined;', 'return a.true==="true"?a:void 0;'),
+        ("f((a) => a, async (b) => b, (c, d) => c);", "f(a=>a,async(b)=>b,(c,d)=>c);"),
+        ("{ true: g(a) => `(b)=>`, const_: false }", "{true:g(a)=>`(b)=>`,const_:!1}"),
         ("return `a , b`;", "return `a , b`;"),
         ('a += b - "x + y" + c;', 'a+=b-"x + y"+c;'),
         ("a = b + ++c;", "a=b + ++c;"),
@@ -291,6 +294,41 @@ def test_groups_view_and_tables_of_attention_come_back_and_go_along(place: str, 
     graph.export(tmp_path / "b.html")
     assert b'"name":"Texas"' in gzip.decompress(packed_in(tmp_path / "b.html")[0])
     assert all(b'"name":"Texas"' in gzip.decompress(one) for one in packed_in(tmp_path / "a.html"))
+
+
+def header_of(packed: bytes) -> dict[str, Any]:
+    raw = gzip.decompress(packed)
+    header: dict[str, Any] = json.loads(raw[4 : 4 + int.from_bytes(raw[:4], "little")])
+    return header
+
+
+@pytest.mark.parametrize("place", ["a.graph", "a.zip"])
+def test_a_loaded_graph_shows_the_pins_and_groups_saved_beside_it(place: str, tmp_path: Path):
+    path = tmp_path / place
+    logit = dallas().nodes["id"][-1].as_py()
+    saved = {"pins": ["E_37_7", logit], "nodes": 0.5}
+    dallas().group("Texas", ["E_37_7"]).save(path, view=saved)
+    graph = AttributionGraph.load(path)
+    for one in (
+        graph,
+        graph.relabel({logit: "x"}),
+        dataclasses.replace(graph, groups=graph.groups),
+    ):
+        header = header_of(bytes(one.widget().graph))
+        assert (header["view"], header["groups"][0]["name"]) == (saved, "Texas")
+    assert header_of(graph.prune().packed())["view"] == {"pins": saved["pins"]}
+    graph.to_html(tmp_path / "a.html")
+    assert header_of(packed_in(tmp_path / "a.html")[0])["view"] == saved
+
+
+def test_a_torn_view_stops_the_viewer_alone(tmp_path: Path):
+    dallas().save(tmp_path / "a.graph")
+    (tmp_path / "a.graph" / VIEW).write_text("{")
+    graph = AttributionGraph.load(tmp_path / "a.graph")
+    assert graph.prune().nodes.num_rows
+    with pytest.raises(GraphError, match=r"view\.json is no JSON"):
+        graph.packed()
+    assert graph._repr_mimebundle_() is None
 
 
 def packed_in(page: Path) -> list[bytes]:

@@ -4,17 +4,20 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from html import unescape
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import tracer
 from graphs import AttributionGraph
 from graphs.viewer import modules
-from graphs.viewer.payload import Beside
+from graphs.viewer.page import page
+from graphs.viewer.payload import Beside, Extras, pack
 from tests.browsers import chromium
 from tests.graph_samples import dallas, random_graph
 from tests.test_graphs_viewer import HOSTILE
@@ -443,6 +446,12 @@ def test_search_finds_labels_tokens_and_examples(opened: Callable[..., Viewer]):
         assert part in text
     assert viewer.page.locator(".histogram rect").count() == 2
     assert viewer.page.locator(".example b").first.inner_text().strip() == "zebra"
+    viewer.page.locator(".panel").evaluate("(panel) => panel.scrollTo(0, 0)")
+    viewer.button("Examples ↓")
+    box = viewer.page.locator("section.feature").bounding_box()
+    assert box is not None
+    assert 0 < box["y"] < 500
+    assert viewer.page.locator(".panel").evaluate("(panel) => panel.scrollTop") > 0
 
 
 def test_the_heads_of_an_edge_and_what_made_them_look_are_shown(opened: Callable[..., Viewer]):
@@ -487,6 +496,42 @@ def test_the_heads_of_an_edge_and_what_made_them_look_are_shown(opened: Callable
     for part in ("Head 2.3", "log-odds 4.5", "read the sums with care", "Pairs", "What asks"):
         assert part in text
     assert "feature 9 (L1, at “of”) × the rest" in " ".join(text.split())
+
+
+def with_stability(graph: AttributionGraph) -> bytes:
+    """The graph packed with the column `stability`: 0.25 of the strongest, unknown of others."""
+    best = int(np.argmax(graph.edges["influence"].to_numpy()))
+    source, target = (graph.edges[end][best].as_py() for end in ("source", "target"))
+    nodes = [0.25 if row in (source, target) else None for row in range(graph.nodes.num_rows)]
+    edges = [0.5 if row == best else None for row in range(graph.effect.nnz)]
+    turned = graph.edges.append_column("stability", pa.array(edges, pa.float64()))
+    tables = (
+        graph.nodes.append_column("stability", pa.array(nodes, pa.float64())),
+        turned.take(list(range(graph.effect.nnz))[::-1]),
+    )
+    about = graph._described | {"stability": {"over": "5 thresholds"}}
+    return pack(*tables, about, Extras())
+
+
+def test_what_is_known_of_stability_is_said_of_nodes_and_edges(
+    opened: Callable[..., Viewer], tmp_path: Path
+):
+    graph = dallas()
+    best = int(np.argmax(graph.edges["influence"].to_numpy()))
+    source, target = (
+        graph.nodes["id"][graph.edges[end][best].as_py()].as_py() for end in ("source", "target")
+    )
+    viewer = opened(graph).click(target)
+    assert "variants" not in viewer.panel()
+    (tmp_path / "stable.html").write_bytes(page([with_stability(graph)], "x"))
+    viewer.open((tmp_path / "stable.html").as_uri()).click(target)
+    assert "found in 25% of variants (5 thresholds)" in " ".join(viewer.panel().split())
+    rows = viewer.page.locator(f'.inputs li:has([data-id="{source}"])')
+    assert "in 50% of variants" in rows.first.get_attribute("title")
+    assert viewer.page.locator('.inputs li[title*="variants"]').count() == 1
+    viewer.page.mouse.move(*viewer.point(target))
+    tip = viewer.settle().page.locator(".tip").first.inner_text()
+    assert tip.endswith("in 25% of variants")
 
 
 def test_paths_lead_from_a_to_b(opened: Callable[..., Viewer]):
@@ -592,6 +637,39 @@ def test_hostile_text_does_nothing(opened: Callable[..., Viewer]):
     )
     assert refused == "TypeError"
     viewer.errors = [text for text in viewer.errors if "TrustedHTML" not in text]
+
+
+SPOTS = "() => [...__viewer.view.spots].map(([row, spot]) => [__viewer.graph.id[row], ...spot])"
+
+
+def test_on_a_phone_names_hide_no_others_and_every_token_stands_on_the_axis(
+    opened: Callable[..., Viewer], tmp_path: Path
+):
+    graph = dallas()
+    graph = graph.group("say a capital", graph.nodes["id"].to_pylist()[-4:-2])
+    viewer = opened(graph, size=(390, 844))
+    spots = viewer.page.evaluate(SPOTS)
+    [tag] = viewer.page.evaluate("() => __viewer.view.tags")
+    assert len(spots) >= 10
+    for at, (_, left, top, width, _) in enumerate(spots):
+        assert left >= 0
+        assert left + width <= 390
+        assert left > tag[0] + tag[2] or left + width < tag[0] or abs(top - tag[1]) >= 15
+        for _, other, over, wide, _ in spots[:at]:
+            assert left > other + wide or left + width < other or abs(top - over) >= 16
+    with viewer.page.expect_download() as started:
+        viewer.button("SVG")
+    started.value.save_as(tmp_path / "a.svg")
+    svg = (tmp_path / "a.svg").read_text("utf-8")
+    written = [unescape(one) for one in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+    shown = viewer.page.evaluate("() => __viewer.view.scene.columns.map((one) => one.name)")
+    for token in shown:
+        assert any(one.rstrip("…") and token.startswith(one.rstrip("…")) for one in written), token
+    name, left, top, *_ = spots[-1]
+    box = viewer.page.locator(".stage").first.bounding_box()
+    assert box is not None
+    viewer.page.mouse.click(box["x"] + left + 3, box["y"] + top + 8)
+    assert viewer.settle().state("clicked") == name
 
 
 @pytest.mark.parametrize(

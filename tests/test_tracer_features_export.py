@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphs.exchange.attribution_json import _feature, _numbering
 from tests.test_tracer_features_build import CONTEXT, MODELS, SETTINGS, contents, texts
 from tracer import FeatureStore, TraceError
 from tracer.features.bins import Histogram
@@ -111,6 +112,27 @@ def test_every_feature_is_a_file_that_fits_neuronpedias_schema(store: FeatureSto
         assert f"{value['index']}.json" == path.name
         check(value, SCHEMA)
         check_feature(store, value)
+
+
+def test_self_hosted_files_are_named_as_graphs_for_it_number_features(
+    store: FeatureStore, tmp_path: Path
+):
+    store.export(tmp_path / "json", "self-hosted")
+    found = {
+        path.name: json.loads(path.read_text("utf-8")) for path in (tmp_path / "json").iterdir()
+    }
+    rows = [
+        {"kind": "feature", "layer": layer, "feature": feature}
+        for layer in store.layers
+        for feature in range(store.features(layer).num_rows)
+    ]
+    numbers = [_feature(row, _numbering("self-hosted", rows)) for row in rows]
+    assert set(found) == {f"{number}.json" for number in numbers}
+    for row, number in zip(rows, numbers, strict=True):
+        value = found[f"{number}.json"]
+        check(value, SCHEMA)
+        assert value["index"] == number
+        assert (value["x_layer"], value["x_feature"]) == (row["layer"], row["feature"])
 
 
 def test_circuit_tracers_front_end_finds_every_feature_by_its_range(

@@ -1,5 +1,7 @@
 """The viewer's server gives nothing to strangers and writes nowhere but beside its graphs."""
 
+import base64
+import dataclasses
 import gzip
 import http.client
 import json
@@ -20,9 +22,13 @@ from click.testing import CliRunner
 
 import tracer
 from graphs import AttributionGraph
+from graphs.exchange.tables import edge_list_json
 from graphs.viewer.page import policy
 from tests.graph_samples import dallas
+from tests.test_cli import succeed
 from tracer.commands import main
+from tracer.commands.view import beside
+from tracer.features import packaged
 from tracer.serving.access import Access
 from tracer.serving.served import Served
 from tracer.serving.server import LARGEST, Server, Viewing
@@ -357,6 +363,55 @@ def test_the_model_answers_what_intervene_answers(traced: tuple[Path, WhatIf], m
     shown = {one["token"] for one in answers}
     assert {one["token"] for one in graph.nodes.to_pylist() if one["kind"] == "logit"} <= shown
     assert any(abs(one["after"] - one["before"]) > 0.01 for one in answers)
+
+
+def test_a_graph_of_the_embedded_default_shows_its_own_stores_examples(
+    traced: tuple[Path, WhatIf], tmp_path: Path
+):
+    graph = AttributionGraph.load(traced[0])
+    pages = {
+        "served": Served(traced[0]).packed({}),
+        "exported": exported(traced[0], tmp_path / "a.html"),
+    }
+    wanted = {f"{row['layer']}/{row['feature']}" for row in graph.nodes.to_pylist()
+              if row["kind"] == "feature"}  # fmt: skip
+    for packed in pages.values():
+        raw = gzip.decompress(packed)
+        features = json.loads(raw[4 : 4 + int.from_bytes(raw[:4], "little")])["features"]
+        assert set(features) == wanted
+        assert any(one["examples"] for one in features.values())
+    packed = len(base64.b64encode(pages["exported"]))
+    text = edge_list_json(graph.nodes, graph.edges, graph._described)
+    assert packed <= 1.2 * len(gzip.compress(text, 9))
+    other = dataclasses.replace(graph, metadata=graph.metadata | {"dictionary_hash": "0" * 64})
+    assert packaged.store_of_graph(other) is None
+    store = beside(traced[1])
+    assert store is not None
+    assert store.path == packaged.EMBEDDED / "clt.features"
+
+
+def exported(folder: Path, page: Path) -> bytes:
+    """What the page holds that `tracer export` writes."""
+    succeed("export", str(folder), "-o", str(page))
+    [found] = re.findall(r'class="tracer-graph">([A-Za-z0-9+/=]+)<', page.read_text("utf-8"))
+    return base64.b64decode(found)
+
+
+def test_of_its_own_store_a_page_takes_as_many_examples_as_fit(
+    traced: tuple[Path, WhatIf], monkeypatch: pytest.MonkeyPatch
+):
+    graph = AttributionGraph.load(traced[0])
+    every = packaged.shown(graph, None)
+    monkeypatch.setattr(packaged, "AN_EDGE", 0)
+    monkeypatch.setattr(packaged, "ROOM", 20_000)
+    some = packaged.shown(graph, None)
+    assert 0 < len(some) < len(every)
+    assert list(some) == list(every)[: len(some)]
+    assert len(base64.b64encode(gzip.compress(json.dumps(some).encode()))) <= 20_000
+    assert packaged.said(graph, some, named=False) == (
+        f"It shows examples of {len(some)} of {len(every)} features, from the embedded default's "
+        "own store"
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ import {
 } from "../graphs/viewer/modules/state.mjs";
 import { edgesWithin, edgeTable, nodeTable } from "../graphs/viewer/modules/table.mjs";
 import { fromCount, toCount } from "../graphs/viewer/modules/toolbar.mjs";
-import { changesOf, onNodes } from "../graphs/viewer/modules/whatif_panel.mjs";
+import { changesOf, command, onNodes } from "../graphs/viewer/modules/whatif_panel.mjs";
 import { mainPath } from "../graphs/viewer/modules/view.mjs";
 import { explain, Names, percent, token, visible } from "../graphs/viewer/modules/words.mjs";
 
@@ -384,4 +384,23 @@ test("the slider of drawn edges reaches both ends", () => {
   for (const count of [10, 300, 100000])
     assert.ok(Math.abs(toCount(fromCount(count, 100000), 100000) / count - 1) < 0.1);
   assert.equal(toCount(100, 123456), 123456);
+});
+
+test("the shortest command that asks the model is said", () => {
+  const said = (name, model) => command({ name, metadata: { model } });
+  assert.equal(said("hot.graph", "embedded/model"), "tracer view hot.graph");
+  assert.equal(said("my graph", "embedded/model"), "tracer view FOLDER");
+  assert.equal(said("", "org/m"), "tracer view FOLDER --model M --transcoders T");
+});
+
+test("an edge finds a way between boxes that stand close", () => {
+  const from = { x: 180, y: 632, w: 86, h: 34 },
+    to = { x: 617, y: 387, w: 256, h: 34 },
+    between = [84, 312, 610].map((x, at) => ({ x, y: 510, w: [130, 270, 268][at], h: 34 }));
+  const way = routeAround(from, to, 1, [from, to, ...between], 860);
+  for (let at = 1; at < 64; at += 1) {
+    const [x, y] = pointOn(way, at / 64);
+    for (const box of between)
+      assert.ok(Math.abs(x - box.x) >= box.w / 2 || Math.abs(y - box.y) >= box.h / 2, `${x} ${y}`);
+  }
 });

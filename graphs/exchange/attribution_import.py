@@ -18,9 +18,10 @@ from scipy import sparse
 
 from graphs import node_sites
 from graphs.exchange.attention_json import tables_from_json
-from graphs.exchange.attribution_json import OWN, PADDED, uncantor
+from graphs.exchange.attribution_json import OWN, PADDED, uncantor, unlabelled
 from graphs.groups import LONGEST, Group, from_json, left
 from graphs.schema import COLUMNS, GIVEN, GraphError, NodeKind
+from graphs.words import label_parts
 
 MOST = 1e300
 """Larger weights cannot be added up."""
@@ -166,7 +167,9 @@ def _inner(name: str, node: Mapping[str, Any], kind: NodeKind, version: object) 
     if kind != NodeKind.FEATURE:
         return {"layer": layer}
     layer, feature = _feature(node, parts, layer, version)
-    return {"layer": layer, "feature": feature, "label": _text(node.get("clerp")) or None}
+    clerp = _text(node.get("clerp"))
+    named = clerp.startswith(unlabelled(layer, feature))
+    return {"layer": layer, "feature": feature, "label": None if named else clerp or None}
 
 
 def _kind(node: Mapping[str, Any]) -> tuple[NodeKind, bool]:
@@ -393,15 +396,23 @@ def _restored(
         attention = tables_from_json(own.get("attention"))
     except (pa.ArrowException, KeyError, TypeError, ValueError, GraphError):
         return None
-    known = {"kind", "label"} <= set(found) and all(isinstance(n.get("clerp"), str) for n in nodes)
-    if known:  # labels may have been changed where the file was
-        kinds = found["kind"].to_pylist()
-        labels = [
-            node["clerp"] if kind == NodeKind.FEATURE and node["clerp"] != (label or "") else label
-            for node, kind, label in zip(nodes, kinds, found["label"].to_pylist(), strict=True)
-        ]
-        found["label"] = pa.array(labels, pa.string())
+    known = {"kind", "label", "layer", "feature"} <= set(found)
+    if known and all(isinstance(node.get("clerp"), str) for node in nodes):
+        found["label"] = pa.array(_labels(found, nodes), pa.string())
     return found, metadata, str(own.get("weights")), groups, attention
+
+
+def _labels(found: Mapping[str, pa.Array], nodes: list[dict[str, Any]]) -> list[str | None]:
+    """The labels as exported, but those that were changed where the file was."""
+    rows = pa.table({name: found[name] for name in ("kind", "label", "layer", "feature")})
+    labels = []
+    for node, row in zip(nodes, rows.to_pylist(), strict=True):
+        label, clerp = row["label"], node["clerp"]
+        named = clerp.startswith(unlabelled(row["layer"], row["feature"]))
+        if row["kind"] == NodeKind.FEATURE and not (named and not label_parts(label)[0]):
+            label = label if clerp == (label or "") else clerp
+        labels.append(label)
+    return labels
 
 
 def _about(

@@ -284,7 +284,24 @@ def _clerp(row: dict[str, Any], tokens: list[str]) -> str:
         return f'Emb: "{_unquoted(row["text"] or token)}"'
     if row["kind"] == NodeKind.ERROR:
         return f'Err: "{_unquoted(token)}"'
-    return str(row["label"] or "")
+    return feature_clerp(row, token)
+
+
+def feature_clerp(row: Mapping[str, Any], token: str) -> str:
+    """A feature's label; of one without, its place and its token, so that lists can name it.
+
+    >>> feature_clerp({"layer": 2, "feature": 311, "label": "· is"}, " is")
+    'L2/311 · is'
+    """
+    label = str(row["label"] or "")
+    if words.label_parts(label)[0]:
+        return label
+    return f"{unlabelled(row['layer'], row['feature'])}{words.token(token)}"
+
+
+def unlabelled(layer: int, feature: int | None) -> str:
+    """How the clerp of a feature without a label begins."""
+    return f"L{layer}/{feature} · "
 
 
 def _unquoted(text: str) -> str:

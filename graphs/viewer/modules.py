@@ -34,6 +34,17 @@ SIGN = re.compile(rf"{TEXT}| ?([+\-]=?) ?")
 """Texts, and a sign with the spaces about it."""
 SIGNS = re.compile(r"[+\-] ?[+\-]")
 """Two signs, whose spaces mean something."""
+SHORTER = {
+    "const": "let",
+    "undefined": "void 0",
+    "true": "!0",
+    "false": "!1",
+}
+"""Words, and what means the same here: nothing is assigned to what is constant, and no module has
+a name of its own for these."""
+WORD = re.compile(rf"{TEXT}|(?<![\w$.])({'|'.join(SHORTER)})(?![\w$:])")
+LONE = re.compile(rf"{TEXT}|(?<![\w$])\((\w+)\)(?==>)")
+"""Texts, and the one argument of an arrow function that is not async."""
 DIVISION = re.compile(r"(?<=[\w)\]]) /(?= [\w(])")
 
 
@@ -45,7 +56,8 @@ def style() -> str:
         CSS on few lines.
     """
     text = STYLE.read_text(encoding="utf-8")
-    return re.sub(r"\s*([{};,])\s*", r"\1", re.sub(r": (?=[^;{}]*;)", ":", text))
+    short = re.sub(r"\s*([{};,])\s*", r"\1", re.sub(r": (?=[^;{}]*;)", ":", text))
+    return short.replace(";}", "}")
 
 
 @cache
@@ -99,6 +111,8 @@ def _squeezed(line: str) -> str:
     if whole:
         return line
     short = SPACE.sub(lambda found: found[1] or "", line)
+    short = WORD.sub(lambda found: found[1] or SHORTER[found[2]], short)
+    short = LONE.sub(lambda found: found[1] or found[2], short)
     return short if SIGNS.search(line) else SIGN.sub(lambda found: found[1] or found[2], short)
 
 

@@ -25,6 +25,8 @@ from graphs.schema import NodeKind, number
 KINDS = [NodeKind.EMBEDDING, NodeKind.ERROR, NodeKind.FEATURE, NodeKind.LOGIT]
 """In the order of `KINDS` in modules/data.mjs."""
 TYPES = {"u1": "u8", "i4": "i32", "u4": "u32", "f4": "f32", "f8": "f64"}
+STABILITY = "stability"
+"""A column of nodes and edges that a graph may have: shares from 0 to 1."""
 PANEL_ROWS, PANEL_EDGES = 60_000, 2_000
 """Rows of a table beside the graph that the viewer takes with it, the first ones; edges of which it
 takes the heads, the most influential."""
@@ -71,7 +73,11 @@ def pack(nodes: pa.Table, edges: pa.Table, metadata: Mapping[str, Any], extras: 
     Returns:
         gzip, the same bytes for the same graph.
     """
-    columns = _columns(nodes, edges) | _steering(extras.beside.tables, nodes.num_rows)
+    columns = (
+        _columns(nodes, edges)
+        | _steering(extras.beside.tables, nodes.num_rows)
+        | _stability(nodes, edges)
+    )
     described, parts, offset = [], [], 0
     for name, (array, coding) in columns.items():
         raw = _planes(array) if coding == "planes" else array.tobytes()
@@ -137,6 +143,21 @@ def _steering(tables: Mapping[str, pa.Table], count: int) -> dict[str, tuple[np.
         "steerSource": (steers.indices.astype("<i4"), "planes"),
         "steerSize": (steers.data.astype("<f8"), "planes"),
     }
+
+
+def _stability(nodes: pa.Table, edges: pa.Table) -> dict[str, tuple[np.ndarray, str]]:
+    """In what share of variants nodes and edges were found, where their tables say; NaN unknown."""
+    found = {}
+    if STABILITY in nodes.column_names:
+        found["stable"] = (_shares(nodes), "planes")
+    if STABILITY in edges.column_names:
+        order = np.lexsort([edges[name].to_numpy() for name in ("source", "target")])
+        found["stableEdge"] = (_shares(edges)[order], "planes")
+    return found
+
+
+def _shares(table: pa.Table) -> np.ndarray:
+    return table[STABILITY].cast(pa.float32()).fill_null(np.nan).to_numpy().astype("<f4")
 
 
 def _planes(array: np.ndarray) -> bytes:

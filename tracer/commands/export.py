@@ -1,6 +1,7 @@
 """`tracer export`: a graph for other programs."""
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ from tracer.commands.say import say
 
 if TYPE_CHECKING:
     from tracer import AttributionGraph
+
+NO_FEATURES = (
+    "The page will show no examples, tokens or histograms of features: write them with tracer "
+    "features export STORE -o FOLDER --to self-hosted, put FOLDER on the web and export again with "
+    "--feature-url https://ITS/ADDRESS"
+)
 
 
 @click.command(
@@ -61,11 +68,17 @@ if TYPE_CHECKING:
 @click.option(
     "--feature-url",
     metavar="URL",
-    help="Where self-hosted features lie, https.",
+    help="Where self-hosted features lie, https: what tracer features export --to self-hosted "
+    "writes.",
     show_default="none",
 )
 @click.option(
-    "--store", type=EXISTING, help="Feature store for the .html page.", show_default="none"
+    "--store",
+    type=EXISTING,
+    help="Feature store to show examples from in the .html page, of the 300 most influential "
+    "features.",
+    show_default="the embedded default's own for its graphs, of as many features as keep the "
+    "page's data within 1.2 times the graph's gzipped JSON, or 48 KB",
 )
 @click.option(
     "--compare",
@@ -101,7 +114,9 @@ def export(folder: Path, nodes: float, edges: float, to: str, output: Path, **op
         say(kept, err=True)
     say(f"Saved {output}")
     if to == "circuit-tracer":
-        print_how_to_see(graph, pins_at(folder, options["number"]), output)
+        print_how_to_see(graph, pins_at(folder, options["number"]), output, names["scan"])
+    if to == "self-hosted" and names["feature_url"] is None:
+        say(NO_FEATURES, err=True)
 
 
 def check_options(
@@ -160,7 +175,9 @@ def export_json(
         write_json(output, content)
 
 
-def print_how_to_see(graph: "AttributionGraph", pins: list[str], output: Path) -> None:
+def print_how_to_see(
+    graph: "AttributionGraph", pins: list[str], output: Path, scan: str | None
+) -> None:
     """Say how circuit-tracer shows the file; its groups it takes from the address alone.
 
     Of a group it draws the pinned members only, and pins in the address win over the file's. It
@@ -169,7 +186,14 @@ def print_how_to_see(graph: "AttributionGraph", pins: list[str], output: Path) -
     import json
     from urllib.parse import quote
 
-    say(f"To see it: circuit-tracer start-server --graph_file_dir {output.parent}")
+    command = ["circuit-tracer", "start-server", "--graph_file_dir", str(output.parent)]
+    if scan is None:
+        dictionary = str(graph.metadata.get("transcoders") or "")
+        named = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"-{dictionary}") if dictionary else ""
+        features = output.parent / f"features{named}"
+        print_how_to_export_features(graph, features)
+        command += ["--features_dir", str(features)]
+    say(f"To see it: {shlex.join(command)}")
     if graph.groups:
         groups = [[one.name, *one.members] for one in graph.groups]
         text = quote(json.dumps(groups, separators=(",", ":")).replace("%", "%25"))
@@ -179,27 +203,45 @@ def print_how_to_see(graph: "AttributionGraph", pins: list[str], output: Path) -
         say(f"with its groups: /index.html?{address}")
 
 
+def print_how_to_export_features(graph: "AttributionGraph", features: Path) -> None:
+    """Say how the files come about that circuit-tracer's server shows features from."""
+    from tracer.features.export import INDEX
+    from tracer.features.packaged import store_of_graph
+
+    if (features / INDEX).is_file():
+        return
+    store = store_of_graph(graph)
+    named = "STORE" if store is None else shlex.quote(str(store.path))
+    where = " (STORE: what tracer features build made of its dictionary)" if store is None else ""
+    say(
+        f"Its features first: tracer features export {named} -o {shlex.quote(str(features))} "
+        f"--to circuit-tracer{where}"
+    )
+
+
 def write_page(
     folder: Path, output: Path, opening: dict[str, float], options: dict[str, Any]
 ) -> None:
     """Write the viewer, and say what of the graph it holds."""
     from graphs.viewer.beside import read_beside
+    from tracer.features import packaged
 
     graph = graph_at(folder, options["number"])
     others = [tracer.AttributionGraph.load(other) for other in options["compare"]]
-    known = None
-    if options["store"]:
-        from tracer.features.panel import panels
-
-        known = panels(tracer.FeatureStore.load(options["store"]), graph)
+    named = None if options["store"] is None else tracer.FeatureStore.load(options["store"])
+    known = packaged.shown(graph, named)
     most: int = options["max_edges"]
     beside = read_beside(folder)
+    if options["number"] is not None:
+        beside = replace(beside, name=f"{beside.name}, prompt {options['number']}")
     if options["keep_attention"] is not None:
         graph.prune(1, 1, options["keep_attention"])  # refuses where nothing is known of it
         beside = replace(beside, view={**beside.view, "steered": options["keep_attention"]})
     graph.to_html(output, known, compare=others, beside=beside, max_edges=most, **opening)
     for one in (graph, *others):
         say(held(one, most), err=True)
+    if examples_shown := packaged.said(graph, known, named is not None):
+        say(examples_shown, err=True)
     say("It opens at --nodes {nodes:g} --edges {edges:g}".format(**opening), err=True)
 
 

@@ -237,9 +237,10 @@ def draw_map(store: Path, most: int, output: Path) -> None:
 @click.argument("store", type=EXISTING)
 @click.option(
     "--to",
-    type=click.Choice(["neuronpedia", "circuit-tracer"]),
+    type=click.Choice(["neuronpedia", "circuit-tracer", "self-hosted"]),
     default="neuronpedia",
-    help="A JSON file a feature, or index.json.gz with a binary file a layer.",
+    help="A JSON file a feature, or index.json.gz with a binary file a layer; self-hosted: as "
+    "tracer export --to self-hosted numbers features.",
 )
 @click.option(
     "--features",

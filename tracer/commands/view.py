@@ -11,6 +11,7 @@ from tracer.commands.options import EXISTING, examples, model_options, prune_opt
 from tracer.commands.say import say
 
 if TYPE_CHECKING:
+    from tracer import FeatureStore
     from tracer.serving.what_if import WhatIf
 
 EMBEDDED = "embedded/"
@@ -27,7 +28,11 @@ EMBEDDED = "embedded/"
 @prune_options
 @model_options
 @click.option(
-    "--store", type=EXISTING, help="Feature store to show features from.", show_default="none"
+    "--store",
+    type=EXISTING,
+    help="Feature store to show examples from.",
+    show_default="the one beside the dictionary of --model, or beside the embedded default for "
+    "its graphs",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Where to listen; 0 takes a free one."
@@ -53,9 +58,13 @@ def view(
 
     store = options.pop("store")
     opened = None if store is None else tracer.FeatureStore.load(store)
-    graphs = [Served(path, opened) for path in folders]
-    about = [one.graph().metadata for one in graphs]  # refuses what is no graph, before all else
+    # refuses what is no graph, before all else
+    about = [Served(path).graph().metadata for path in folders]
+    named = options["name"] is not None or options["transcoders"] is not None
     asked = what_if(options, all(str(one.get("model")).startswith(EMBEDDED) for one in about))
+    if opened is None and named and asked is not None:
+        opened = beside(asked)
+    graphs = [Served(path, opened) for path in folders]
     opening = {"nodes": nodes, "edges": edges}
     with Server(Viewing(graphs, opening, asked), port) as server:
         say(f"Open {server.access.url}")
@@ -68,6 +77,16 @@ def view(
             server.serve_forever()
         except KeyboardInterrupt:
             say("Ended", err=True)
+
+
+def beside(asked: "WhatIf") -> "FeatureStore | None":
+    """The store that stands beside the model's dictionary; say why one is not used."""
+    from tracer.features.beside import store_of
+
+    store, why = store_of(asked.model)
+    if why is not None:
+        say(why, err=True)
+    return store
 
 
 def what_if(options: dict[str, Any], embedded: bool) -> "WhatIf | None":

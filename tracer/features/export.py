@@ -1,6 +1,7 @@
 """A feature store as the files that Neuronpedia and circuit-tracer read.
 
-Neuronpedia: one `{index}.json` a feature, index Cantor's number of layer and feature.
+Neuronpedia: one `{index}.json` a feature, index Cantor's number of layer and feature; self-hosted,
+layer and five digits, as graphs for it number features.
 
 circuit-tracer: `index.json.gz`, a list with an entry a layer, `{"filename", "offsets"}`, and a
 file a layer. Feature f of it stands in the bytes from offsets[f] to offsets[f + 1]: the length
@@ -18,12 +19,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from graphs.exchange.attribution_json import PADDED
 from graphs.exchange.files import writing
 from tracer.errors import TraceError
 from tracer.features.feature import Feature
 from tracer.features.feature_json import feature_json
 
-FORMATS = ("neuronpedia", "circuit-tracer")
+FORMATS = ("neuronpedia", "circuit-tracer", "self-hosted")
 INDEX = "index.json.gz"
 Progress = Callable[[int, int], None]
 """Called with features written and in all."""
@@ -57,11 +59,16 @@ def export(wanted: Exported, path: Path, to: str, progress: Progress | None) -> 
     """Write a folder, whole or not at all; see `FeatureStore.export`."""
     if to not in FORMATS:
         raise TraceError(f"export to {to!r} is not known, expected one of {', '.join(FORMATS)}")
-    if wanted.chosen is not None and to != FORMATS[0]:
+    if wanted.chosen is not None and to == FORMATS[1]:
         raise TraceError(f"{to} reads whole layers; leave features out, or export to {FORMATS[0]}")
     if path.exists():
         raise TraceError(f"{path}: exists; choose another name, or remove it first")
-    written = _json_files if to == FORMATS[0] else _binary_files
+    most = max(wanted.about["features"].values())
+    if to == FORMATS[2] and most > PADDED:
+        raise TraceError(
+            f"{to} numbers {PADDED} features a layer at most, {path} would hold {most}"
+        )
+    written = {FORMATS[0]: _json_files, FORMATS[1]: _binary_files, FORMATS[2]: _padded_files}[to]
     with writing(path) as partial:
         partial.mkdir()
         for done, _ in enumerate(written(wanted, partial), start=1):
@@ -73,6 +80,14 @@ def _json_files(wanted: Exported, folder: Path) -> Iterator[None]:
     for feature in wanted.features():
         value = feature_json(feature, wanted.about)
         (folder / f"{value['index']}.json").write_bytes(_bytes(value))
+        yield
+
+
+def _padded_files(wanted: Exported, folder: Path) -> Iterator[None]:
+    for feature in wanted.features():
+        number = feature.layer * PADDED + feature.feature
+        value = feature_json(feature, wanted.about) | {"index": number}
+        (folder / f"{number}.json").write_bytes(_bytes(value))
         yield
 
 

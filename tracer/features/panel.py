@@ -35,7 +35,7 @@ def panels(
     rows.sort(key=lambda row: -row["influence"])
     places = dict.fromkeys((row["layer"], row["feature"]) for row in rows)
     known = [place for place in places if _has(store, *place)][:most]
-    return {f"{layer}/{feature}": panel(store, store[layer, feature]) for layer, feature in known}
+    return {f"{one.layer}/{one.feature}": panel(store, one) for one in store.several(known)}
 
 
 def _has(store: FeatureStore, layer: int, feature: int) -> bool:

@@ -1,7 +1,7 @@
 """A feature store, read: what is known of every feature of a dictionary."""
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, groupby
@@ -218,14 +218,29 @@ class FeatureStore:
         Raises:
             TraceError: there is no such feature.
         """
-        layer, feature = place
-        table = self.features(layer)
-        if not 0 <= feature < table.num_rows:
-            raise TraceError(
-                f"{self.path}: feature {feature} is not in layer {layer}, expected 0 to "
-                f"{table.num_rows - 1}"
-            )
-        return Feature(layer, feature, self._row(layer, feature), self._examples(layer, feature))
+        return self.several([place])[0]
+
+    def several(self, places: Sequence[Place]) -> list[Feature]:
+        """Features read together, each file of the store once.
+
+        Returns:
+            One for each (layer, feature), in their order.
+
+        Raises:
+            TraceError: there is no such feature.
+        """
+        for layer, feature in places:
+            table = self.features(layer)
+            if not 0 <= feature < table.num_rows:
+                raise TraceError(
+                    f"{self.path}: feature {feature} is not in layer {layer}, expected 0 to "
+                    f"{table.num_rows - 1}"
+                )
+        rows = self._examples(places)
+        texts = self._windows({row["window"] for some in rows.values() for row in some})
+        return [
+            Feature(*place, self._row(*place), self._shown(rows[place], texts)) for place in places
+        ]
 
     def _row(self, layer: int, feature: int) -> dict[str, Any]:
         """A feature's row of the table, with its label and how true that is."""
@@ -341,7 +356,8 @@ class FeatureStore:
         """The strongest example of every feature of a layer that has one."""
         first = (compute.field("kind") == "top") & (compute.field("rank") == 0)
         rows = _read(layer_file(self.path, EXAMPLES, layer), filters=first).to_pylist()
-        return dict(zip((row["feature"] for row in rows), self._with_windows(rows), strict=True))
+        shown = self._shown(rows, self._windows({row["window"] for row in rows}))
+        return dict(zip((row["feature"] for row in rows), shown, strict=True))
 
     @property
     def count(self) -> int:
@@ -416,17 +432,21 @@ class FeatureStore:
         shown = {at: self.label_of(*at).label for at in {*self.labels.rows, *self.own_labels}}
         return Index(self.path, self.layers, shown)
 
-    def _examples(self, layer: int, feature: int) -> tuple[Example, ...]:
-        file = layer_file(self.path, EXAMPLES, layer)
-        rows = _read(file, filters=compute.field("feature") == feature).to_pylist()
-        return self._with_windows(rows)
+    def _examples(self, places: Iterable[Place]) -> dict[Place, list[dict[str, Any]]]:
+        """Rows of the examples of some features."""
+        found: dict[Place, list[dict[str, Any]]] = {place: [] for place in places}
+        for layer in dict.fromkeys(layer for layer, _ in found):
+            wanted = [feature for at, feature in found if at == layer]
+            file = layer_file(self.path, EXAMPLES, layer)
+            table = _read(file, filters=compute.field("feature").isin(wanted))
+            for row in table.to_pylist():
+                found[layer, row["feature"]].append(row)
+        return found
 
-    def _with_windows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
-        """Examples with the text of their windows."""
-        wanted = sorted({row["window"] for row in rows})
-        shown = _read(self.path / WINDOWS, filters=compute.field("window").isin(wanted))
-        texts = dict(zip(*(shown[name].to_pylist() for name in ("window", "texts")), strict=True))
-        return self._shown(rows, texts)
+    def _windows(self, wanted: Collection[int]) -> dict[int, Sequence[str]]:
+        """Token strings of some windows."""
+        shown = _read(self.path / WINDOWS, filters=compute.field("window").isin(sorted(wanted)))
+        return dict(zip(*(shown[name].to_pylist() for name in ("window", "texts")), strict=True))
 
     def _shown(
         self, rows: Sequence[Mapping[str, Any]], texts: Mapping[int, Sequence[str]]

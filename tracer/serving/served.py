@@ -15,7 +15,7 @@ from graphs.groups import Group, check, from_json, to_bytes
 from graphs.viewer.beside import read_beside
 from graphs.viewer.payload import Extras
 from tracer.errors import TraceError
-from tracer.features.panel import panels
+from tracer.features.packaged import shown
 from tracer.features.store import FeatureStore
 
 LABEL = 2000
@@ -28,6 +28,7 @@ class Served:
 
     path: Path
     store: FeatureStore | None = None
+    """Where features are shown from; None: the embedded default's own, for its graphs."""
 
     def graph(self) -> AttributionGraph:
         """Read it as it now is.
@@ -50,7 +51,7 @@ class Served:
             GraphError: it, or a file beside it, cannot be read.
         """
         graph = self.graph()
-        known = {} if self.store is None else panels(self.store, graph)
+        known = shown(graph, self.store)
         return graph.packed(Extras(known, opening, beside=read_beside(self.path)))
 
     def save(self, wanted: object) -> None:

@@ -277,7 +277,7 @@ export class App {
     const shared = comparison
       ? [sharedRows(comparison, "left", graph.count), sharedRows(comparison, "right", this.other.count)]
       : [null, null];
-    this.view = viewOf(graph, state, { dark: this.dark, aspect: this.stage.aspect, shared: shared[0] });
+    this.view = viewOf(graph, state, { dark: this.dark, shape: this.stage.shape, shared: shared[0] });
     this.view.found = state.tab === "find" ? this.found : [];
     this.view.weight = graph.weightOf.reduce((sum, one) => sum + one, 0);
     this.stage.show(this.view, state.zoom);
@@ -318,7 +318,7 @@ export class App {
       zoom: null,
       mode: "graph",
     };
-    this.otherView = viewOf(this.other, mirrored, { dark: this.dark, aspect: this.second.aspect, shared });
+    this.otherView = viewOf(this.other, mirrored, { dark: this.dark, shape: this.second.shape, shared });
     this.second.show(this.otherView, this.second.zoom);
   }
 

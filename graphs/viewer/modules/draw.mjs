@@ -8,22 +8,22 @@ import { clipped, visible } from "./words.mjs";
 /**
  * The curve of an edge: leaves at the top of its source, enters at the bottom of its target. Edges
  * that go straight up would lie on each other: they swing out, the farther the wider, those that
- * excite to the right and those that inhibit to the left. `aside` is added to that.
+ * excite to the right and those that inhibit to the left. `aside` is added to that near the source,
+ * and `after` near the target.
  */
-export function route(from, to, share = 1, aside = 0) {
+export function route(from, to, share = 1, aside = 0, after = aside) {
   const across = to.x - from.x,
     y = from.y - from.h / 2,
     v = to.y + to.h / 2,
     high = Math.abs(v - y),
     steep = Math.max(0, 1 - Math.abs(across) / (0.5 * high + 1));
-  const swing = (share < 0 ? -1 : 1) * steep * Math.min(120, 8 + 0.3 * high) + aside;
-  const lean = (mark, way) =>
-    Math.max(-mark.w / 2 + 4, Math.min(mark.w / 2 - 4, way * 0.12 + swing * 0.25));
-  const x = from.x + lean(from, across),
-    u = to.x + lean(to, -across),
+  const swing = (share < 0 ? -1 : 1) * steep * Math.min(120, 8 + 0.3 * high);
+  const lean = (mark, way) => Math.max(-mark.w / 2 + 4, Math.min(mark.w / 2 - 4, way));
+  const x = from.x + lean(from, across * 0.12 + (swing + aside) * 0.25),
+    u = to.x + lean(to, -across * 0.12 + (swing + after) * 0.25),
     bend = Math.max(14, high * 0.45);
   if (Math.abs(from.y - to.y) < 9) return [x, v, x, v + 34, u, v + 34, u, v];
-  return [x, y, x + swing, y - bend, u + swing, v + bend, u, v];
+  return [x, y, x + swing + aside, y - bend, u + swing + after, v + bend, u, v];
 }
 
 /** A point of a curve, `part` from 0 to 1 along it. */
@@ -33,8 +33,8 @@ export function pointOn([x, y, a, b, c, d, u, v], part) {
   return [p * x + q * a + r * c + s * u, p * y + q * b + r * d + s * v];
 }
 
-const AROUND = 120;
-const STEPS = Array.from({ length: 15 }, (_, at) => (at + 1) / 16);
+const AROUND = 60;
+const STEPS = Array.from({ length: 23 }, (_, at) => (at + 1) / 24);
 
 /** How much of a curve runs behind boxes that it does not end at: 0 for a free way. */
 function behind(way, marks, from, to) {
@@ -53,12 +53,22 @@ function behind(way, marks, from, to) {
   return found;
 }
 
+/** How far curves are tried aside, near their source and near their target: the straightest first. */
+const ASIDE = [0, 30, -30, 60, -60, 100, -100, 150, -150, 220, -220, 300, -300, 400, -400, 550, -550];
+const WAYS = ASIDE.flatMap((aside) => ASIDE.map((after) => [aside, after])).sort(
+  (a, b) => bent(a) - bent(b),
+);
+
+function bent([aside, after]) {
+  return Math.abs(aside) + Math.abs(after) + Math.abs(aside - after) / 2;
+}
+
 /** The curve between two boxes that runs least behind others, of a few that swing out more and more. */
 export function routeAround(from, to, share, marks, width = Infinity) {
   let best = null,
     least = Infinity;
-  for (const aside of [0, 30, -30, 60, -60, 100, -100, 150, -150, 220, -220, 300, -300]) {
-    const way = route(from, to, share, aside),
+  for (const [aside, after] of WAYS) {
+    const way = route(from, to, share, aside, after),
       outside = [2, 4].filter((at) => way[at] < -60 || way[at] > width + 60).length,
       found = behind(way, marks, from, to) + outside;
     if (found < least) [best, least] = [way, found];
@@ -240,10 +250,10 @@ const NEAR = [
   [10, 17],
 ];
 
-/** Labels of the most influential boxes over a picture that is too small for them. */
+/** Labels of the most influential boxes over a picture that is too small for them, beside the names of groups. */
 export function drawNames(pen, view, [x, y, k], width, height, only = null) {
   const { scene, theme, graph } = view,
-    taken = [];
+    taken = [...view.tags];
   if (k >= LEGIBLE || scene.links) return;
   const value = (mark) =>
     graph.influence[mark.row] + graph.weightOf[mark.row] + (view.pinned.has(mark.row) ? 10 : 0);
@@ -263,6 +273,8 @@ export function drawNames(pen, view, [x, y, k], width, height, only = null) {
     if (!spot) continue;
     const [u, v, w, text] = spot;
     taken.push(spot);
+    view.spots.delete(mark.row);
+    view.spots.set(mark.row, spot);
     pen.rect(
       u,
       v,
@@ -276,17 +288,19 @@ export function drawNames(pen, view, [x, y, k], width, height, only = null) {
 }
 
 /** The name of each group over its most influential member in sight, at its own size. */
-export function drawGroups(pen, view, [x, y, k]) {
+export function drawGroups(pen, view, [x, y, k], width) {
   const { scene, theme, graph, groups, dark } = view;
+  view.tags = [];
   if (scene.links) return;
   groups.forEach((group, at) => {
     const marks = group.members.map((id) => scene.marks[scene.at[graph.row.get(id)]]).filter(Boolean);
     if (!marks.length) return;
     const [mark] = marks.sort((a, b) => graph.influence[b.row] - graph.influence[a.row]);
-    const text = `${clipped(visible(group.name), 24)} ×${marks.length}`,
+    const text = `${clipped(visible(group.name), k < LEGIBLE ? 14 : 24)} ×${marks.length}`,
       w = textWidth(text, 10) + 10,
-      left = x + k * (mark.x - mark.w / 2) - 6,
+      left = Math.max(2, Math.min(width - w - 2, x + k * (mark.x - mark.w / 2) - 6)),
       top = y + k * (mark.y - mark.h / 2) - 14;
+    view.tags.push([left, top, w]);
     pen.rect(left, top, w, 15, { fill: tint(at, dark), stroke: theme.ink, width: 1.2 }, 3);
     pen.text(left + w / 2, top + 7.5, text, { colour: theme.ink, size: 10, bold: true });
   });
@@ -305,16 +319,24 @@ export function drawAxes(pen, view, [x, y, k], width, height) {
   }
   const bottom = y + k * scene.height;
   if (!scene.columns.length || (bottom < height - 6 && k >= LEGIBLE)) return;
-  pen.rect(0, height - 20, width, 20, { fill: theme.endBand, alpha: 0.96 });
-  let free = -Infinity;
+  const lines = [[], []],
+    free = [0, 0];
   for (const column of scene.columns) {
     const middle = x + (k * (column.from + column.to)) / 2,
-      room = 6.6 * column.name.length;
-    if (middle - room / 2 > free && middle > 0 && middle < width) {
-      pen.text(middle, height - 10, column.name, { colour: theme.ink, size: 11 });
-      free = middle + room / 2 + 4;
-    }
+      name = clipped(column.name, Math.max(7, (k * (column.to - column.from)) / 6)),
+      half = textWidth(name, 10.5) / 2,
+      line = free.findIndex((end) => middle - half > end);
+    if (line < 0 || middle + half > width) continue;
+    lines[line].push([middle, name]);
+    free[line] = middle + half + 4;
   }
+  const tall = lines[1].length ? 30 : 20;
+  pen.rect(0, height - tall, width, tall, { fill: theme.endBand, alpha: 0.96 });
+  lines.forEach((line, at) =>
+    line.forEach(([middle, name]) =>
+      pen.text(middle, height - tall + 9 + 13 * at, name, { colour: theme.ink, size: 10.5 }),
+    ),
+  );
 }
 
 /** The mark at a point of the scene, or the nearest within reach; -1 for none. */

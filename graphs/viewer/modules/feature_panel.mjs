@@ -166,6 +166,7 @@ export function featurePanel(graph, row) {
     h("h3", {}, `Feature ${featureKey(graph, row)}`),
     h("p", {}, said),
     known.histogram ? histogram(known.histogram) : null,
+    examples(known),
     h(
       "div",
       { class: "columns" },
@@ -173,6 +174,5 @@ export function featurePanel(graph, row) {
       tokens("Promotes", "deviations", known.promoted),
       tokens("Suppresses", "deviations", known.suppressed),
     ),
-    examples(known),
   );
 }

@@ -7,7 +7,6 @@ import { clipped, percent, token } from "./words.mjs";
 const FONT = 11.5;
 const LETTER = 6.3,
   GAP = 7,
-  LINE = 25,
   LABELLED = 18;
 
 let ruler = null;
@@ -32,25 +31,32 @@ export function textWidth(text, size = FONT) {
   return width;
 }
 
-/** The most characters that a box holds. */
-const LONG = 32;
+/**
+ * The most characters that a box holds, the most width that a few boxes take beside each other, how
+ * far lines of boxes are apart, and the space about a column; here and in a narrow window, where
+ * names are written larger than their boxes.
+ */
+const LONG = [32, 15],
+  WIDE = [230, 110],
+  LINE = [25, 42],
+  ABOUT = [22, 12];
 
 /** A label for a box: of an example what stands near its marked token says more than its beginning. */
-function boxLabel(text) {
+function boxLabel(text, long) {
   const example = /^(≈ )?e\.g\. …?(.*\[.*)$/.exec(text);
-  if (!example || text.length <= LONG) return clipped(text, LONG);
+  if (!example || text.length <= long) return clipped(text, long);
   const end = example[2].indexOf("]") + 1,
     said = example[2].slice(0, end);
-  return `${example[1] || ""}e.g. ${said.length > LONG - 6 ? `…${said.slice(6 - LONG).trim()}` : said}`;
+  return `${example[1] || ""}e.g. ${said.length > long - 6 ? `…${said.slice(6 - long).trim()}` : said}`;
 }
 
-function box(row, text, more) {
-  const label = boxLabel(text);
+function box(row, text, long, more) {
+  const label = boxLabel(text, long);
   return { row, shape: "box", label, w: Math.max(24, textWidth(label) + 16), h: 20, ...more };
 }
 
 /** Every node of the mask as a mark with a size, not placed yet. */
-function marks(graph, shown, names, boxed) {
+function marks(graph, shown, names, boxed, long) {
   const top = [];
   for (let row = 0; row < graph.count; row += 1) if (shown[row] && graph.kind[row] === FEATURE) top.push(row);
   const most = Math.max(1e-12, ...sample(top.map((row) => graph.influence[row])));
@@ -60,16 +66,16 @@ function marks(graph, shown, names, boxed) {
     if (!shown[row]) continue;
     const kind = graph.kind[row],
       size = Math.sqrt(graph.influence[row] / most);
-    if (kind === EMBEDDING) found.push(box(row, names.short(row), { token: true }));
+    if (kind === EMBEDDING) found.push(box(row, names.short(row), long, { token: true }));
     else if (kind === LOGIT)
       found.push(
-        box(row, `${names.short(row)} ${graph.token[row] < 0 ? "" : percent(graph.weightOf[row])}`, {
+        box(row, `${names.short(row)} ${graph.token[row] < 0 ? "" : percent(graph.weightOf[row])}`, long, {
           answer: true,
         }),
       );
     else if (kind === ERROR)
       found.push({ row, shape: "diamond", w: 7 + 7 * size, h: 7 + 7 * size, label: "" });
-    else if (named.has(row) || boxed.has(row)) found.push(box(row, names.short(row)));
+    else if (named.has(row) || boxed.has(row)) found.push(box(row, names.short(row), long));
     else found.push({ row, shape: "circle", w: 7 + 9 * size, h: 7 + 9 * size, label: "" });
   }
   return found;
@@ -107,7 +113,7 @@ function linesOf(cell, most) {
 }
 
 /** A long list of answers shares the width of the picture; a cell of features a few boxes' width. */
-function cells(found, graph, lean) {
+function cells(found, graph, lean, wide) {
   const byPlace = new Map();
   for (const mark of found) {
     const { row } = mark,
@@ -123,7 +129,7 @@ function cells(found, graph, lean) {
         (last ? graph.weightOf[b.row] - graph.weightOf[a.row] : lean(a.row) - lean(b.row)) || a.row - b.row,
     );
     const many = cell.marks.length;
-    cell.lines = linesOf(cell.marks, last ? 330 : many > 40 ? 60 + 8 * Math.sqrt(many * 20) : 230);
+    cell.lines = linesOf(cell.marks, last ? 330 : many > 40 ? 60 + 8 * Math.sqrt(many * 20) : wide);
   }
   return [...byPlace.values()];
 }
@@ -132,11 +138,12 @@ function cells(found, graph, lean) {
  * Places of all marks in a picture of about the proportions `aspect` (width over height).
  * @param kept {nodes, edges} masks
  * @param boxed Set of rows that are boxes whatever their influence
+ * @param narrow 1 in a narrow window, whose boxes say less so that they can be read; else 0
  */
-export function layout(graph, kept, names, { boxed = new Set(), errors = true, aspect = 1.6 } = {}) {
+export function layout(graph, kept, names, { boxed = new Set(), errors = true, aspect = 1.6, narrow = 0 } = {}) {
   const shown = kept.nodes.map((one, row) => (one && (errors || graph.kind[row] !== ERROR) ? 1 : 0));
-  const found = marks(graph, shown, names, boxed),
-    byPlace = cells(found, graph, leaning(graph, shown, kept.edges));
+  const found = marks(graph, shown, names, boxed, LONG[narrow]),
+    byPlace = cells(found, graph, leaning(graph, shown, kept.edges), WIDE[narrow]);
   const positions = Math.max(graph.tokens.length, ...byPlace.map((cell) => cell.position + 1), 1);
   const layers = layerList(graph, byPlace),
     rank = new Map(layers.map((layer, at) => [layer, at]));
@@ -145,9 +152,9 @@ export function layout(graph, kept, names, { boxed = new Set(), errors = true, a
   for (const cell of byPlace) {
     widths[cell.position] = Math.max(
       widths[cell.position],
-      22 + Math.max(...cell.lines.map((line) => line.width)),
+      ABOUT[narrow] + Math.max(...cell.lines.map((line) => line.width)),
     );
-    heights[rank.get(cell.layer)] = Math.max(heights[rank.get(cell.layer)], 9 + LINE * cell.lines.length);
+    heights[rank.get(cell.layer)] = Math.max(heights[rank.get(cell.layer)], 9 + LINE[narrow] * cell.lines.length);
   }
   const natural = [sumOf(widths), sumOf(heights)],
     stretch = natural[0] / natural[1] / aspect;
@@ -160,7 +167,7 @@ export function layout(graph, kept, names, { boxed = new Set(), errors = true, a
   found.forEach((mark, index) => {
     at[mark.row] = index;
   });
-  for (const cell of byPlace) place(cell, columns, rows, rank.get(cell.layer), height);
+  for (const cell of byPlace) place(cell, columns, rows, rank.get(cell.layer), height, LINE[narrow]);
   return {
     marks: found,
     at,
@@ -188,12 +195,12 @@ function layerList(graph, byPlace) {
   return [-1, ...Array.from({ length: most + 1 }, (_, layer) => layer), Infinity];
 }
 
-function place(cell, columns, rows, rank, height) {
+function place(cell, columns, rows, rank, height, apart) {
   const middle = (columns[cell.position] + columns[cell.position + 1]) / 2;
   const centre = height - (rows[rank] + rows[rank + 1]) / 2;
   cell.lines.forEach((line, index) => {
     let x = middle - line.width / 2;
-    const y = centre + (index - (cell.lines.length - 1) / 2) * LINE;
+    const y = centre + (index - (cell.lines.length - 1) / 2) * apart;
     for (const mark of line.marks) {
       Object.assign(mark, { x: x + mark.w / 2, y });
       x += mark.w + GAP;

@@ -5,7 +5,7 @@ import { attentionOf, headsOf } from "./attention_panel.mjs";
 import { button, h } from "./dom.mjs";
 import { featurePanel, labelScore } from "./feature_panel.mjs";
 import { featureKey } from "./search.mjs";
-import { explain, number, percent } from "./words.mjs";
+import { explain, number, percent, stability, visible } from "./words.mjs";
 
 const AT_FIRST = 12;
 
@@ -47,7 +47,10 @@ function linkRow(app, edge, end, most) {
   });
   return h(
     "li",
-    { class: shown ? "" : "below", title: shown ? null : "below the thresholds set now" },
+    {
+      class: shown ? "" : "below",
+      title: [stability(graph.stableEdge, edge), shown ? "" : "below the thresholds set now"].filter(Boolean).join(" · ") || null,
+    },
     nodeButton(app, row),
     h("span", { class: "value" }, percent(share)),
     h("span", { class: "track" }, bar),
@@ -129,6 +132,9 @@ function facts(app, row) {
   if (graph.kind[row] === LOGIT)
     found.push([graph.token[row] < 0 ? "weight" : "probability", view.names.weight(row)]);
   else found.push(["influence", percent(graph.influence[row] / weight)]);
+  const stable = stability(graph.stable, row),
+    { over } = graph.metadata.stability || {};
+  if (stable) found.push(["found", stable + (over ? ` (${visible(over)})` : "")]);
   return h(
     "dl",
     { class: "facts" },
@@ -155,6 +161,11 @@ function actions(app, row) {
     button("Path from", () => app.look({ from: id, tab: "paths" }), { key: "a" }),
     button("Path to", () => app.look({ to: id, tab: "paths" }), { key: "b" }),
     graph.kind[row] === FEATURE ? button("What if …", () => app.look({ tab: "whatif" }), { key: "w" }) : null,
+    graph.features[featureKey(graph, row)]
+      ? button("Examples ↓", () => app.root.querySelector(".feature").scrollIntoView(), {
+          title: "What it fires on, from the feature store",
+        })
+      : null,
   );
 }
 

@@ -63,7 +63,7 @@ export async function start() {
     window.__viewer = app;
     await app.start();
   } catch (error) {
-    root.textContent = `This page cannot be shown: ${error.message}. A browser of 2023 or later is needed.`;
+    root.textContent = `This page cannot be shown: ${error.message}. A browser of 2024 or later is needed.`;
     root.dataset.failed = "1";
     throw error;
   }

@@ -19,7 +19,7 @@ import {
 } from "./draw.mjs";
 import { edgeBetween } from "./paths.mjs";
 import { CanvasPen } from "./pen.mjs";
-import { percent, visible } from "./words.mjs";
+import { percent, stability, visible } from "./words.mjs";
 
 const AT_ONCE = 500,
   CHUNK = 400,
@@ -53,9 +53,11 @@ export class Stage {
     return [this.element.clientWidth || 1, this.element.clientHeight || 1];
   }
 
-  get aspect() {
-    const [width, height] = this.size;
-    return Math.min(4, Math.max(0.35, (width - 2 * MARGIN) / Math.max(1, height - 60)));
+  /** Proportions of the picture, and whether it is narrow. */
+  get shape() {
+    const [width, height] = this.size,
+      aspect = Math.min(4, Math.max(0.35, (width - 2 * MARGIN) / Math.max(1, height - 60)));
+    return { aspect, narrow: Number(width < 560) };
   }
 
   resized() {
@@ -143,8 +145,8 @@ export class Stage {
 
   /** What is written over the picture at its own size. */
   frame(pen, place, size) {
+    drawGroups(pen, this.view, place, size[0]);
     drawNames(pen, this.view, place, ...size);
-    drawGroups(pen, this.view, place);
     drawAxes(pen, this.view, place, ...size);
   }
 
@@ -182,6 +184,7 @@ export class Stage {
       const linked = scene.links ? this.boxed(pen, mark) : this.highlight(pen, clicked, 160);
       pen.end();
       if (!scene.links) {
+        drawGroups(pen, view, place, size[0]);
         drawNames(pen, view, place, ...size, linked);
         drawAxes(pen, view, place, ...size);
       }
@@ -276,7 +279,11 @@ export class Stage {
         `${scene.marks[link.to].label}: ${percent(link.share)} of its input, summed over the edges`
       );
     const [from, to] = [graph.source[edge], graph.target[edge]].map((row) => names.long(row));
-    return `${from} ${graph.share[edge] < 0 ? "inhibits" : "excites"} ${to}: ${percent(graph.share[edge])} of its input`;
+    const stable = stability(graph.stableEdge, edge);
+    return (
+      `${from} ${graph.share[edge] < 0 ? "inhibits" : "excites"} ${to}: ${percent(graph.share[edge])} of its input` +
+      (stable && ` · ${stable}`)
+    );
   }
 
   markOf(row) {
@@ -288,8 +295,12 @@ export class Stage {
   ring(pen, row, colour, dash) {
     const mark = this.markOf(row);
     if (!mark) return;
-    const { x, y, w, h: tall } = mark;
-    const look = { stroke: colour, width: 2.4, dash };
+    const spot = this.view.spots.get(row),
+      [left, top, k] = this.place;
+    const { x, y, w, h: tall } = spot
+      ? { x: (spot[0] + spot[2] / 2 - left) / k, y: (spot[1] + 8 - top) / k, w: spot[2] / k, h: 16 / k }
+      : mark;
+    const look = { stroke: colour, width: spot ? 2.4 / k : 2.4, dash };
     if (mark.shape === "box") pen.rect(x - w / 2 - 4, y - tall / 2 - 4, w + 8, tall + 8, look, 8);
     else pen.circle(x, y, w / 2 + 4, look);
   }
@@ -336,7 +347,7 @@ export class Stage {
       parts = [names.long(row)];
     if (!graph.weightOf[row]) parts.push(`${percent(graph.influence[row] / weight)} of influence`);
     if (group) parts.push(`in the group ${visible(group.name)}`);
-    return parts.join(" · ");
+    return [...parts, stability(graph.stable, row)].filter(Boolean).join(" · ");
   }
 
   /** Beside the box, where it covers none of those over and under it. */
@@ -367,9 +378,20 @@ export class Stage {
     return [(event.clientX - box.left - x) / k, (event.clientY - box.top - y) / k];
   }
 
+  /** The node whose name, written over its small box, is at a point; what was written last lies on top. */
+  named(event) {
+    const [x, y] = this.at(event),
+      [left, top, k] = this.place,
+      [px, py] = [left + k * x, top + k * y];
+    const inside = ([, [u, v, w]]) => px >= u && px <= u + w && py >= v && py <= v + 16;
+    return ([...this.view.spots].reverse().find(inside) || [])[0];
+  }
+
   found(event) {
     const [x, y] = this.at(event),
-      { scene } = this.view;
+      { scene } = this.view,
+      row = this.named(event);
+    if (row !== undefined) return this.markOf(row);
     const index = hit(scene, x, y, REACH / this.place[2] / (event.pointerType === "touch" ? 1 : 1.5));
     return index < 0 ? null : scene.marks[index];
   }
@@ -441,7 +463,7 @@ export class Stage {
     const [x, y] = this.at(event),
       { scene } = this.view,
       near = hit(scene, x, y, 3 / this.place[2]),
-      edge = near < 0 ? this.edgeAt(x, y) : null;
+      edge = near < 0 && this.named(event) === undefined ? this.edgeAt(x, y) : null;
     if (edge) return this.on.edge({ ...edge, at: { x, y } });
     const mark = this.found(event);
     return this.on.hover(mark ? mark.row : -1);

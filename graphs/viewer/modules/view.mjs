@@ -69,17 +69,18 @@ export function keptOf(graph, state) {
   return graph.kept;
 }
 
-function sceneOf(graph, kept, names, state, aspect, rows) {
+function sceneOf(graph, kept, names, state, { aspect, narrow }, rows) {
   if (state.mode === "circuit") return circuit(graph, names, state, aspect);
   const key = [
     kept.key,
     state.errors,
     aspect.toFixed(2),
+    narrow,
     JSON.stringify(state.labels),
     [...rows].join(" "),
   ].join("|");
   if (!graph.scene || graph.scene.key !== key) {
-    graph.scene = { ...layout(graph, kept, names, { boxed: rows, errors: state.errors, aspect }), key };
+    graph.scene = { ...layout(graph, kept, names, { boxed: rows, errors: state.errors, aspect, narrow }), key };
   }
   return graph.scene;
 }
@@ -90,7 +91,7 @@ export function rowsOf(graph, ids) {
 }
 
 /** Everything the stage needs to draw. */
-export function viewOf(graph, state, { dark, aspect, shared = null }) {
+export function viewOf(graph, state, { dark, shape, shared = null }) {
   const names = new Names(graph, state.labels),
     kept = keptOf(graph, state);
   const pinned = new Set(rowsOf(graph, state.pins)),
@@ -99,7 +100,7 @@ export function viewOf(graph, state, { dark, aspect, shared = null }) {
   const extra = new Set([...pinned, ...groupOf.keys()]);
   const marks = { nodes: kept.nodes.slice(), edges: kept.edges };
   for (const row of extra) marks.nodes[row] = 1;
-  const scene = sceneOf(graph, { ...marks, key: kept.key }, names, state, aspect, extra);
+  const scene = sceneOf(graph, { ...marks, key: kept.key }, names, state, shape, extra);
   const clicked = graph.row.get(state.clicked),
     marked = new Set(pinned);
   if (clicked !== undefined) marked.add(clicked);
@@ -131,6 +132,8 @@ export function viewOf(graph, state, { dark, aspect, shared = null }) {
     pinned,
     onPath: new Set(mainPath(graph)),
     shared,
+    /** Names written over small boxes: row -> [left, top, width], in the window. */
+    spots: new Map(),
     answer: answerOf(graph),
     clicked: clicked ?? -1,
     chosen: new Set(rowsOf(graph, state.chosen)),

@@ -165,6 +165,13 @@ function changed(graph, { how, rows, count, missing }) {
   return `${count} feature${count === 1 ? "" : "s"} changed${what}${missing ? unknown : ""}.`;
 }
 
+/** The shortest command that shows a graph with its model: the embedded one needs no name. */
+export function command({ name, metadata }) {
+  const folder = /^[\w.-]+$/.test(name) ? name : "FOLDER",
+    embedded = String(metadata.model).startsWith("embedded/");
+  return `tracer view ${folder}${embedded ? "" : " --model M --transcoders T"}`;
+}
+
 export function whatIfPanel(app) {
   const { graph } = app,
     all = targets(app),
@@ -222,7 +229,7 @@ export function whatIfPanel(app) {
     : h(
         "p",
         { class: "hint" },
-        "The model’s own answer needs the model: tracer view FOLDER --model M --transcoders T.",
+        `The model’s own answer needs the model: ${command(graph)}.`,
       );
   return [
     h("h2", {}, "What if"),

@@ -53,6 +53,11 @@ export function percent(share) {
   return `${value.toFixed(size > 0 && size < 9.95 ? 1 : 0)}%`.replace("-", "−");
 }
 
+/** In how many variants of the prompt, or of what else was varied, a node or an edge was found; "" where nobody asked. */
+export function stability(values, at) {
+  return values && values[at] >= 0 ? `in ${percent(values[at])} of variants` : "";
+}
+
 export function number(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   return Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 }).replace("-", "−");
