@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from graphs.collections.aggregate import Aggregate, aggregate
     from graphs.collections.compare import Comparison, compare
     from graphs.collections.dataset import GraphDataset
+    from graphs.collections.stability import stability
     from replacement_models import (
         BatchTopK,
         CrossLayerTranscoder,
@@ -156,6 +157,7 @@ __all__ = [
     "probe",
     "save_transcoder",
     "separating",
+    "stability",
     "trace",
     "trace_many",
     "train",
@@ -244,6 +246,7 @@ _PLACES = {
     "probe": "tracer.lenses.probes",
     "save_transcoder": "replacement_models",
     "separating": "tracer.features.separating",
+    "stability": "graphs.collections.stability",
     "trace": "tracer.attribution.trace",
     "trace_many": "tracer.datasets.many",
     "train": "tracer.training.train",
