@@ -97,6 +97,7 @@ def defaults(command: str) -> dict[str, Any]:
         **{name: [] for name in ("trace", "intervene", "generate", "evaluate", "mcp")},
         **{name: ["x"] for name in ("show", "validate", "view", "label", "drive", "aggregate")},
         "stability": ["x"],
+        "cluster": ["x", "--clusters", "2"],
         "monitor": ["x", "--features", "x"],
         "why": ["x", "--not", "x"],
         **{name: ["x", "x"] for name in ("convert", "compare")},

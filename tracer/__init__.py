@@ -12,6 +12,7 @@ from tracer.namesakes import check_namesakes, refuse_rooms
 if TYPE_CHECKING:
     from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
     from graphs.collections.aggregate import Aggregate, aggregate
+    from graphs.collections.clusters import Clusters, clusters
     from graphs.collections.compare import Comparison, compare
     from graphs.collections.dataset import GraphDataset
     from graphs.collections.stability import stability
@@ -84,6 +85,7 @@ __all__ = [
     "BatchTopK",
     "Chains",
     "Change",
+    "Clusters",
     "Comparison",
     "CrossLayerTranscoder",
     "DenseDecoder",
@@ -127,6 +129,7 @@ __all__ = [
     "aggregate",
     "attention_effects",
     "attention_patterns",
+    "clusters",
     "compare",
     "contrast",
     "convert",
@@ -173,6 +176,7 @@ _PLACES = {
     "BatchTopK": "replacement_models",
     "Chains": "tracer.attention.chains",
     "Change": "tracer.interventions.intervene",
+    "Clusters": "graphs.collections.clusters",
     "Comparison": "graphs.collections.compare",
     "CrossLayerTranscoder": "replacement_models",
     "DenseDecoder": "replacement_models",
@@ -216,6 +220,7 @@ _PLACES = {
     "aggregate": "graphs.collections.aggregate",
     "attention_effects": "tracer.attention.effects",
     "attention_patterns": "tracer.attention.patterns",
+    "clusters": "graphs.collections.clusters",
     "compare": "graphs.collections.compare",
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
