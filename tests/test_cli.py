@@ -95,7 +95,10 @@ def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
         **{name: [] for name in ("trace", "intervene", "generate", "evaluate", "mcp")},
-        **{name: ["x"] for name in ("show", "validate", "view", "label", "drive", "aggregate")},
+        **{
+            name: ["x"]
+            for name in ("show", "validate", "view", "label", "drive", "aggregate", "triage")
+        },
         "stability": ["x"],
         "cluster": ["x", "--clusters", "2"],
         "monitor": ["x", "--features", "x"],

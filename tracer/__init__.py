@@ -50,9 +50,11 @@ if TYPE_CHECKING:
     from tracer.attribution.trace import trace
     from tracer.attribution.why import Why, why
     from tracer.datasets.many import trace_many
+    from tracer.datasets.triage import triage
     from tracer.errors import TraceError
     from tracer.evaluation.evaluate import evaluate
     from tracer.evaluation.evaluation import Evaluation
+    from tracer.evaluation.matching import Matching, match
     from tracer.features.alike import decoder_cosines
     from tracer.features.differing import differing
     from tracer.features.feature import Feature
@@ -104,6 +106,7 @@ __all__ = [
     "JumpReLU",
     "LensReading",
     "LocalLens",
+    "Matching",
     "ModelError",
     "Monitored",
     "NodeKind",
@@ -154,6 +157,7 @@ __all__ = [
     "lens",
     "load_transcoder",
     "local_lens",
+    "match",
     "monitor",
     "patching",
     "patchscope",
@@ -164,6 +168,7 @@ __all__ = [
     "trace",
     "trace_many",
     "train",
+    "triage",
     "validate",
     "why",
 ]
@@ -195,6 +200,7 @@ _PLACES = {
     "JumpReLU": "replacement_models",
     "LensReading": "tracer.lenses.lens",
     "LocalLens": "tracer.lenses.local",
+    "Matching": "tracer.evaluation.matching",
     "ModelError": "replacement_models",
     "Monitored": "tracer.monitoring.monitor",
     "NodeKind": "graphs",
@@ -245,6 +251,7 @@ _PLACES = {
     "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
     "local_lens": "tracer.lenses.local",
+    "match": "tracer.evaluation.matching",
     "monitor": "tracer.monitoring.monitor",
     "patching": "tracer",
     "patchscope": "tracer.lenses.patchscope",
@@ -255,6 +262,7 @@ _PLACES = {
     "trace": "tracer.attribution.trace",
     "trace_many": "tracer.datasets.many",
     "train": "tracer.training.train",
+    "triage": "tracer.datasets.triage",
     "validate": "tracer.validation.validate",
     "why": "tracer.attribution.why",
 }

@@ -14,7 +14,7 @@ from tracer.commands.options import examples
 COMMANDS = (
     *("trace", "show", "prune", "group", "render", "export", "import", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
-    *("compare", "aggregate", "cluster", "stability", "why"),
+    *("compare", "aggregate", "cluster", "triage", "stability", "why"),
     "train",
     "evaluate",
     *("heads", "attention"),
