@@ -95,11 +95,8 @@ def defaults(command: str) -> dict[str, Any]:
     """Option -> its value where the user gives none."""
     arguments = {
         **{name: [] for name in ("trace", "intervene", "generate", "evaluate", "mcp")},
-        **{
-            name: ["x"]
-            for name in ("show", "validate", "view", "label", "drive", "aggregate", "triage")
-        },
-        "stability": ["x"],
+        **{name: ["x"] for name in ("show", "validate", "view", "label", "drive", "aggregate")},
+        **{name: ["x"] for name in ("stability", "triage", "match")},
         "cluster": ["x", "--clusters", "2"],
         "monitor": ["x", "--features", "x"],
         "why": ["x", "--not", "x"],

@@ -1,15 +1,19 @@
 """Features matched over two dictionaries, and streams compared, on small random models."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from graphs import words
 from replacement_models import DenseDecoder, ReplacementModel
 from tests.random_models import FEATURES, LAYERS, language_model, replacement_model, transcoder
+from tests.test_cli import SMALL, defaults, python_defaults, refused, succeed
 from tracer import TraceError
-from tracer.evaluation.matching import Moments, match
+from tracer.evaluation.matching import Matching, Moments, match
 
 PROMPTS = [[(3 * n + k * k) % 27 + 2 for k in range(9)] for n in range(14)]
 SKIP = 1
@@ -168,3 +172,32 @@ def test_the_call_is_offered(model: ReplacementModel):
 
     assert tracer.match is match
     assert isinstance(tracer.match(model, model, PROMPTS[:3]), tracer.Matching)
+
+
+def test_the_command_gives_what_python_gives(tmp_path: Path):
+    (tmp_path / "texts.txt").write_text("w3 w9 w4\nw5 w7 w12 w30\nw8 w9\n")
+    texts = ["w3 w9 w4", "w5 w7 w12 w30", "w8 w9"]
+    one = ReplacementModel.load(SMALL[1], SMALL[3])
+    two = ReplacementModel.load(SMALL[1], "neurons")
+    expected = match(one, two, texts, across=False)
+    given = ("match", str(tmp_path / "texts.txt"), *SMALL, "--other-transcoders", "neurons")
+    found = json.loads(succeed(*given, "--same-depth", "--json"))
+    assert found["features"] == expected.features.to_pylist()
+    assert found["streams"] == expected.streams.to_pylist()
+    assert found["shared"] == expected.shared()
+    text = succeed(*given, "--same-depth", "--top", "1", "--least", "0.2")
+    assert f"shared\t{words.percent(expected.shared(0.2))} of " in text
+    assert text.count("\tyes\n") + text.count("\tno\n") == 1
+    assert "holds no text" in refused("match", str(empty(tmp_path)))
+
+
+def empty(folder: Path) -> Path:
+    (folder / "empty.txt").write_text("\n")
+    return folder / "empty.txt"
+
+
+def test_the_command_has_the_defaults_of_the_python_function():
+    shown = defaults("match")
+    for name, value in python_defaults(match).items():
+        assert shown[name] == value
+    assert shown["least"] == python_defaults(Matching.shared)["least"]

@@ -16,7 +16,7 @@ COMMANDS = (
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
     *("compare", "aggregate", "cluster", "triage", "stability", "why"),
     "train",
-    "evaluate",
+    *("evaluate", "match"),
     *("heads", "attention"),
     "label",
     *("monitor", "drive", "view", "mcp"),
