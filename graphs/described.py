@@ -127,6 +127,7 @@ SCHEMA: dict[str, tuple[Check, str]] = {
         ),
         "an object with the shares nodes and edges, above 0 and at most 1, and counts",
     ),
+    "stability": (_holding({"over": is_text}), "an object with the text over"),
     "validation": (_is_summary, "the summary of a validation"),
 }
 """Key -> check, and what it expects in words."""

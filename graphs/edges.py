@@ -16,6 +16,9 @@ COLUMNS = {
     "share": pa.float64(),
 }
 """`weight` keeps the precision of the trace, float32 or float64."""
+STABILITY = "stability"
+"""A column more where somebody asked (`graphs.collections.stability`), also of nodes: shares, null
+where it is not known."""
 
 
 def edge_table(
@@ -53,6 +56,53 @@ def edge_table(
             "share": np.copysign(share, effect.data),
         }
     )
+
+
+def nullable(values: Float[np.ndarray, " rows"]) -> pa.Array:
+    """Numbers as a column, null where they are NaN.
+
+    Returns:
+        (rows,) float64.
+    """
+    return pa.array(np.asarray(values, np.float64), mask=np.isnan(values))
+
+
+def stability_of(edges: pa.Table) -> Float[np.ndarray, " edges"] | None:
+    """The column `stability` of an edge table, in the order that effects have.
+
+    Returns:
+        (edges,) shares, NaN where it is null; None where there is no such column.
+
+    Raises:
+        GraphError: it holds something else than shares.
+
+    >>> rows = {"source": [1, 0], "target": [2, 2], "weight": [1.0, 2.0], "stability": [None, 0.5]}
+    >>> stability_of(pa.table(rows)).tolist()
+    [0.5, nan]
+    """
+    if STABILITY not in edges.column_names:
+        return None
+    column = edges[STABILITY]
+    if not (pa.types.is_floating(column.type) or pa.types.is_null(column.type)):
+        raise GraphError(f"edge column {STABILITY!r} is {column.type}, expected float64")
+    values = column.cast(pa.float64()).to_numpy()
+    check_stability(values, edges.num_rows)
+    return values[np.lexsort([edges[name].to_numpy() for name in ("source", "target")])]
+
+
+def check_stability(values: Float[np.ndarray, " rows"], count: int) -> None:
+    """Refuse what is no share a row.
+
+    Raises:
+        GraphError: another number of rows, or a number outside 0 to 1.
+    """
+    if np.shape(values) != (count,):
+        raise GraphError(f"stability has shape {np.shape(values)}, expected {(count,)}")
+    wrong = ~np.isnan(values) & ~((values >= 0) & (values <= 1))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise GraphError(f"stability of row {row} is {values[row]}, expected 0 to 1, or NaN where "
+                         "it is not known")  # fmt: skip
 
 
 def share_matrix(edges: pa.Table, count: int) -> sparse.csr_array:

@@ -20,7 +20,14 @@ from graphs import attention_tables, grouped, similarity, steering, words
 from graphs import groups as grouping
 from graphs.conservation import CLAIM, broken, check_conservation
 from graphs.described import misdescribed
-from graphs.edges import edge_table, effect_matrix
+from graphs.edges import (
+    STABILITY,
+    check_stability,
+    edge_table,
+    effect_matrix,
+    nullable,
+    stability_of,
+)
 from graphs.exchange import arrow, networks, tables, versions
 from graphs.exchange.attribution_import import Imported, read_attribution_json
 from graphs.exchange.attribution_json import About, attribution_json
@@ -93,6 +100,9 @@ class AttributionGraph:
 
     view_json: bytes | None = None
     """What a viewer saved beside the graph, as it stands on disk: pins, thresholds, places."""
+    edge_stability: Float[np.ndarray, " edges"] | None = None
+    """(edges,) the column `stability` of `edges`, shares, NaN where it is not known; None where
+    nobody has asked. That of nodes is a column of `nodes`."""
 
     def __post_init__(self) -> None:
         attention_tables.check(self.tables)
@@ -103,6 +113,8 @@ class AttributionGraph:
         check_inputs(self._left, self.nodes)
         check_conservation(self.effect, self.nodes, self.metadata)
         grouping.check(self.groups, self.nodes["id"].to_pylist())
+        if self.edge_stability is not None:
+            check_stability(self.edge_stability, self.effect.nnz)
         _freeze(self.effect)
 
     @classmethod
@@ -186,10 +198,13 @@ class AttributionGraph:
             One row an edge: source, target (row numbers of `nodes`), weight (the effect),
             influence (in units of the targets' weights) and share (signed, of the target's input).
             Influence is that of the graph as traced, among its nodes; shares are of all input that
-            the model computed, what a cap left out included.
+            the model computed, what a cap left out included. Then stability, where it is known.
         """
         through = number(self.nodes, "influence") + self._weight
-        return edge_table(self.effect, (self._total, self._computed), through)
+        table = edge_table(self.effect, (self._total, self._computed), through)
+        if self.edge_stability is None:
+            return table
+        return table.append_column(STABILITY, nullable(self.edge_stability))
 
     @cached_property
     def scores(self) -> Scores:
@@ -273,6 +288,7 @@ class AttributionGraph:
             groups=grouping.left(self.groups, ids),
             tables=self._tables_left(kept, ids, effect),
             view_json=with_pins(pins) if (pins := pins_of(self.view_json)) else None,
+            edge_stability=None if (known := self.edge_stability) is None else known[kept.edges],
         )
 
     @property
@@ -333,6 +349,39 @@ class AttributionGraph:
             raise GraphError(f"a label is no text: {reason:.100}") from error
         table = self.nodes.set_column(place, "label", texts)
         return self._of(**vars(self) | {"nodes": table})
+
+    def with_stability(
+        self,
+        nodes: Float[np.ndarray, " nodes"],
+        edges: Float[np.ndarray, " edges"],
+        about: Mapping[str, Any],
+    ) -> AttributionGraph:
+        """The same graph with how stable its nodes and edges are, as `tracer.stability` finds it.
+
+        Args:
+            nodes: (nodes,) shares, NaN where it is not known.
+            edges: (edges,) likewise, in the order of `edges`.
+            about: over what, JSON throughout; `over` says it in words.
+
+        Returns:
+            A graph with the column `stability` in nodes and edges and with `about` in the metadata.
+
+        Raises:
+            GraphError: something else than a share a row, or no JSON.
+        """
+        check_stability(nodes, self.nodes.num_rows)
+        check_stability(edges, self.effect.nnz)
+        table, column = self.nodes, nullable(nodes)
+        if STABILITY in table.column_names:
+            table = table.set_column(table.column_names.index(STABILITY), STABILITY, column)
+        else:
+            table = table.append_column(STABILITY, column)
+        metadata = plain_metadata(self.metadata | {STABILITY: dict(about)})
+        if said := misdescribed(metadata):
+            raise GraphError(said)
+        known = {name: value for name, value in vars(self).items() if name != "edges"}
+        made = {"nodes": table, "metadata": metadata, "edge_stability": edges}
+        return self._of(**known | made)
 
     def group(
         self, name: str, ids: Sequence[str], place: tuple[float, float] | None = None
@@ -574,7 +623,8 @@ class AttributionGraph:
             return cls.build(columns, effect, metadata).with_groups(groups)
         nodes, plain = node_table(columns, COLUMNS), plain_metadata(metadata)
         plain = _as_it_holds(effect, nodes, plain)
-        return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups)
+        stable = stability_of(edges)
+        return cls(nodes=nodes, effect=effect, metadata=plain, groups=groups, edge_stability=stable)
 
     def save(
         self,
@@ -631,9 +681,15 @@ class AttributionGraph:
             held = beside.get(grouping.FILE)
             groups = () if held is None else grouping.from_bytes(held)
             known = attention_tables.from_files(beside, digests)
-            view = beside.get(arrow.VIEW)
-            graph = cls(nodes=nodes, effect=effect, metadata=plain, groups=groups, tables=known,
-                        view_json=view)  # fmt: skip
+            graph = cls(
+                nodes=nodes,
+                effect=effect,
+                metadata=plain,
+                groups=groups,
+                tables=known,
+                edge_stability=stability_of(edges),
+                view_json=beside.get(arrow.VIEW),
+            )
             if not whole:
                 raise GraphError(
                     f"{arrow.NODES} or {arrow.EDGES} is not as it was written (their digest is "
@@ -722,7 +778,13 @@ class AttributionGraph:
         if read.whole:
             nodes = node_table(read.columns, COLUMNS)
             metadata = _as_it_holds(read.effect, nodes, plain_metadata(read.metadata))
-            graph = cls(nodes=nodes, effect=read.effect, metadata=metadata, groups=read.groups)
+            graph = cls(
+                nodes=nodes,
+                effect=read.effect,
+                metadata=metadata,
+                groups=read.groups,
+                edge_stability=read.stability,
+            )
             edges = _edge_names(nodes["id"].to_pylist(), graph.effect)
             return graph.with_tables(attention_tables.left(read.attention, edges)), read
         graph = cls.build(read.columns, read.effect, read.metadata)

@@ -96,6 +96,8 @@ def defaults(command: str) -> dict[str, Any]:
     arguments = {
         **{name: [] for name in ("trace", "intervene", "generate", "evaluate", "mcp")},
         **{name: ["x"] for name in ("show", "validate", "view", "label", "drive", "aggregate")},
+        **{name: ["x"] for name in ("stability", "triage", "match")},
+        "cluster": ["x", "--clusters", "2"],
         "monitor": ["x", "--features", "x"],
         "why": ["x", "--not", "x"],
         **{name: ["x", "x"] for name in ("convert", "compare")},

@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse
 
 import tracer
-from graphs import AttributionGraph, GraphError
+from graphs import AttributionGraph, GraphError, words
 from graphs.collections import shards
 from graphs.collections.aggregate import Aggregate, aggregate
 from graphs.collections.bootstrap import bootstrap
@@ -354,6 +354,19 @@ def test_the_command_prints_and_gives_what_python_gives(dataset: GraphDataset, t
     assert "no group is called 'fr'" in refused(
         "aggregate", str(dataset.path), "--group-by", "language", "--group", "fr"
     )
+
+
+def test_the_command_draws_as_it_is_told(dataset: GraphDataset):
+    found = aggregate(dataset, "language", least=0.01)
+    place = (str(dataset.path), "--group-by", "language", "--frequency", "0.6", "--least", "0.01")
+    shown = set()
+    for draws, seed in ((1000, 0), (3, 2), (3, 4)):
+        given = ("--draws", str(draws), "--seed", str(seed))
+        shares = [words.percent(one) for one in found.stability("en", 0.6, draws, seed)]
+        said = f"circuits of prompts drawn anew share {shares[0]} ({shares[1]} to {shares[2]})"
+        assert said in succeed("aggregate", *place, "--group", "en", *given)
+        shown.add(said)
+    assert len(shown) == 3
 
 
 def test_the_command_has_the_defaults_of_the_python_function():

@@ -12,8 +12,10 @@ from tracer.namesakes import check_namesakes, refuse_rooms
 if TYPE_CHECKING:
     from graphs import AttributionGraph, GraphError, Group, NodeKind, NodePath, Scores
     from graphs.collections.aggregate import Aggregate, aggregate
+    from graphs.collections.clusters import Clusters, clusters
     from graphs.collections.compare import Comparison, compare
     from graphs.collections.dataset import GraphDataset
+    from graphs.collections.stability import stability
     from replacement_models import (
         BatchTopK,
         CrossLayerTranscoder,
@@ -48,9 +50,11 @@ if TYPE_CHECKING:
     from tracer.attribution.trace import trace
     from tracer.attribution.why import Why, why
     from tracer.datasets.many import trace_many
+    from tracer.datasets.triage import triage
     from tracer.errors import TraceError
     from tracer.evaluation.evaluate import evaluate
     from tracer.evaluation.evaluation import Evaluation
+    from tracer.evaluation.matching import Matching, match
     from tracer.features.alike import decoder_cosines
     from tracer.features.differing import differing
     from tracer.features.feature import Feature
@@ -83,6 +87,7 @@ __all__ = [
     "BatchTopK",
     "Chains",
     "Change",
+    "Clusters",
     "Comparison",
     "CrossLayerTranscoder",
     "DenseDecoder",
@@ -101,6 +106,7 @@ __all__ = [
     "JumpReLU",
     "LensReading",
     "LocalLens",
+    "Matching",
     "ModelError",
     "Monitored",
     "NodeKind",
@@ -126,6 +132,7 @@ __all__ = [
     "aggregate",
     "attention_effects",
     "attention_patterns",
+    "clusters",
     "compare",
     "contrast",
     "convert",
@@ -150,15 +157,18 @@ __all__ = [
     "lens",
     "load_transcoder",
     "local_lens",
+    "match",
     "monitor",
     "patching",
     "patchscope",
     "probe",
     "save_transcoder",
     "separating",
+    "stability",
     "trace",
     "trace_many",
     "train",
+    "triage",
     "validate",
     "why",
 ]
@@ -171,6 +181,7 @@ _PLACES = {
     "BatchTopK": "replacement_models",
     "Chains": "tracer.attention.chains",
     "Change": "tracer.interventions.intervene",
+    "Clusters": "graphs.collections.clusters",
     "Comparison": "graphs.collections.compare",
     "CrossLayerTranscoder": "replacement_models",
     "DenseDecoder": "replacement_models",
@@ -189,6 +200,7 @@ _PLACES = {
     "JumpReLU": "replacement_models",
     "LensReading": "tracer.lenses.lens",
     "LocalLens": "tracer.lenses.local",
+    "Matching": "tracer.evaluation.matching",
     "ModelError": "replacement_models",
     "Monitored": "tracer.monitoring.monitor",
     "NodeKind": "graphs",
@@ -214,6 +226,7 @@ _PLACES = {
     "aggregate": "graphs.collections.aggregate",
     "attention_effects": "tracer.attention.effects",
     "attention_patterns": "tracer.attention.patterns",
+    "clusters": "graphs.collections.clusters",
     "compare": "graphs.collections.compare",
     "contrast": "tracer.interventions.steering",
     "convert": "replacement_models.formats",
@@ -238,15 +251,18 @@ _PLACES = {
     "lens": "tracer.lenses.lens",
     "load_transcoder": "replacement_models",
     "local_lens": "tracer.lenses.local",
+    "match": "tracer.evaluation.matching",
     "monitor": "tracer.monitoring.monitor",
     "patching": "tracer",
     "patchscope": "tracer.lenses.patchscope",
     "probe": "tracer.lenses.probes",
     "save_transcoder": "replacement_models",
     "separating": "tracer.features.separating",
+    "stability": "graphs.collections.stability",
     "trace": "tracer.attribution.trace",
     "trace_many": "tracer.datasets.many",
     "train": "tracer.training.train",
+    "triage": "tracer.datasets.triage",
     "validate": "tracer.validation.validate",
     "why": "tracer.attribution.why",
 }

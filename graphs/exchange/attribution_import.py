@@ -17,6 +17,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from graphs import node_sites
+from graphs.edges import STABILITY
 from graphs.exchange.attention_json import tables_from_json
 from graphs.exchange.attribution_json import OWN, PADDED, uncantor, unlabelled
 from graphs.groups import LONGEST, Group, from_json, left
@@ -56,6 +57,8 @@ class Imported:
     """Whether the columns are those of the graph that was exported here, influence included."""
     attention: dict[str, pa.Table] = field(default_factory=dict)
     """Tables about attention, of a file that was exported here."""
+    stability: np.ndarray | None = None
+    """(edges,) of such a file, in the order of `effect`, NaN where it is not known."""
 
 
 def read_attribution_json(content: bytes) -> Imported:
@@ -101,7 +104,29 @@ def read_attribution_json(content: bytes) -> Imported:
     columns["id"] = ids
     effect = _single(effect) if weights == "float" else effect.astype(np.float64)
     known = left(_with_places(groups, ours), ids)
-    return Imported(columns, effect, kept, known, pinned, notes, whole=True, attention=attention)
+    stable = _stability(links, ends, effect)
+    return Imported(
+        columns, effect, kept, known, pinned, notes, whole=True, attention=attention,
+        stability=stable,
+    )  # fmt: skip
+
+
+def _stability(
+    links: list[dict[str, Any]], ends: "_Ends", effect: sparse.csr_array
+) -> np.ndarray | None:
+    """How stable each effect is; None where no link says."""
+    told = {
+        (ends.first.get(link["source"]), ends.first.get(link["target"])): link[STABILITY]
+        for link in links
+        if STABILITY in link
+    }
+    if not told:
+        return None
+    target, source = effect.tocoo().coords
+    pairs = zip(source.tolist(), target.tolist(), strict=True)
+    values = [_number(told.get(pair)) for pair in pairs]
+    found = np.array([np.nan if value is None else value for value in values])
+    return np.where((found >= 0) & (found <= 1), found, np.nan)
 
 
 def _parsed(content: bytes) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from graphs import words
+from graphs.edges import STABILITY
 from graphs.exchange import attention_json
 from graphs.groups import Group, to_json
 from graphs.schema import GraphError, NodeKind
@@ -121,15 +122,22 @@ def attribution_json(
             "sg_pos": "",
         },
         "nodes": _with_target([shown.node(row) for row in rows]),
-        "links": [
-            {"source": ids[edge["source"]], "target": ids[edge["target"]], "weight": edge["weight"]}
-            for edge in edges.select(["source", "target", "weight"]).to_pylist()
-        ],
+        "links": _links(edges, ids),
         OWN: _own(nodes, edges, metadata, groups),
     }
     if attention:
         _add_attention(value, attention, (nodes, nodes if whole is None else whole), shown)
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _links(edges: pa.Table, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Edges between ids; other readers ignore how stable they are."""
+    names = [name for name in ("weight", STABILITY) if name in edges.column_names]
+    return [
+        {"source": ids[edge["source"]], "target": ids[edge["target"]]}
+        | {name: edge[name] for name in names}
+        for edge in edges.to_pylist()
+    ]
 
 
 @dataclass(frozen=True, slots=True)

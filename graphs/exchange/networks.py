@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from graphs import node_sites
+from graphs.edges import STABILITY
 from graphs.schema import COLUMNS, GraphError
 
 
@@ -30,7 +31,8 @@ def to_networkx(nodes: pa.Table, edges: pa.Table, metadata: dict[str, Any]) -> "
         graph.add_node(name, **{key: value for key, value in row.items() if value is not None})
     names = nodes["id"].to_pylist()
     for row in edges.to_pylist():
-        graph.add_edge(names[row.pop("source")], names[row.pop("target")], **row)
+        ends = names[row.pop("source")], names[row.pop("target")]
+        graph.add_edge(*ends, **{key: value for key, value in row.items() if value is not None})
     return graph
 
 
@@ -43,7 +45,8 @@ def from_networkx(graph: "nx.DiGraph[str]") -> tuple[dict[str, list[Any]], pa.Ta
 
     Returns:
         name -> one entry a node, None where it has no such attribute; and the columns source,
-        target (places in that order) and weight, one row an edge.
+        target (places in that order) and weight, one row an edge, then stability where any edge
+        has it.
 
     Raises:
         GraphError: an undirected graph or one with cycles, or an edge without a weight.
@@ -65,9 +68,16 @@ def _edges(graph: "nx.DiGraph[str]", row: dict[str, int]) -> pa.Table:
         raise GraphError(f"every edge needs a number as its 'weight': {error!r}") from error
     single = weight.astype(np.float32)
     exact = bool((single == weight).all())
-    return pa.table(
+    table = pa.table(
         {"source": ends[:, 0], "target": ends[:, 1], "weight": single if exact else weight}
     )
+    known = [data.get(STABILITY) for _, _, data in graph.edges.data()]
+    if all(value is None for value in known):
+        return table
+    try:
+        return table.append_column(STABILITY, pa.array(known, pa.float64()))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise GraphError(f"an edge's {STABILITY!r} is no number: {error!r:.100}") from error
 
 
 def _site_key(node: dict[str, Any]) -> tuple[bool, tuple[int, int]]:

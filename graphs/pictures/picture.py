@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from graphs import words
+from graphs.edges import STABILITY
 from graphs.pictures import dot, placement
 from graphs.pictures.captions import captions, question, row_names
 from graphs.pictures.marks import COLOURS, look, shape, tier
@@ -100,8 +101,14 @@ def _edge_tooltip(edge: dict[str, Any], source: dict[str, Any], target: dict[str
     return (
         f"{_name(source)} {'→' if edge['weight'] > 0 else '⊣'} {_name(target)}\n"
         f"effect {edge['weight']:+.4g}, {100 * edge['share']:+.1f}% of the input\n"
-        f"influence {edge['influence']:.4g}"
+        f"influence {edge['influence']:.4g}{_stable(edge)}"
     )
+
+
+def _stable(row: dict[str, Any]) -> str:
+    """How stable a node or an edge is, where somebody asked."""
+    known = row.get(STABILITY)
+    return f"\nstability {words.percent(known)}" if isinstance(known, float) else ""
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -138,5 +145,5 @@ def _node_tooltip(row: dict[str, Any], tokens: list[str]) -> str:
         lines.append(f"activation {row['activation']:.4g}")
     if row["probability"] and row["kind"] == NodeKind.LOGIT:
         lines.append(f"probability {words.percent(row['probability'])}")
-    lines.append(f"influence {row['influence']:.4g}")
+    lines.append(f"influence {row['influence']:.4g}{_stable(row)}")
     return "\n".join(lines)

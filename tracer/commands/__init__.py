@@ -14,9 +14,9 @@ from tracer.commands.options import examples
 COMMANDS = (
     *("trace", "show", "prune", "group", "render", "export", "import", "validate"),
     *("intervene", "generate", "patch", "lens", "direction", "convert", "features"),
-    *("compare", "aggregate", "why"),
+    *("compare", "aggregate", "cluster", "triage", "stability", "why"),
     "train",
-    "evaluate",
+    *("evaluate", "match"),
     *("heads", "attention"),
     "label",
     *("monitor", "drive", "view", "mcp"),

@@ -1,7 +1,7 @@
 """`tracer aggregate`: what the graphs of a dataset have in common."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +70,19 @@ def aggregate(
     if as_json:
         say(json.dumps(found.to_json(frequency)))
     else:
-        print_aggregate(found, names, frequency, top)
+        drawn = {name: options[name] for name in ("draws", "seed")}
+        print_aggregate(found, names, frequency, top, drawn)
     if output is not None:
         found.render(output, frequency, names)
         say(f"Drew {output}", err=as_json)
 
 
 def print_aggregate(
-    found: "Aggregate", groups: Sequence[str], frequency: float, count: int
+    found: "Aggregate",
+    groups: Sequence[str],
+    frequency: float,
+    count: int,
+    drawn: Mapping[str, int],
 ) -> None:
     """Print the consensus circuit of every group, then what several groups share."""
     from graphs import words
@@ -87,7 +92,8 @@ def print_aggregate(
     for group in groups:
         nodes, edges = (table.to_pylist() for table in found.consensus(group, frequency))
         say(summary(group, sizes[group], frequency, nodes, edges))
-        middle, low, high = (words.percent(one) for one in found.stability(group, frequency))
+        shares = found.stability(group, frequency, **drawn)
+        middle, low, high = (words.percent(one) for one in shares)
         say(f"circuits of prompts drawn anew share {middle} ({low} to {high}) of its features")
         features = [row for row in nodes if row["kind"] == "feature"]
         print_rows("feature", [(in_words(row), row) for row in features[:count]])

@@ -9,6 +9,7 @@ import tracer
 from tracer.commands.graph_files import graph_at
 from tracer.commands.options import COUNT, examples, folder, of_dataset
 from tracer.commands.say import say
+from tracer.commands.stability import print_stability
 from tracer.commands.tables import (
     nodes_of,
     print_paths,
@@ -45,11 +46,14 @@ def show(folder: Path, number: int | None, features: int, paths: int, prompts: i
         print_prompts(tracer.GraphDataset.load(folder), prompts)
         return
     graph = graph_at(folder, number)
+    stable = "stability" in graph.metadata and graph.edge_stability is not None
     print_verdict(graph.metadata)
     print_origin(graph)
     print_summary(graph)
     print_features(graph, features)
     print_paths(graph, paths)
+    if stable:
+        print_stability(graph, paths)
     print_carried(graph, folder, paths)
     if "validation" in graph.metadata:
         print_validation(graph.metadata["validation"])
