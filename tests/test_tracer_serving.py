@@ -398,16 +398,23 @@ def exported(folder: Path, page: Path) -> bytes:
 
 
 def test_of_its_own_store_a_page_takes_as_many_examples_as_fit(
-    traced: tuple[Path, WhatIf], monkeypatch: pytest.MonkeyPatch
+    traced: tuple[Path, WhatIf], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     graph = AttributionGraph.load(traced[0])
     every = packaged.shown(graph, None)
-    monkeypatch.setattr(packaged, "AN_EDGE", 0)
-    monkeypatch.setattr(packaged, "ROOM", 20_000)
+    monkeypatch.setattr(packaged, "room_for_examples", lambda _: 20_000)
     some = packaged.shown(graph, None)
     assert 0 < len(some) < len(every)
     assert list(some) == list(every)[: len(some)]
     assert len(base64.b64encode(gzip.compress(json.dumps(some).encode()))) <= 20_000
+    monkeypatch.undo()
+    for small in (graph.prune(), graph.prune(0.95, 0.995), graph):
+        page = small.to_html(tmp_path / "small.html", packaged.shown(small, None)).read_text(
+            "utf-8"
+        )
+        [packed] = re.findall(r'class="tracer-graph">([A-Za-z0-9+/=]+)<', page)
+        text = edge_list_json(small.nodes, small.edges, small._described)
+        assert len(packed) <= 1.2 * len(gzip.compress(text, 9))
     assert packaged.said(graph, some, named=False) == (
         f"It shows examples of {len(some)} of {len(every)} features, from the embedded default's "
         "own store"

@@ -78,7 +78,7 @@ NO_FEATURES = (
     help="Feature store to show examples from in the .html page, of the 300 most influential "
     "features.",
     show_default="the embedded default's own for its graphs, of as many features as keep the "
-    "page's data within 1.2 times the graph's gzipped JSON, or 48 KB",
+    "page's data within 1.2 times the graph's gzipped JSON",
 )
 @click.option(
     "--compare",

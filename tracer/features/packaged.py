@@ -7,14 +7,16 @@ from typing import Any
 
 import replacement_models
 from graphs import AttributionGraph, NodeKind
+from graphs.exchange.tables import edge_list_json
 from tracer.features.panel import panels
 from tracer.features.store import FeatureStore
 
 EMBEDDED = Path(replacement_models.__file__).parent / "tiny"
-ROOM, AN_EDGE = 48_000, 20
-"""Bytes that examples may take in a page, as base64 of gzip; that many an edge where it has more.
-A gzipped JSON of a graph takes about 30 bytes an edge, and the page's columns at most 6: so all
-data of a page stays within 1.2 times the JSON, and of a small graph within that and `ROOM`."""
+TIMES = 1.2
+"""All data of a page, as base64 of gzip, over the gzipped JSON of its graph, at most."""
+FEW, AN_EDGE = 5_000, 20
+"""Edges up to which both are counted out; bytes an edge that examples may take beyond: the JSON
+takes about 30 there, and the page's columns at most 6."""
 
 
 def store_of_graph(graph: AttributionGraph) -> FeatureStore | None:
@@ -40,7 +42,7 @@ def shown(graph: AttributionGraph, named: FeatureStore | None) -> dict[str, dict
     Args:
         graph: whose features are wanted.
         named: the store to take them from; None: the embedded default's own, for its graphs, and
-            of that the most influential features that fit (`ROOM`).
+            of that the most influential features that fit (`TIMES`).
 
     Returns:
         As `tracer.features.panel.panels`.
@@ -52,10 +54,18 @@ def shown(graph: AttributionGraph, named: FeatureStore | None) -> dict[str, dict
 
 
 def _fitting(known: dict[str, dict[str, Any]], graph: AttributionGraph) -> dict[str, Any]:
-    room = max(ROOM, AN_EDGE * graph.effect.nnz)
+    room = room_for_examples(graph)
     while known and _size(known) > room:
         known = dict(list(known.items())[: len(known) * 3 // 4])
     return known
+
+
+def room_for_examples(graph: AttributionGraph) -> int:
+    """Bytes that examples may take in a page of a graph."""
+    if graph.effect.nnz > FEW:
+        return AN_EDGE * graph.effect.nnz
+    text = edge_list_json(graph.nodes, graph.edges, graph.metadata)
+    return int(TIMES * len(gzip.compress(text))) - len(graph.packed()) * 4 // 3
 
 
 def _size(known: dict[str, Any]) -> int:
