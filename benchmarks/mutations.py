@@ -5,7 +5,8 @@ copy of the tree, and the tests that run its line in this process are started, t
 until one fails. A fault that none notices survives. Some are no faults at all, such as a limit that
 nothing reaches: those are set aside in results/mutations_aside.json, each with its reason, a tenth
 at most. Which tests run which line is measured first, with the package coverage, in minutes
-(`--covering FILE` keeps it). Prints a table and writes JSON.
+(`--covering FILE` keeps it). Hours; with `--kept FILE` a run that was broken off goes on, and what
+was killed stays so while its file is as it was. Prints a table and writes JSON.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--covering", type=output_file, help="measured before, or to be written")
+    parser.add_argument("--kept", type=output_file, help="outcomes, a line each, read and added to")
     parser.add_argument("-o", "--output", type=output_file, default=RESULTS / "mutations.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,8 +56,9 @@ def main() -> None:
         drawn = draw(ROOT, grouped(), counts(options.count), options.seed)
         warm()
         check_unchanged(tree, tests)
+        outcomes = Outcomes(options.kept or Path(folder) / "kept.jsonl")
         found = [
-            {"group": group, **asdict(one), "outcome": tried(tree, one, tests)}
+            {"group": group, **asdict(one), "outcome": outcomes.of(tree, one, tests)}
             for group, some in drawn.items()
             for one in some
         ]
@@ -65,6 +69,24 @@ def main() -> None:
         print(f"{group:24} {row['killed']:4} of {row['faults']:4} killed, {row['aside']} set aside")
     for one in told["survivors"]:
         print(f"{one['path']}:{one['line']} {one['kind']}: {one['before']} -> {one['after']}")
+
+
+class Outcomes:
+    """What became of faults, in this run and those before it."""
+
+    def __init__(self, path: Path) -> None:
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        self.path, self.known = path, {tuple(key): found for key, found in map(json.loads, lines)}
+
+    def of(self, tree: Path, one: Mutant, tests: "Covered") -> str:
+        """What becomes of a fault; one that was killed in the same file is not tried again."""
+        text = (ROOT / one.path).read_bytes()
+        key = (sha256(text).hexdigest(), one.name, one.number)
+        if self.known.get(key, "survived").startswith("survived"):
+            self.known[key] = tried(tree, one, tests)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, self.known[key]]) + "\n")
+        return self.known[key]
 
 
 class Covered:

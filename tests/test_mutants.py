@@ -3,7 +3,10 @@
 import ast
 from pathlib import Path
 
-from benchmarks.mutants.draw import draw, mutants
+import pytest
+
+from benchmarks import mutations
+from benchmarks.mutants.draw import Mutant, draw, mutants
 
 SOURCE = '''"""A text with 1 + 1."""
 
@@ -48,3 +51,32 @@ def test_a_seed_draws_the_same_faults_again(tmp_path: Path):
     one, again, other = (draw(tmp_path, {"all": ["a.py"]}, {"all": 5}, seed) for seed in (1, 1, 2))
     assert one == again != other
     assert len(one["all"]) == 5
+    (tmp_path / "a.py").write_text(f"LIMIT = 3 + 4\n{SOURCE}", encoding="utf-8")
+    before = {fault.name for fault in mutants("a.py", SOURCE)}
+    moved = {fault.name for fault in draw(tmp_path, {"all": ["a.py"]}, {"all": 5}, 1)["all"]}
+    assert moved & before <= {fault.name for fault in again["all"]}
+
+
+def test_a_run_that_was_broken_off_tries_again_only_what_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "a.py"
+    file.write_text(SOURCE, encoding="utf-8")
+    one, other = mutants("a.py", SOURCE)[:2]
+    asked: list[Mutant] = []
+
+    def tried(tree: Path, fault: Mutant, tests: object) -> str:
+        asked.append(fault)
+        return "killed" if fault == one else "survived"
+
+    monkeypatch.setattr(mutations, "ROOT", tmp_path)
+    monkeypatch.setattr(mutations, "tried", tried)
+    for _ in range(2):
+        outcomes = mutations.Outcomes(tmp_path / "kept.jsonl")
+        found = [outcomes.of(tmp_path, fault, mutations.Covered({"seconds": {}, "lines": {}}))
+                 for fault in (one, other)]  # fmt: skip
+        assert found == ["killed", "survived"]
+    assert asked == [one, other, other]
+    file.write_text(f"{SOURCE}\n", encoding="utf-8")
+    outcomes.of(tmp_path, one, mutations.Covered({"seconds": {}, "lines": {}}))
+    assert asked[-1] == one

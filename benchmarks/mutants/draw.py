@@ -6,9 +6,10 @@ in texts, types, decorators and what is raised: such faults are either no faults
 """
 
 import ast
-import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 COMPARED: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
@@ -38,6 +39,8 @@ class Mutant:
     """Where the replaced text begins, in bytes of the file."""
     before: str
     after: str
+    number: int
+    """Among those of its name in the file."""
 
     @property
     def name(self) -> str:
@@ -57,13 +60,18 @@ def mutants(path: str, source: str) -> list[Mutant]:
     starts = [0]
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    found = []
+    changes = []
     for kind, node, after in _changes(ast.parse(source)):
         begin = starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
         end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
         before = source.encode()[begin:end].decode()
-        found.append(Mutant(path, node.lineno, kind, begin, before, after))  # type: ignore[attr-defined]
-    return sorted(found, key=lambda one: (one.begin, one.after))
+        changes.append((begin, after, before, kind, node.lineno))  # type: ignore[attr-defined]
+    met: Counter[tuple[str, str]] = Counter()
+    found = []
+    for begin, after, before, kind, line in sorted(changes):
+        found.append(Mutant(path, line, kind, begin, before, after, met[before, after]))
+        met[before, after] += 1
+    return found
 
 
 def draw(
@@ -71,13 +79,14 @@ def draw(
 ) -> dict[str, list[Mutant]]:
     """Draw faults of each group of files by a seed.
 
+    Those with the smallest hashes are drawn, so that code changed in one place moves no other draw.
+
     Args:
         root: of the tree.
         groups: the files of each, relative to the root.
         counts: how many faults of each.
         seed: of the draw.
     """
-    rng = random.Random(seed)
     drawn = {}
     for name, files in groups.items():
         every = [
@@ -85,8 +94,12 @@ def draw(
             for file in sorted(files)
             for one in mutants(file, (root / file).read_text(encoding="utf-8"))
         ]
-        drawn[name] = rng.sample(every, min(counts[name], len(every)))
+        drawn[name] = sorted(every, key=lambda one: _lot(one, seed))[: counts[name]]
     return drawn
+
+
+def _lot(one: Mutant, seed: int) -> bytes:
+    return sha256(f"{seed} {one.number} {one.name}".encode()).digest()
 
 
 def _changes(node: ast.AST) -> Iterator[Change]:
