@@ -194,14 +194,14 @@ def drawn_in_short() -> str:
         cases = [case for case in found["results"] if case["kind"] == kind]
         least, repaired = ([case[side]["ratio"]["cpu"] for case in cases] for side in SIDES)
         said.append(
-            f"{min(least):.1f} to {max(least):.1f} times with {kind.replace('_', '-')} ones, "
-            f"{min(repaired):.1f} to {max(repaired):.1f} repaired"
+            f"{min(least):.1f} to {max(least):.1f} times with {kind.replace('_', '-')} "
+            f"dictionaries, {min(repaired):.1f} to {max(repaired):.1f} repaired"
         )
     machine = found["machine"]
     return wrapped(
         f"On {len(found['results'])} shapes drawn at random at run time (seed "
-        f"{machine['command'].split()[-1]}), on {machine['processor']}, peer's batch size searched "
-        f"from 1 up: {'; '.join(said)}."
+        f"{machine['command'].split()[-1]}), on {machine['processor']}, the peer's batch size "
+        f"searched from 1 up: {'; '.join(said)}."
     )
 
 
