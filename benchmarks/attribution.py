@@ -173,7 +173,7 @@ def least(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def run_peer(
-    python: str, folder: Path, case: Case, repeats: int, repaired: bool
+    python: str, folder: Path, case: Case, repeats: int, repaired: bool, device: str = "cpu"
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Time the peer in its own environment."""
     with tempfile.TemporaryDirectory() as out:
@@ -187,7 +187,7 @@ def run_peer(
         ]
         command += ["--rank-every", str(RANK_EVERY), "--repeats", str(repeats), "--warm", str(WARM)]
         command += [word for batch in case.batches for word in ("--batch", str(batch))]
-        command += ["--repaired"] if repaired else []
+        command += ["--device", device, *(["--repaired"] if repaired else [])]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
         timings = json.loads((Path(out) / "timings.json").read_text())

@@ -101,7 +101,7 @@ def _gathering(way: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Ten
 
 
 def _mapped(x: Tensor, weight: Tensor) -> Tensor:
-    with fast_maps(len(x)):
+    with fast_maps(len(x), x.device):
         return nn.functional.linear(x, weight)
 
 

@@ -135,7 +135,11 @@ def random_dictionary(
     of_kind = {"per_layer": PerLayerTranscoder, "cross_layer": CrossLayerTranscoder}[kind]
     layers = _layers(model.config, kind, features)
     open_wide = of_kind(layers, read=ReadPoint.NORMED)
-    inputs = ReplacementModel.from_huggingface(model, None, open_wide).record(tokens).inputs
+    inputs = (
+        ReplacementModel.from_huggingface(model, None, open_wide)
+        .record(tokens, keep_patterns=False)
+        .inputs
+    )
     for index, layer in enumerate(layers):
         hidden = inputs[index] @ layer.W_enc.T + layer.b_enc
         ranked = hidden[1:].flatten().sort(descending=True).values

@@ -224,7 +224,7 @@ def read_input(
 def encode(transcoder: Transcoder, inputs: Sequence[Tensor]) -> ActiveFeatures:
     """Features with a non-zero activation (a TopK activation may be negative)."""
     parts = []
-    with fast_maps(len(inputs[0])):
+    with fast_maps(len(inputs[0]), inputs[0].device):
         for layer, x in enumerate(inputs):
             hidden, active = transcoder.encode(layer, x)
             at = (active != 0).nonzero(as_tuple=True)
@@ -291,7 +291,7 @@ def _watched(
     else:
         remade = _remake_taps(host, seen)
     with (
-        fast_maps(len(tokens)),
+        fast_maps(len(tokens), host.unembedding.device),
         eager_attention(host.model),
         kernel_patterns(host, seen.pattern, keep_patterns),
         forward_pre_hooks(remade),

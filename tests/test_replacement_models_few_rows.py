@@ -15,6 +15,8 @@ from tests.chosen_ways import always
 from tests.random_models import PROMPT, replacement_model
 from tracer.attribution import product
 
+CPU = torch.device("cpu")
+
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What `_fits` answers from now on."""
@@ -41,7 +43,7 @@ def test_a_large_weight_gives_the_same_numbers(
     layer = nn.Linear(1024, 2048, bias=bias)
     x = torch.randn(1, rows, 1024)
     expected, answers = layer(x), calls(monkeypatch)
-    with fast_maps(rows):
+    with fast_maps(rows, CPU):
         found = layer(x)
     assert answers == [True]
     assert len(asked) == 1
@@ -59,7 +61,7 @@ def test_a_map_whose_input_has_strides_gives_the_same_numbers(
     expected = layer(x)
     for way in WAYS:
         always(monkeypatch, tmp_path / way, way)
-        with fast_maps(16):
+        with fast_maps(16, CPU):
             found = layer(x)
         assert float((found - expected).abs().max()) < 1e-5
 
@@ -95,7 +97,7 @@ def test_weights_of_gpt2_are_stored_outputs_first(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(module.weight, before)
     assert module.weight.T.is_contiguous()
     answers = calls(monkeypatch)
-    with fast_maps(8):
+    with fast_maps(8, CPU):
         found = module(x)
     assert answers == [True]
     assert float((found - expected).abs().max()) < 1e-5
@@ -103,7 +105,7 @@ def test_weights_of_gpt2_are_stored_outputs_first(monkeypatch: pytest.MonkeyPatc
 
 def test_threads_are_as_before_after_an_error():
     before = torch.get_num_threads()
-    with pytest.raises(ValueError, match="on the way"), fast_maps(8):
+    with pytest.raises(ValueError, match="on the way"), fast_maps(8, CPU):
         raise ValueError("on the way")
     assert torch.get_num_threads() == before
 
@@ -142,3 +144,10 @@ def test_a_recording_is_the_same_either_way(
     assert torch.equal(plain.features.feature, again.features.feature)
     for one, other in zip(plain.residuals, again.residuals, strict=True):
         assert float((one - other).abs().max() / one.abs().max()) < 1e-5
+
+
+def test_on_a_gpu_no_operator_is_watched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(few_rows, "FewRows", None)  # would be called
+    before = torch.get_num_threads()
+    with fast_maps(8, torch.device("cuda")):
+        assert torch.get_num_threads() == before

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import tracer
 from tests.random_models import PROMPT, replacement_model
-from tracer.attribution import sweep
+from tracer.attribution import blocks, sweep
+from tracer.attribution.landing import Landing
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.targets import feature_rows, logit_targets
 
@@ -55,6 +58,75 @@ def test_a_sweep_asks_the_device_for_nothing(family: str, kind: str, skip: bool)
         assert effects.sources.device == META
         assert effects.sources.shape == (len(rows), local.columns)
         assert effects.constant.shape == (len(rows),)
+
+
+WAITS = {
+    *("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "unique_consecutive"),
+    *("masked_select", "unique_dim"),
+}
+"""Operators that make the host wait for a GPU."""
+
+
+class Watched(TorchDispatchMode):
+    """Counts operators that wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        masks = [one for one in indices if getattr(one, "dtype", None) == torch.bool]
+        self.waits += [name] if name in WAITS or masks else []
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("cap", "every"), [(None, None), (60, 30)])
+@pytest.mark.parametrize("floor", [0.0, 1e-3])
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@torch.no_grad()
+def test_the_host_waits_once_a_block_and_a_block_ahead(
+    kind: str, floor: float, cap: int | None, every: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    """A fake device: main memory treated as a GPU's."""
+    model, said = replacement_model("gpt2", kind=kind), []
+    settings: dict[str, Any] = {"max_features": cap, "rank_every": every, "edge_floor": floor}
+    plain = tracer.trace(model, PROMPT, **settings)
+
+    def begin(self: Landing, dense: Tensor) -> None:
+        said.append("begun")
+        really(self, dense)
+
+    def landed(self: Landing, rows: int) -> Tensor:
+        said.append("waited")
+        return self.memory[:rows]
+
+    really = Landing.begin
+    monkeypatch.setattr(Landing, "begin", begin)
+    monkeypatch.setattr(Landing, "landed", landed)
+    monkeypatch.setattr(blocks, "needed", lambda device: True)
+    monkeypatch.setattr(blocks, "BLOCK_ON_GPU", 16)
+    monkeypatch.setattr(blocks, "PART", 8)
+    recording = model.record(PROMPT)
+    local = linearise(model, recording, skip_positions=1)
+    assert len(local.table) == 3  # read once a trace
+    logits = logit_targets(model, recording, None, 10, 0.95)
+    count = len(local.features) if cap is None else cap
+    plan = blocks.Plan(count, every or 16, floor, None, False)
+    with Watched() as watched:
+        found = list(blocks.finished_blocks(model, recording, local, logits, plan))
+    assert watched.waits == []
+    assert said.count("begun") == said.count("waited") == len(found)
+    assert said[:4] == ["begun", "waited", "begun", "begun"]  # the logits, then one ahead
+    again = tracer.trace(model, PROMPT, **settings)
+    assert again.nodes["id"].equals(plain.nodes["id"])
+    np.testing.assert_allclose(again.effect.toarray(), plain.effect.toarray(), atol=1e-12)
+
+
+def test_blocks_on_a_gpu_are_larger():
+    assert blocks.block_rows(10_000, 4, on_cpu=False) == 2048
+    assert blocks.block_rows(10**6, 4, on_cpu=False) == 256
 
 
 @torch.no_grad()

@@ -71,10 +71,10 @@ CROSS = tuple(range(layer, 16) for layer in range(16))
         ({"patterns_kept": False}, 4899084467, 0, "sweep"),
         ({"lazy": True, "targets": CROSS}, 25040689331, 0, "sweep"),
         ({"skips": True, "targets": CROSS}, 25174907059, 0, "sweep"),
-        ({"on_cpu": False, "explained": 20_000}, 4900648896, 12953358820, "sweep"),
+        ({"on_cpu": False, "explained": 20_000}, 6042897832, 13184265362, "sweep"),
         (
             {"on_cpu": False, "patterns_kept": False, "explained": 5000},
-            *(4263114688, 3483800045, "sweep"),
+            *(5405363624, 3715050878, "sweep"),
         ),
         (
             {"features": np.full((16, 8), 40), "lifted": True, "explained": 5120, "folded": 5e7},

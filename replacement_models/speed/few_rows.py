@@ -34,12 +34,15 @@ def few_rows_fit(x: Tensor, weight: Tensor) -> bool:
 
 
 @contextmanager
-def fast_maps(rows: int) -> Iterator[None]:
-    """Inside, linear maps of `rows` rows take their fastest way.
+def fast_maps(rows: int, device: torch.device) -> Iterator[None]:
+    """Inside, linear maps of `rows` rows take their fastest way; on a GPU nothing is watched.
 
     With very few rows only maps are shared out among threads: waking those costs all else more
     than it saves. No gradient passes them: enter it under `torch.no_grad`.
     """
+    if device.type != "cpu":
+        yield
+        return
     maps = FewRows(torch.get_num_threads())
     with one_thread(rows <= ALONE), maps:
         yield

@@ -17,16 +17,25 @@ from tracer.attribution.finished import (
     scratch_numbers,
 )
 from tracer.attribution.frontier import Frontier
+from tracer.attribution.landing import BESIDE, Landing, in_turns, needed
 from tracer.attribution.local_model import LocalModel, Reach
 from tracer.attribution.product import summed_in
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.spill import Spill
 from tracer.attribution.sweep import sweep
-from tracer.attribution.targets import LogitTargets, TargetRows, feature_rows, runs
+from tracer.attribution.targets import (
+    LogitTargets,
+    TargetRows,
+    feature_rows,
+    feature_sites,
+    runs,
+)
 
 BLOCK, DENSE = 512, 1 << 27
 """Rows swept at once, and bytes they may take while they are dense: fewer rows where there are
 many sources, so that memory does not grow with rows x sources. Finished rows are kept sparse."""
+BLOCK_ON_GPU, DENSE_ON_GPU = 2048, 1 << 30
+"""The same on a GPU, which needs more to be busy and waits once a block."""
 PART = 64
 """Most rows finished at once, and the fewest a block is cut down to."""
 KEPT = 0.3
@@ -64,34 +73,58 @@ def finished_blocks(
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     frontier = Frontier.over(order, local.columns)
-    most = block_rows(local.columns, model.dtype.itemsize)
+    away = needed(model.device)
+    most = block_rows(local.columns, model.dtype.itemsize, on_cpu=not away)
     room = Room.of(local, logits.rows, min(most, max(plan.features, len(logits.rows))))
 
-    def made(rows: TargetRows, columns: Int[np.ndarray, " rows"]) -> FinishedRows:
-        def sweep() -> FinishedRows:
-            return _block(local, rows, columns, plan.edge_floor, room)
+    def begun(rows: TargetRows, columns: Int[np.ndarray, " rows"]) -> Finish:
+        """Begin a block; called, what is returned finishes it."""
 
-        return sweep() if spill is None else spill.block(columns, sweep)
+        def begin() -> Finish:
+            return _begun(local, rows, columns, plan.edge_floor, room)
 
-    first = made(logits.rows, np.zeros(0, dtype=np.int64))
+        if spill is None:
+            return begin()
+        block = spill.block(columns, lambda: begin()())
+        return lambda: block
+
+    first = begun(logits.rows, np.zeros(0, dtype=np.int64))()
     yield first
     ranked = plan.features < len(order)
+    sites = feature_sites(model, local)
     if ranked:
-        frontier.add(first.effects, first.sums.absolute, _own(logits.rows), np.array(logits.weight))
+        nowhere = logits.rows.site, np.full(len(logits.rows), -1)
+        frontier.add(first.effects, first.sums.absolute, nowhere, np.array(logits.weight))
     done = 0
     while done < plan.features:
-        take = min(plan.rank_every if ranked else most, plan.features - done)
+        take = min(plan.rank_every if ranked else plan.features, plan.features - done)
         chosen = frontier.next(take) if ranked else order[done : done + take]
         done += len(chosen)
-        for begin in range(0, len(chosen), most):
-            columns = chosen[begin : begin + most]
-            columns = columns[place[columns].argsort()]
-            rows = feature_rows(model, recording, local, columns)
-            block = made(rows, columns)
+        parts = [chosen[begin : begin + most] for begin in range(0, len(chosen), most)]
+        parts = [columns[place[columns].argsort()] for columns in parts]
+        rows = (feature_rows(model, recording, local, columns) for columns in parts)
+        blocks = (begun(*one) for one in zip(rows, parts, strict=True))
+        for block in _one_ahead(blocks) if away else (finish() for finish in blocks):
             yield block
             if ranked:
-                none = np.zeros(len(columns))
-                frontier.add(block.effects, block.sums.absolute, _own(rows, columns), none)
+                own = sites[block.columns], block.columns
+                none = np.zeros(len(block.columns))
+                frontier.add(block.effects, block.sums.absolute, own, none)
+
+
+Finish = Callable[[], FinishedRows]
+"""Waits for a block's rows, if they are not in main memory, and adds them up."""
+
+
+def _one_ahead(blocks: Iterator[Finish]) -> Iterator[FinishedRows]:
+    """Finish every block once the next has begun."""
+    waiting = None
+    for begun in blocks:
+        if waiting is not None:
+            yield waiting()
+        waiting = begun
+    if waiting is not None:
+        yield waiting()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,44 +132,73 @@ class Room:
     """Memory that every block uses anew: fresh memory costs as much as what is computed on it."""
 
     dense: Tensor
-    """(rows, columns) effects of the rows being swept."""
+    """(rows, columns) effects of the rows being swept; on a GPU `BESIDE` more numbers."""
     scratch: Tensor
     """Numbers being summed, float64."""
+    landings: Iterator[Landing] | None = None
+    """Where rows get to from a GPU, in turns."""
 
     @classmethod
     def of(cls, local: LocalModel, logits: TargetRows, most: int) -> "Room":
         """For blocks of at most so many rows, or of the logits."""
-        rows = max(most, len(logits))
-        dtype = summed_in(logits.vector.dtype)
-        return cls(
-            logits.vector.new_empty(rows, local.columns, dtype=dtype),
-            torch.empty(scratch_numbers(local.columns), dtype=torch.float64),
-        )
+        rows, away = max(most, len(logits)), needed(logits.vector.device)
+        width = local.columns + (BESIDE if away else 0)
+        dense = logits.vector.new_empty(rows, width, dtype=summed_in(logits.vector.dtype))
+        scratch = torch.empty(scratch_numbers(local.columns), dtype=torch.float64)
+        return cls(dense, scratch, in_turns(dense) if away else None)
 
 
-def _block(
+def _begun(
     local: LocalModel,
     rows: TargetRows,
     columns: Int[np.ndarray, " rows"],
     floor: float,
     room: Room,
+) -> Finish:
+    """Sweep some rows; called, what is returned keeps what reaches them above the floor."""
+    count = len(rows)
+    dense = room.dense[:count]
+    effects = sweep(local, rows, dense[:, : local.columns])
+
+    if room.landings is None:
+        there = (effects.sources, effects.constant, rows.value)
+        block = _finished(local, rows, columns, floor, (there, room.scratch))
+        return lambda: block
+    dense[:, -2], dense[:, -1] = effects.constant, rows.value
+    landing = next(room.landings)
+    landing.begin(dense)
+
+    def finish() -> FinishedRows:
+        found = landing.landed(count)
+        there = (found[:, :-2], found[:, -2], found[:, -1])
+        return _finished(local, rows, columns, floor, (there, room.scratch))
+
+    return finish
+
+
+def _finished(
+    local: LocalModel,
+    rows: TargetRows,
+    columns: Int[np.ndarray, " rows"],
+    floor: float,
+    found: tuple[tuple[Tensor, Tensor, Tensor], Tensor],
 ) -> FinishedRows:
-    """Sweep some rows and keep what reaches them, less what lies below the floor."""
-    effects = sweep(local, rows, room.dense[: len(rows)])
+    """What is kept of a block: of effects, constants and values, with memory to sum in."""
+    (sources, constant, value), scratch = found
     runs, sums, places = [], [], []
     for run, reach in _runs(local, rows):
         place = int(rows.site[run.start]), int(rows.position[run.start])
         for begin in range(run.start, run.stop, PART):
-            dense = effects.sources[begin : min(begin + PART, run.stop)]
-            kept, added = finished(dense, reach, floor, room.scratch)
+            dense = sources[begin : min(begin + PART, run.stop)]
+            kept, added = finished(dense, reach, floor, scratch)
             runs.append(kept)
             sums.append(added)
             places.append(place)
     return FinishedRows(
         columns=columns,
         effects=runs,
-        constant=effects.constant.double().cpu().numpy(),
-        value=rows.value.double().cpu().numpy(),
+        constant=constant.to(torch.float64, copy=True).numpy(),
+        value=value.to(torch.float64, copy=True).numpy(),
         sums=Sums.joined(sums),
         places=places,
     )
@@ -148,26 +210,23 @@ def _runs(local: LocalModel, rows: TargetRows) -> Iterator[tuple[slice, Reach]]:
         yield run, local.reach(int(rows.site[run.start]), int(rows.position[run.start]))
 
 
-def _own(rows: TargetRows, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Sites of some rows and the columns of their own nodes, -1 for logits."""
-    return rows.site, np.full(len(rows), -1) if columns is None else columns
-
-
 def _reference_order(local: LocalModel) -> Int[np.ndarray, " features"]:
     """Feature columns in the order (layer, position, feature)."""
     layer, position, feature = local.table
     return np.lexsort((feature, position, layer))
 
 
-def block_rows(columns: int, itemsize: int) -> int:
+def block_rows(columns: int, itemsize: int, on_cpu: bool = True) -> int:
     """How many rows are swept at once where each has so many columns."""
+    most, dense = (BLOCK, DENSE) if on_cpu else (BLOCK_ON_GPU, DENSE_ON_GPU)
     bytes_a_row = columns * max(itemsize, torch.float32.itemsize)
-    return max(min(PART, BLOCK), min(BLOCK, DENSE // bytes_a_row // PART * PART))
+    return max(min(PART, most), min(most, dense // bytes_a_row // PART * PART))
 
 
 def largest_block(sizes: Sizes) -> int:
     """Rows of the largest block of a trace."""
-    block = min(block_rows(sizes.columns, sizes.itemsize), max(sizes.explained, sizes.logits))
+    block = block_rows(sizes.columns, sizes.itemsize, sizes.on_cpu)
+    block = min(block, max(sizes.explained, sizes.logits))
     if sizes.explained < sizes.active:
         block = min(block, max(sizes.rank_every, sizes.logits))
     return block
@@ -175,7 +234,13 @@ def largest_block(sizes: Sizes) -> int:
 
 def dense_bytes(sizes: Sizes, rows: int) -> float:
     """Bytes of a block: effects while they are dense, what the rows read, made ready twice."""
-    return rows * (sizes.columns * sizes.entry + 2.0 * sizes.d_model * sizes.itemsize)
+    columns = sizes.columns + (0 if sizes.on_cpu else BESIDE)
+    return rows * (columns * sizes.entry + 2.0 * sizes.d_model * sizes.itemsize)
+
+
+def landing_bytes(sizes: Sizes, rows: int) -> float:
+    """Bytes of pinned memory beside a GPU: for two blocks."""
+    return 0.0 if sizes.on_cpu else 2.0 * rows * (sizes.columns + BESIDE) * sizes.entry
 
 
 def part_bytes(sizes: Sizes, rows: int) -> float:

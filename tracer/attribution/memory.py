@@ -20,7 +20,14 @@ from replacement_models.errors import Setting
 from replacement_models.folding import mlp_post_norm
 from replacement_models.speed.available import free_in_memory, free_on
 from tracer.attribution.assemble import GATHER, graph_bytes, table_bytes
-from tracer.attribution.blocks import dense_bytes, entries, entry_bytes, largest_block, part_bytes
+from tracer.attribution.blocks import (
+    dense_bytes,
+    entries,
+    entry_bytes,
+    landing_bytes,
+    largest_block,
+    part_bytes,
+)
 from tracer.attribution.carry import is_lifted
 from tracer.attribution.finished import INDEX
 from tracer.attribution.local_model import (
@@ -173,8 +180,10 @@ def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     every, edges = entries(sizes)
     of_block = every * min(1.0, block / (sizes.explained + sizes.logits))
     dense, names = dense_bytes(sizes, block), table_bytes(sizes)
-    yield Stage("sweep", local + dense + chunk_bytes(sizes, block), (every - of_block) * row)
-    yield Stage("sweep", local + dense + part_bytes(sizes, block), (every + of_block) * row)
+    before, landing = (every - of_block) * row, landing_bytes(sizes, block)
+    yield Stage("sweep", local + dense + chunk_bytes(sizes, block), before + landing)
+    after = (every + of_block) * row
+    yield Stage("sweep", local + dense + part_bytes(sizes, block), after + landing)
     edge = sizes.entry + INDEX.itemsize
     gathered = max(every * row, edges * edge) + of_block * GATHER
     yield Stage("assemble", local, gathered + names / 2)

@@ -113,8 +113,11 @@ class TargetRows:
 def on_device(
     numbers: Int[np.ndarray, " numbers"], device: torch.device
 ) -> Int[Tensor, " numbers"]:
-    """Row or column numbers as an index, without waiting for the device."""
-    return torch.from_numpy(numbers).to(device, non_blocking=True)
+    """Row or column numbers as an index, without waiting for the device: pinned for a GPU."""
+    here = torch.from_numpy(numbers)
+    if device.type == "cuda":
+        here = here.pin_memory()  # from pageable memory the host would wait for the copy
+    return here.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +156,15 @@ def feature_rows(
         if read is not ReadPoint.RESIDUAL:
             pulled = pulled / recording.layers[layer].mlp_scale[chosen.position[here]]
         vector[here], bias[here] = pulled, own
+    site = feature_sites(model, local)[columns]
+    return TargetRows(site, positions, vector, bias, chosen.pre_activation)
+
+
+def feature_sites(model: ReplacementModel, local: LocalModel) -> Int[np.ndarray, " features"]:
+    """Where the features of all columns read."""
     reading = np.array([site.number for site in model.host.mlp_sites])
-    return TargetRows(reading[layers], positions, vector, bias, chosen.pre_activation)
+    found: Int[np.ndarray, " features"] = reading[local.table[0]]
+    return found
 
 
 def runs(numbers: Int[np.ndarray, " numbers"]) -> Iterator[slice]:

@@ -105,7 +105,7 @@ def _scores(
     """What vectors do to the logits, less what they do to the mean logit."""
     norm = model.host.final_norm
     read = norm.centre(written) * norm.weight
-    with fast_maps(len(read)):
+    with fast_maps(len(read), read.device):
         return linear(read, model.host.unembedding) - (read @ model.mean_unembedding)[:, None]
 
 
