@@ -566,6 +566,33 @@ def test_exports_are_pruned_unless_asked(saved: str, suffix: str):
     assert 0 < Path(f"part.{suffix}").stat().st_size < Path(f"all.{suffix}").stat().st_size
 
 
+@pytest.mark.parametrize(
+    "command", ["prune none", "group none", "import none.json", "trace --model none", "why --not b"]
+)
+def test_a_place_that_takes_no_graph_is_refused_before_anything_is_read(command: str):
+    prompt = ["a"] if command.startswith(("trace", "why")) else []
+    said = refused(*command.split(), *prompt, "-o", "a.svg")
+    assert said.startswith("cannot write a.svg: a graph is a folder or .zip")
+    assert refused(*command.split(), *prompt, "-o", "no/a.graph").startswith("cannot write no/a.")
+
+
+def test_what_is_said_beside_a_result_is_no_part_of_it(saved: str):
+    for command in ("export", "prune"):
+        names = {"export": "a.json", "prune": "a.graph"}
+        result = run(command, saved, "-o", names[command])
+        assert result.exit_code == 0, result.output
+        assert result.stdout == f"Saved {names[command]}\n"
+        assert result.stderr.startswith("Kept ")
+
+
+def test_numbers_are_taken_as_far_as_tables_hold_them(saved: str):
+    assert "Saved" not in succeed("show", saved, "--features", str(2**31 - 1))
+    for number in (2**31, 2**31 + 1, -1):
+        result = run("show", saved, "--features", str(number))
+        assert result.exit_code == 2
+        assert f"{number} is not in the range 0<=x<=2147483647" in result.stderr
+
+
 def test_a_picture_is_drawn_pruned(saved: str):
     result = run("render", saved, "-o", "a.dot")
     assert result.exit_code == 0, result.output

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import tracer
-from tests.test_cli import defaults, python_defaults, refused, run, succeed
+from replacement_models import replacement
+from tests.test_cli import defaults, python_defaults, refused, run
 
 FEW = ("--max-tokens", "600", "--prompt-count", "1", "--alone-tokens", "0", "--swap-count", "20")
 TINY = Path(__file__).parents[1] / "replacement_models" / "tiny"
@@ -27,8 +28,12 @@ def test_it_has_the_defaults_of_the_python_function():
     assert {name: shown[name] for name in expected} == expected
 
 
-def test_it_prints_every_figure_and_writes_figures_and_a_page():
-    text = succeed("evaluate", *FEW, "-o", "my.evaluation")
+def test_it_prints_every_figure_and_writes_figures_and_a_page(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replacement, "_notes", lambda *_: ("weights were dequantised",))
+    result = run("evaluate", *FEW, "-o", "my.evaluation")
+    assert result.exit_code == 0, result.output
+    text = result.stdout
+    assert result.stderr.endswith("weights were dequantised\n")
     for said in ("measured on", "all replaced", "by affine instead", "affine maps alone", "flip"):
         assert said in text
     assert "of the features that fire" in text

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,16 @@ def test_a_lens_is_fitted_saved_and_read():
     assert f"\n1\t{kl:.4g}\t" in text
     assert "tokens held out, in nats a token\nSaved t.safetensors\n" in text
     assert succeed("lens", PROMPT, "--lens", "t.safetensors").startswith("tuned lens\t")
+
+
+def test_a_layer_where_the_fitted_lens_is_no_nearer_is_marked(monkeypatch: pytest.MonkeyPatch):
+    held = {"kl": [1.0, 2.0, 3.0, 0.0], "kl_logit": [1.5, 2.0, 2.5, 0.0], "tokens": 9}
+    made = SimpleNamespace(about={"held_out": held}, kind="tuned", save=lambda _: None)
+    monkeypatch.setattr(tracer, "fit_lens", lambda *_, **__: made)
+    text = succeed("lens", "--fit", "tuned", "-o", "t.safetensors")
+    rows = [line.split("\t") for line in text.splitlines()[1:4]]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert [row[-1] for row in rows] == ["", "no better", "no better"]
 
 
 def test_a_direction_is_made_explained_added_and_removed():

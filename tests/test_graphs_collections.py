@@ -62,6 +62,10 @@ def test_graphs_come_back_equal_one_by_one_and_all_together(tmp_path: Path):
     assert [number for number, _ in dataset.graphs([3, 4])] == [3]
 
 
+def test_a_dataset_is_shown_by_its_place_not_by_all_its_settings(tmp_path: Path):
+    assert repr(written(tmp_path)) == f"GraphDataset(path={tmp_path!r})"
+
+
 def test_tables_hold_every_prompt_node_and_edge(tmp_path: Path):
     dataset, known = written(tmp_path), {n: g.prune() for n, g in graphs().items()}
     assert dataset.nodes.count_rows() == sum(g.nodes.num_rows for g in known.values())

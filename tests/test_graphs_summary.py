@@ -168,6 +168,17 @@ def test_a_route_takes_the_gap_where_no_curve_is_clear():
     assert hits(sampled(np.array([[[0.0, 0], [0, 30], [0, 70], [0, 100]]])), wall)[0] > 5
 
 
+def test_a_route_may_pass_along_a_boxs_margin_but_not_within_it():
+    box, margin = np.array([[10.0, 20, 30, 40]]), 5.0
+    across, along = np.linspace(0, 60, 13), np.linspace(10, 50, 9)
+    for low, high, sideways in ((5.0, 35.0, False), (15.0, 45.0, True)):
+        for at, behind_it in ((low, False), (low + 0.1, True), (high - 0.1, True), (high, False)):
+            line = np.stack([np.full(13, at), across], -1)
+            if sideways:
+                line = np.stack([along, np.full(9, at)], -1)
+            assert (hits(line[None], box, margin)[0] > 0) == behind_it
+
+
 def test_places_stay_within_the_column():
     for seed in range(8):
         places = placed(summary(random_graph(seed, features=120).prune()))

@@ -1,4 +1,6 @@
-"""Nothing in a block of rows waits for the device: shown on tensors that hold no numbers.
+"""What is made stands on the model's device, and nothing in a block of rows waits for it.
+
+Shown on tensors that hold no numbers.
 
 Tensors on torch's meta device know their shape only, so whatever asks one for a number, or mixes it
 with a tensor elsewhere, raises: what would make the host wait for a GPU, or fail there.
@@ -15,10 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracer
 from tests.random_models import PROMPT, replacement_model
+from tracer import Intervention
 from tracer.attribution import blocks, sweep
 from tracer.attribution.landing import Landing
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.targets import feature_rows, logit_targets
+from tracer.patching import Kind, ablate, logit_difference, patch, path_patch
 
 META = torch.device("meta")
 
@@ -141,3 +145,29 @@ def test_what_asks_for_a_number_would_be_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sweep, "product", lambda x, w: product(x, w) * float(x.sum()))
     with pytest.raises(RuntimeError, match="meta"):
         sweep.sweep(without_numbers(local), rows)
+
+
+OTHER = (1, 3, 12, 8, 22, 4)
+WANTED = [Intervention(layer=1, position=2, feature=3, add=1.0)]
+
+
+def test_whatever_is_made_stands_on_the_models_device():
+    model = replacement_model("gpt2", kind="cross_layer")
+    graph = tracer.trace(model, PROMPT, max_features=8)
+    metric = logit_difference(model, 3, 4)
+    target, source = (
+        next(node["id"] for node in graph.nodes.to_pylist() if node["kind"] == kind)
+        for kind in ("logit", "feature")
+    )
+    with META:  # where tensors stand that are not told where
+        for mode in ("direct", "free"):
+            tracer.intervene(model, PROMPT, WANTED, mode, patterns=True)
+        tracer.generate(model, [PROMPT, PROMPT[:3]], WANTED, max_new_tokens=2, temperature=1.0)
+        for kind in Kind:
+            for method in ("exact", "attribution"):
+                patch(model, PROMPT, OTHER, metric, sites=kind, method=method)
+        for using in ("zero", "mean", "resample"):
+            ablate(model, PROMPT, metric, sites="mlp", using=using, prompts=[OTHER])
+        path_patch(model, graph, [(source, target)], metric)
+        tracer.contrast(model, [(PROMPT, OTHER)], 1)
+        tracer.validate(model, graph, [OTHER, PROMPT], draws=1)

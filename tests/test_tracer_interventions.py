@@ -341,6 +341,30 @@ def test_continuations_that_cannot_be_are_refused(options: dict[str, Any], said:
         tracer.generate(replacement_model("gpt2"), [PROMPT], **options)
 
 
+def test_a_text_ends_at_any_token_that_ends_one(monkeypatch: pytest.MonkeyPatch):
+    model = replacement_model("gpt2")
+    config = model.host.model.config
+    monkeypatch.setattr(config, "eos_token_id", None)
+    [whole] = tracer.generate(model, [PROMPT], max_new_tokens=8)
+    said = whole.plain.tokens
+    assert len(said) == 8
+    for named, ends in ((said[2], {said[2]}), ([WIDTH + 99, said[3], said[1]], {said[3], said[1]})):
+        monkeypatch.setattr(config, "eos_token_id", named)
+        [found] = tracer.generate(model, [PROMPT], max_new_tokens=8)
+        end = min(said.index(token) for token in ends)
+        assert found.plain.tokens == said[:end]
+        assert len(found.plain.logits) == end
+
+
+def test_a_direction_is_added_as_often_as_asked_and_removed_as_far():
+    stream, vector = torch.randn(3, WIDTH).double(), torch.linspace(-1, 2, WIDTH).double()
+    for scale in (0.25, -3.0):
+        added = Steering(layer=0, vector=vector, scale=scale).changed(stream)
+        torch.testing.assert_close(added, stream + scale * vector)
+        left = Steering(layer=0, vector=vector, scale=scale, remove=True).changed(stream)
+        torch.testing.assert_close(left @ vector, (1 - scale) * (stream @ vector))
+
+
 def test_no_hook_outlives_an_exception(monkeypatch: pytest.MonkeyPatch):
     model = replacement_model("gpt2")
 

@@ -1,5 +1,6 @@
 """Patching: exact, to first order, along edges; ablations; one table and one picture."""
 
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -268,6 +269,43 @@ def test_sites_that_share_a_cell_of_a_heat_map_are_added_up(monkeypatch: pytest.
     monkeypatch.setattr(charts, "heat_map", lambda *given: drawn.append(given[3]) or "")
     heat_map(table)
     np.testing.assert_allclose(drawn[0][::-1], expected, rtol=0, atol=1e-12)
+
+
+def test_a_heat_map_names_its_rows_and_as_many_columns_as_were_named(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    model = replacement_model("gpt2")
+    table = patch(model, PROMPT, OTHER, logit_difference(model, 3, 4))
+    drawn: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(charts, "heat_map", lambda *given: drawn.append(given) or "")
+    heat_map(table, labels=["<s>", "a"])
+    title, rows, columns, numbers = drawn[0]
+    assert title == "effect by layer and position"
+    assert rows == ["layer 2", "layer 1", "layer 0"]
+    assert columns == ["<s>", "a", "2", "3", "4", "5"]
+    cells = {(row["layer"], row["position"]): row["effect"] for row in table.to_pylist()}
+    for at, name in enumerate(rows):
+        expected = [cells[int(name[-1]), position] for position in range(len(PROMPT))]
+        np.testing.assert_allclose(numbers[at], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_sites_are_all_there_are_and_features_those_that_fire_in_a_run(kind: Kind):
+    model = replacement_model("gpt2")
+    runs = [values_of(model, PROMPT), values_of(model, OTHER)]
+    at: dict[int, set[tuple[int, int | None]]] = {}
+    for layer in range(LAYERS):
+        for position in range(len(PROMPT)):
+            fires = {int(f) for run in runs for f in run.feature[layer][position].nonzero()}
+            indices = {Kind.FEATURE: fires, Kind.HEAD: range(4)}.get(kind, [None])
+            at.setdefault(layer, set()).update((position, index) for index in indices)
+    apart = [(s.layer, s.position, s.index) for s in sites_of(model, kind, runs)]
+    expected = [(layer, *place) for layer, places in at.items() for place in places]
+    assert sorted(map(str, apart)) == sorted(map(str, expected))
+    at_once = sites_of(model, kind, runs, by_position=False)
+    assert all(site.position is None for site in at_once)
+    found = [(s.layer, s.index) for s in at_once]
+    assert sorted(map(str, found)) == sorted({str((layer, i)) for layer, _, i in expected})
 
 
 def test_patches_that_cannot_be_are_refused():

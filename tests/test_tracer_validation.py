@@ -208,6 +208,14 @@ def test_responses_are_summed_up_with_their_spread():
     assert found["1"]["count"] == 3
 
 
+def test_what_is_explained_are_the_sixty_four_most_influential_features():
+    about = subject_of()
+    influence = about.graph.nodes["influence"].take(about.rows).to_pylist()
+    assert len(influence) > 64
+    chosen = explained(about)
+    assert sorted((influence[at] for at in chosen), reverse=True) == sorted(influence)[:-65:-1]
+
+
 def test_features_are_compared_with_those_that_could_reach_them():
     about = subject_of()
     target = len(about.features) - 1
