@@ -40,8 +40,8 @@ def triage(
 ) -> pa.Table:
     """A predicted usefulness of every graph of a dataset, the most useful first.
 
-    How well it predicts a full validation, `python -m benchmarks.triage` measures on the embedded
-    default.
+    An order to look in, not a verdict: `python -m benchmarks.triage` measures how little it
+    predicts of full validations of the embedded default's graphs.
 
     Args:
         dataset: of graphs, or its folder.
