@@ -1,6 +1,6 @@
 """Many prompts to one dataset: `python -m benchmarks.many_prompts [FILE.json] [--quick]`.
 
-Prompts of all behaviours of the embedded default, drawn from a seed, one thread. Four parts, each
+Prompts of all behaviours of the embedded default, drawn from a seed, one thread. Five parts, each
 alone with `--only PART`:
 
 speed: graphs a CPU second, writing included, and how far the resident set rises, in a process of
@@ -10,6 +10,9 @@ kills: copies of this process trace and are killed (SIGKILL) at random moments, 
 next, until the dataset is done; it must be the bytes of an unbroken run. Then the same of a driver
 of Ray and of its workers.
 ray: wall time of two local workers over one, with their start and from the first shard on.
+peer: CPU seconds of a loop of circuit-tracer over ours, the same prompts and weights, both with
+writing, ours pruned and with scores, theirs without and with its pruning; with `--peer PYTHON`, an
+environment that has it.
 
 A quarter of an hour of two cores; `--quick` takes few prompts and writes nothing.
 """
@@ -26,21 +29,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 import tracer
 from benchmarks.consensus import every_behaviour
 from benchmarks.output import RESULTS, output_file
 from graphs.collections.columns import TIMES
-from replacement_models import ReplacementModel
+from replacement_models import ReplacementModel, load_transcoder, save_transcoder
+from replacement_models.tiny.recipe.facts import PACKAGE
 
 SEED, WITHIN = 0, 1e-6
-PARTS = ("speed", "equal", "kills", "ray")
+PARTS = ("speed", "equal", "kills", "ray", "peer")
 ASKED = {"graphs a CPU second": 8.0, "two workers over one": 1.7}
 
 
@@ -55,9 +61,10 @@ class Sizes(NamedTuple):
     kills: int
     ray: int
     ray_kills: int
+    peer: int
 
 
-FULL, QUICK = Sizes(1000, 100, 60, 40, 400, 10), Sizes(40, 5, 12, 4, 24, 1)
+FULL, QUICK = Sizes(1000, 100, 60, 40, 400, 10, 100), Sizes(40, 5, 12, 4, 24, 1, 4)
 
 
 def drawn(model: ReplacementModel, count: int) -> list[dict[str, Any]]:
@@ -285,9 +292,45 @@ def ray(folder: Path, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def measure(parts: Sequence[str], sizes: Sizes) -> dict[str, Any]:
+def peer(folder: Path, sizes: Sizes, python: str) -> dict[str, Any]:
+    """A loop of circuit-tracer beside ours."""
+    model = ReplacementModel.load()
+    prompts = drawn(model, sizes.peer)
+    ids = [list(model.tokenize(one["prompt"])) for one in prompts]
+    (folder / "case").mkdir()
+    plain = AutoModelForCausalLM.from_pretrained(PACKAGE / "model", dtype=torch.float32)
+    plain.save_pretrained(folder / "case" / "model")
+    dictionary = load_transcoder(PACKAGE / "clt").to("cpu", torch.float32)
+    save_transcoder(dictionary, folder / "case" / "transcoders", "circuit-tracer")
+    (folder / "case" / "case.json").write_text(json.dumps({"kind": "cross_layer"}))
+    (folder / "case" / "prompts.json").write_text(json.dumps(ids))
+    (folder / "theirs").mkdir()
+    ours = [ran(folder / "before", sizes.peer)["cpu_seconds"]]
+    script = str(Path(__file__).with_name("peer_loop.py"))
+    done = subprocess.run(
+        [python, script, str(folder / "case"), str(folder / "theirs")],
+        check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours.append(ran(folder / "after", sizes.peer)["cpu_seconds"])
+    graphs = [tracer.trace(model, tokens) for tokens in ids]
+    counts = [graph.nodes["kind"].to_pylist().count("feature") for graph in graphs]
+    return {
+        "prompts": sizes.peer,
+        "CPU seconds, tracer": [round(one, 2) for one in ours],
+        "CPU seconds, circuit-tracer": round(theirs["saved"], 2),
+        "its pruning": round(theirs["pruned"], 2),
+        "its batch size": theirs["batch"],
+        "circuit-tracer over tracer": round(theirs["saved"] / min(ours), 2),
+        "with its pruning": round((theirs["saved"] + theirs["pruned"]) / min(ours), 2),
+        "graphs with as many features": sum(map(int.__eq__, counts, theirs["features"])),
+    }
+
+
+def measure(parts: Sequence[str], sizes: Sizes, python: str | None = None) -> dict[str, Any]:
     """What was asked for."""
     work = {"speed": speed, "equal": equal, "kills": kills, "ray": ray}
+    work |= {} if python is None else {"peer": partial(peer, python=python)}
     found: dict[str, Any] = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -295,7 +338,7 @@ def measure(parts: Sequence[str], sizes: Sizes) -> dict[str, Any]:
         "asked": ASKED,
     }
     with TemporaryDirectory() as folder:
-        for part in parts:
+        for part in (one for one in parts if one in work):
             found[part] = work[part](Path(folder), sizes)
             print(f"{part}: {json.dumps(found[part], indent=1)}", flush=True)
     return found
@@ -312,8 +355,9 @@ def main() -> None:
     arguments.add_argument("file", nargs="?", type=output_file)
     arguments.add_argument("--quick", action="store_true", help="Few prompts; writes no result.")
     arguments.add_argument("--only", choices=PARTS, action="append", help="Parts; all by default.")
+    arguments.add_argument("--peer", help="Python interpreter that can import circuit_tracer")
     given = arguments.parse_args()
-    found = measure(given.only or PARTS, QUICK if given.quick else FULL)
+    found = measure(given.only or PARTS, QUICK if given.quick else FULL, given.peer)
     file = given.file or (None if given.quick or given.only else RESULTS / "many_prompts.json")
     if file is not None:
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
