@@ -575,12 +575,30 @@ def test_a_place_that_takes_no_graph_is_refused_before_anything_is_read(command:
 
 
 def test_what_is_said_beside_a_result_is_no_part_of_it(saved: str):
-    for command in ("export", "prune"):
-        names = {"export": "a.json", "prune": "a.graph"}
-        result = run(command, saved, "-o", names[command])
+    for command, name in (
+        ("export", "a.json"),
+        ("prune", "a.graph"),
+        ("render", "a.dot"),
+        ("render --summary", "b.dot"),
+    ):
+        result = run(*command.split(), saved, "-o", name)
         assert result.exit_code == 0, result.output
-        assert result.stdout == f"Saved {names[command]}\n"
+        assert result.stdout == f"Saved {name}\n"
         assert result.stderr.startswith("Kept ")
+
+
+def test_validation_draws_as_it_was_told_to(saved: str, monkeypatch: pytest.MonkeyPatch):
+    import tracer
+
+    given: dict[str, Any] = {}
+
+    def validate(*_: Any, **options: Any) -> Any:
+        given.update(options)
+        raise tracer.TraceError("enough")
+
+    monkeypatch.setattr(tracer, "validate", validate)
+    assert refused("validate", saved, *SMALL, "--draws", "7", "--seed", "11") == "enough"
+    assert (given["draws"], given["seed"]) == (7, 11)
 
 
 def test_numbers_are_taken_as_far_as_tables_hold_them(saved: str):
