@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import io
 import re
 import socket
 import subprocess
@@ -9,12 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
+from rich.progress import Progress
 from transformers.utils import logging
 
 from graphs import AttributionGraph, GraphError
@@ -23,9 +26,10 @@ from graphs.exchange.tables import WRITERS
 from graphs.pictures.render import FORMATS
 from tests.graph_samples import random_graph
 from tracer.attribution import native
-from tracer.commands import COMMANDS, main
+from tracer.commands import COMMANDS, main, monitor
 from tracer.commands.group import Group
 from tracer.commands.options import feature_value
+from tracer.commands.progress import progress
 from tracer.commands.tables import print_table, row_name
 from tracer.commands.trace import slug
 
@@ -577,12 +581,65 @@ def test_a_place_that_takes_no_graph_is_refused_before_anything_is_read(command:
 
 
 def test_what_is_said_beside_a_result_is_no_part_of_it(saved: str):
-    for command in ("export", "prune"):
-        names = {"export": "a.json", "prune": "a.graph"}
-        result = run(command, saved, "-o", names[command])
+    for command, name in (
+        ("export", "a.json"),
+        ("prune", "a.graph"),
+        ("render", "a.dot"),
+        ("render --summary", "b.dot"),
+    ):
+        result = run(*command.split(), saved, "-o", name)
         assert result.exit_code == 0, result.output
-        assert result.stdout == f"Saved {names[command]}\n"
+        assert result.stdout == f"Saved {name}\n"
         assert result.stderr.startswith("Kept ")
+
+
+def test_validation_draws_as_it_was_told_to(saved: str, monkeypatch: pytest.MonkeyPatch):
+    import tracer
+
+    given: dict[str, Any] = {}
+
+    def validate(*_: Any, **options: Any) -> Any:
+        given.update(options)
+        raise tracer.TraceError("enough")
+
+    monkeypatch.setattr(tracer, "validate", validate)
+    assert refused("validate", saved, *SMALL, "--draws", "7", "--seed", "11") == "enough"
+    assert (given["draws"], given["seed"]) == (7, 11)
+
+
+def test_progress_on_a_terminal_knows_its_end_when_it_is_told(monkeypatch: pytest.MonkeyPatch):
+    bars: list[Progress] = []
+
+    class Seen(Progress):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            bars.append(self)
+
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("rich.progress.Progress", Seen)
+    with progress("Reading [1/2]") as advance:
+        [task] = bars[0].tasks
+        assert task.total is None
+        advance(3, 10, "Reading [2/2]")
+        [task] = bars[0].tasks
+        assert (task.completed, task.total) == (3, 10)
+        assert task.description == "Reading [2/2]"
+
+
+def test_a_monitor_says_every_ten_seconds_how_fast_it_goes(monkeypatch: pytest.MonkeyPatch):
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(monitor, "say", lambda text, err: said.append(text))
+    with monitor.Throughput() as told:
+        for now[0] in (4.0, 9.5, 10.0, 15.0, 19.5, 20.0):
+            told.add(30)
+    assert [text.split(" s:")[0] for text in said] == [
+        "3 texts, 90 tokens in 10.0",
+        "6 texts, 180 tokens in 20.0",
+        "6 texts, 180 tokens in 20.0",
+    ]
 
 
 def test_numbers_are_taken_as_far_as_tables_hold_them(saved: str):

@@ -90,6 +90,8 @@ def test_a_graph_is_read(older: bool):
         "E_5_0", "E_6_1", "0_7_1", "0_-1_0", "0_-1_1", "1_9_1", "1_-1_0", "1_-1_1", "3_77_1",
         "3_78_1",
     ]  # fmt: skip
+    assert [row["layer"] for row in rows] == [-1, -1, 0, 0, 0, 1, 1, 1, 2, 2]
+    assert [row["position"] for row in rows] == [0, 1, 1, 0, 1, 1, 0, 1, 1, 1]
     at = {row["id"]: number for number, row in enumerate(rows)}
     assert graph.effect[at["0_7_1"], at["E_5_0"]] == 1
     assert graph.effect[at["1_9_1"], at["0_7_1"]] == 2

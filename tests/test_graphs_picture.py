@@ -14,7 +14,7 @@ from graphs import AttributionGraph, GraphError
 from graphs.edges import share_matrix
 from graphs.pictures import placement
 from graphs.pictures.routing import behind
-from graphs.pictures.scene import Style, compose
+from graphs.pictures.scene import Style, _answer, compose
 from tests.graph_samples import columns, dallas, random_graph, two_paths
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -393,3 +393,15 @@ def test_a_skipped_step_joins_the_gold_path():
     effect[6, 2:6], effect[6, 1], effect[6, 0] = 0.14, 0.2, 0.24
     graph = AttributionGraph.build(columns(rows), sparse.csr_array(effect), {"tokens": ["a"]})
     assert compose(graph._content, Style()).marked == {0, 1, 6}
+
+
+def test_the_answer_is_the_likeliest_target_and_of_equals_the_first():
+    def answer(*chances: float | None) -> int | None:
+        rows = [{"kind": "embedding", "probability": None}]
+        return _answer(rows + [{"kind": "logit", "probability": chance} for chance in chances])
+
+    assert answer(0.2, 0.7, 0.1) == 2
+    assert answer(None, 0.3) == 2  # a direction has no probability
+    assert answer(0.3, 0.3) == 1
+    assert answer(None, None) == 1
+    assert answer() is None

@@ -17,7 +17,7 @@ from graphs import AttributionGraph, GraphError
 from graphs.pictures.placement import text_width
 from graphs.pictures.routing import behind, clear_route, crossing, hits, sampled, through_gaps
 from graphs.pictures.summary import BOXES, EDGES, Box, Link, Summary, summarise
-from graphs.pictures.summary_places import LANE, WIDTH, _pull, placed
+from graphs.pictures.summary_places import APART, LANE, TIGHT, WIDTH, _pull, _spread, placed
 from graphs.pictures.summary_source import _edges, _wrapped
 from tests.graph_samples import columns, dallas, random_graph, two_paths
 from tests.test_graphs_picture import HOSTILE, SVG, elements
@@ -177,6 +177,32 @@ def test_a_route_may_pass_along_a_boxs_margin_but_not_within_it():
             if sideways:
                 line = np.stack([along, np.full(9, at)], -1)
             assert (hits(line[None], box, margin)[0] > 0) == behind_it
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+@pytest.mark.parametrize("room", [TIGHT, (TIGHT + APART) / 2, APART, 3 * APART])
+def test_boxes_beside_one_another_fit_where_they_can_and_do_not_touch(count: int, room: float):
+    width = np.linspace(1, 2, count)
+    width *= (WIDTH - room * (count - 1)) / width.sum()
+    for wanted in (np.zeros(count), np.full(count, WIDTH), np.linspace(WIDTH, 0, count)):
+        middle = _spread(wanted, width)
+        low, high = middle - width / 2, middle + width / 2
+        assert low[0] >= -1e-9
+        assert high[-1] <= WIDTH + 1e-9
+        assert (low[1:] - high[:-1] >= min(room, APART) - 1e-9).all()
+    apart = np.arange(count) * WIDTH / count + 20
+    np.testing.assert_allclose(_spread(apart, np.full(count, 10.0)), apart)
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_boxes_that_do_not_fit_stick_out_alike_at_both_ends(count: int):
+    width = np.linspace(1, 2, count)
+    width *= 1.2 * WIDTH / width.sum()
+    middle = _spread(np.full(count, WIDTH / 2), width)
+    low, high = middle - width / 2, middle + width / 2
+    np.testing.assert_allclose(low[1:] - high[:-1], TIGHT)
+    over = 0.2 * WIDTH + TIGHT * (count - 1)
+    assert (low[0], high[-1]) == pytest.approx((-over / 2, WIDTH + over / 2))
 
 
 def test_places_stay_within_the_column():

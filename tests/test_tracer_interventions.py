@@ -13,6 +13,7 @@ from tests.random_models import LAYERS, PROMPT, WIDTH, replacement_model
 from tests.test_tracer_golden import CASES, Case, with_reference_weights
 from tracer import Intervention, ReplacementModel, Steering, Supernode, TraceError
 from tracer.interventions.generate import Sampling
+from tracer.interventions.values import positions_in
 
 KINDS: dict[str, dict[str, Any]] = {
     "direct": {"mode": "direct"},
@@ -354,6 +355,26 @@ def test_a_text_ends_at_any_token_that_ends_one(monkeypatch: pytest.MonkeyPatch)
         end = min(said.index(token) for token in ends)
         assert found.plain.tokens == said[:end]
         assert len(found.plain.logits) == end
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        (slice(0, 3), [0, 1, 2]), (slice(None, 2), [0, 1]), (slice(-2, None), [4, 5, 6, 7]),
+        (slice(0, 0), []), (slice(1, -1), [1, 2, 3, 4]), (slice(-9, 1), [0]),
+        (slice(None, None, 3), [0, 3, 6]), (0, [0]), (-1, [5]), (7, [7]), (8, []),
+    ],
+)  # fmt: skip
+def test_positions_count_from_the_prompts_start_or_end(position: Any, expected: list[int]):
+    assert positions_in(position, 6, 0, 8) == expected
+    assert positions_in(position, 6, 6, 8) == [at - 6 for at in expected if at >= 6]
+
+
+def test_an_answer_is_refused_where_it_is_no_number_at_a_single_position():
+    model = replacement_model("gpt2")
+    wanted = [Intervention(layer=LAYERS - 1, position=-1, feature=3, add=1e200)]
+    with pytest.raises(TraceError, match="the answer is no number after these changes"):
+        tracer.intervene(model, PROMPT, wanted, "free")
 
 
 def test_a_direction_is_added_as_often_as_asked_and_removed_as_far():

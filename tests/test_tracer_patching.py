@@ -143,6 +143,26 @@ def test_attribution_patching_takes_one_forward_and_one_backward_pass():
     assert table.num_rows == LAYERS * 4 * len(PROMPT)
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_dictionaries_are_encoded_only_where_features_are_patched(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+):
+    model, metric = replacement_model("gpt2"), logit_difference(replacement_model("gpt2"), 3, 4)
+    clean, base = values_of(model, PROMPT), values_of(model, OTHER)
+    sites = [site for site in sites_of(model, kind, [clean]) if site.layer == 1][:2]
+    rows = [[(site, clean.at(site))] for site in sites]
+    encode, layers = type(model.transcoder).encode, list[int]()
+    monkeypatch.setattr(
+        type(model.transcoder),
+        "encode",
+        lambda self, layer, x: layers.append(layer) or encode(self, layer, x),
+    )
+    estimated(model, OTHER, base, rows, metric)
+    assert layers == []
+    patched(model, OTHER, rows, metric)
+    assert layers == ([1] if kind is Kind.FEATURE else [])
+
+
 def test_a_head_at_zero_adds_nothing():
     model = replacement_model("gpt2")
     metric = logit_difference(model, 3, 4)

@@ -134,6 +134,18 @@ def test_the_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch):
     assert once.summary["spearman"]["influence"] == again.summary["spearman"]["influence"]
 
 
+@pytest.mark.parametrize(("width", "rows"), [(10_000, 46), (2**23, 1)])
+def test_no_more_activations_are_held_at_once_than_eight_million(
+    width: int, rows: int, monkeypatch: pytest.MonkeyPatch
+):
+    about = subject_of()
+    monkeypatch.setattr(type(about.model.transcoder), "features", width)
+    seen = next(ablations(about)).features
+    assert (seen.start, len(seen)) == (0, rows)
+    held = rows * LAYERS * len(PROMPT) * width
+    assert rows == 1 or held <= 2**23 < held + LAYERS * len(PROMPT) * width
+
+
 @pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_a_prediction_is_what_direct_interventions_and_activations_make_of_it(
