@@ -58,7 +58,12 @@ def main() -> None:
         check_unchanged(tree, tests)
         outcomes = Outcomes(options.kept or Path(folder) / "kept.jsonl")
         found = [
-            {"group": group, **asdict(one), "outcome": outcomes.of(tree, one, tests)}
+            {
+                "group": group,
+                "name": one.name,
+                **asdict(one),
+                "outcome": outcomes.of(tree, one, tests),
+            }
             for group, some in drawn.items()
             for one in some
         ]
@@ -106,10 +111,12 @@ class Covered:
         """Tests that run one of some lines, and the seconds they take.
 
         What tests of a file share is run by the first of them that needs it, so the others of the
-        file follow.
+        file follow. Lines that run on import are of no test: those that run any line of the file
+        are tried.
         """
         by_line = self.lines.get(path, {})
         every = {one for line in range(first, last + 1) for one in by_line.get(str(line), ())}
+        every = every or {one for some in by_line.values() for one in some}
         files = {name.partition("::")[0] for name in every}
         beside = {name for name in self.seconds if name.partition("::")[0] in files} - every
         chosen: list[str] = []
@@ -210,9 +217,8 @@ def summary(found: Iterable[Mapping[str, Any]], aside: Mapping[str, str]) -> dic
     survivors = []
     for one in found:
         row = groups.setdefault(one["group"], {"faults": 0, "killed": 0, "aside": 0})
-        name = f"{one['path']}: {one['before']} -> {one['after']}"
         survived = one["outcome"].startswith("survived")
-        if survived and name in aside:
+        if survived and one["name"] in aside:
             row["aside"] += 1
             continue
         row["faults"] += 1

@@ -16,7 +16,7 @@ def kept(shares: list[int | None], limit: float = 0.5, *, first: int = 0) -> flo
         raise ValueError(f"{limit + 1} is < {first}")
     total = sum(shares, start=first)
     total += max(limit, first)
-    shares.append(total)
+    shares.append(pow(limit, first))
     return -total if limit == 1 else shares[first : -1]
 '''
 
@@ -33,10 +33,11 @@ def test_people_s_faults_are_among_them():
     applied = [one.applied(SOURCE) for one in mutants("a.py", SOURCE)]
     for wanted in (
         "(limit <= first)", "limit < first or shares", "(not (limit < first and shares))",
-        "sum(shares)", "total -= max", "min(limit, first)", "max(first, limit)", "    pass\n",
+        "sum(shares)", "total -= max", "min(limit, first)", "pow(first, limit)", "    pass\n",
         "return (total)", "(shares[first:])", "(shares[:-1])", "limit: float = 1.0", "!= 1",
     ):  # fmt: skip
         assert any(wanted in text for text in applied), wanted
+    assert not any("max(first, limit)" in text for text in applied)
 
 
 def test_texts_types_and_what_is_raised_stay():

@@ -24,6 +24,8 @@ OTHERS = {"min": "max", "max": "min", "any": "all", "all": "any", "argmin": "arg
           "argmax": "argmin", "zeros": "ones", "floor": "ceil", "ceil": "floor"}  # fmt: skip
 PATHS = {"folder", "path", "root", "file", "here", "home", "place", "output", "parent"}
 ASKED = {"isinstance", "issubclass", "getattr", "hasattr", "setattr"}
+EITHER_WAY = {"min", "max"}
+"""Of these two arguments in the other order are no fault, nor is `strict`, which only asserts."""
 Change = tuple[str, ast.AST, str]
 """The kind of fault, what is replaced, and by what."""
 
@@ -45,7 +47,8 @@ class Mutant:
     @property
     def name(self) -> str:
         """What it is called where it is set aside: moves with the code, not with the line."""
-        return f"{self.path}: {self.before} -> {self.after}"
+        which = f" ({self.number + 1})" if self.number else ""
+        return f"{self.path}{which}: {self.before} -> {self.after}"
 
     def applied(self, source: str) -> str:
         """The file with the fault."""
@@ -99,7 +102,8 @@ def draw(
 
 
 def _lot(one: Mutant, seed: int) -> bytes:
-    return sha256(f"{seed} {one.number} {one.name}".encode()).digest()
+    change = f"{one.path}: {one.before} -> {one.after}"
+    return sha256(f"{seed} {one.number} {change}".encode()).digest()
 
 
 def _changes(node: ast.AST) -> Iterator[Change]:
@@ -168,12 +172,12 @@ def _of_operation(node: ast.expr | ast.stmt) -> Iterator[Change]:
 
 def _of_call(node: ast.Call) -> Iterator[Change]:
     for keyword in node.keywords:
-        if keyword.arg is not None and not _is_text(keyword.value):
+        if keyword.arg not in (None, "strict") and not _is_text(keyword.value):
             rest = [other for other in node.keywords if other is not keyword]
             yield "option dropped", node, ast.unparse(ast.Call(node.func, node.args, rest))
     first = node.args[:2]
     named = len(first) == 2 and all(isinstance(arg, ast.Name) for arg in first)
-    if named and ast.unparse(node.func) not in ASKED:
+    if named and ast.unparse(node.func) not in ASKED | EITHER_WAY:
         turned = [first[1], first[0], *node.args[2:]]
         yield "arguments turned", node, ast.unparse(ast.Call(node.func, turned, node.keywords))
     match node.func:
