@@ -70,7 +70,7 @@ class Clusters:
 
 def clusters(
     dataset: GraphDataset | str | Path,
-    count: int,
+    count: int = 2,
     by: str = "influence",
     group_by: str | None = None,
     align: str = "anywhere",

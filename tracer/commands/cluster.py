@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.argument("dataset", metavar="DATASET", type=EXISTING)
 @click.option(
-    "--clusters", "count", type=COUNT, required=True, metavar="K", help="How many, 2 or more."
+    "--clusters", "count", type=COUNT, default=2, metavar="K", help="How many, 2 or more."
 )
 @click.option(
     "--by",
