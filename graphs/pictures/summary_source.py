@@ -111,7 +111,7 @@ def _text(
 ) -> str:
     return dot.node(
         name, (box[0], box[1]), shape="plaintext", style="", label=dot.text(text) + end,
-        width=f"{box[2] / 72:.4f}", height="0.1", fontsize=size, fontcolor=colour,
+        width=f"{box[2] / 72:.4f}", height="0.2", fontsize=size, fontcolor=colour,
         **{"class": name.split(" ")[0], "id": name.replace(" ", "_")},
     )  # fmt: skip
 
