@@ -18,13 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 import tracer
 from benchmarks.consensus import answered, every_behaviour
 from benchmarks.output import RESULTS, output_file
 from replacement_models import ReplacementModel
 from tracer.datasets.triage import PARTS
+from tracer.validation.correlation import ranks
 
 VALIDATED, CLUSTERED, SEED, DRAWS = 2, 12, 0, 2000
 MEASURED = ("all of it", "circuit keeps", "responses", "spearman")
@@ -48,7 +48,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's; 0 where one does not vary."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
 def with_interval(a: Sequence[float], b: Sequence[float]) -> list[float]:

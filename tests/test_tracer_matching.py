@@ -189,6 +189,8 @@ def test_the_command_gives_what_python_gives(tmp_path: Path):
     assert f"shared\t{words.percent(expected.shared(0.2))} of " in text
     assert text.count("\tyes\n") + text.count("\tno\n") == 1
     assert "holds no text" in refused("match", str(empty(tmp_path)))
+    line = refused("match", given[1], "--other-model", "nowhere")
+    assert line.startswith("--other-model nowhere needs --other-transcoders: ")
 
 
 def empty(folder: Path) -> Path:

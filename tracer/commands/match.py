@@ -66,6 +66,12 @@ def match(
         "name": other_model or options["name"],
         "transcoders": other_transcoders or options["transcoders"],
     }
+    if other_model is not None and second["transcoders"] is None:
+        raise click.UsageError(
+            f"--other-model {other_model} needs --other-transcoders: the folder or hub id of a "
+            "set, or neurons for the model's own",
+            click.get_current_context(),
+        )
     model, other = load_model(options), load_model(second)
     with progress("Matching features"):
         found = tracer.match(model, other, texts, **how)

@@ -42,14 +42,13 @@ def thresholds_of(value: str) -> list[tuple[float, float]]:
     for part in value.split(","):
         pair = re.fullmatch(f"{number}(?:/{number})?", part)
         try:
-            assert pair is not None
-            nodes, edges = float(pair[1]), EDGES if pair[2] is None else float(pair[2])
-            assert 0 < nodes <= 1
-            assert 0 < edges <= 1
-        except (AssertionError, ValueError) as error:
+            nodes, edges = (float(pair[1]), float(pair[2] or EDGES)) if pair else (0.0, 0.0)
+        except ValueError:
+            nodes = edges = 0.0
+        if not (0 < nodes <= 1 and 0 < edges <= 1):
             raise click.BadParameter(
                 f"{value!r} is no list of shares such as 0.6,0.7,0.8 or 0.8/0.98 (nodes/edges)"
-            ) from error
+            )
         found.append((nodes, edges))
     return found
 

@@ -16,9 +16,11 @@ TARGETS = 64
 """Features explained in the comparison feature to feature, the most influential."""
 
 
-def spearman(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float | None:
-    """Rank correlation with tied ranks averaged; None below FEWEST values or without variation."""
-    if len(predicted) < FEWEST or np.ptp(predicted) == 0 or np.ptp(measured) == 0:
+def spearman(
+    predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"], fewest: int = FEWEST
+) -> float | None:
+    """Rank correlation, tied ranks averaged; None below `fewest` values or without variation."""
+    if len(predicted) < fewest or np.ptp(predicted) == 0 or np.ptp(measured) == 0:
         return None
     return float(np.corrcoef(ranks(predicted), ranks(measured))[0, 1])
 

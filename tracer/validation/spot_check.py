@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from graphs import AttributionGraph
 from graphs.schema import NodeKind
@@ -14,6 +13,7 @@ from replacement_models.process import one_call
 from tracer.interventions.forward import FeatureEdits, Run, run
 from tracer.interventions.intervene import place
 from tracer.interventions.values import Intervention
+from tracer.validation.correlation import spearman
 
 CHECKS = 24
 """Features zeroed."""
@@ -52,9 +52,7 @@ def spot_check(
     ids = graph.metadata["token_ids"][: graph.metadata["position"] + 1]
     fall = _falls(model, ids, some, target["token"])
     influence, size = np.array([row["influence"] for row in some]), np.abs(fall)
-    if len(some) < FEWEST or np.ptp(influence) == 0 or np.ptp(size) == 0:
-        return None
-    return float(np.corrcoef(rankdata(influence), rankdata(size))[0, 1])
+    return spearman(influence, size, FEWEST)
 
 
 def _falls(
