@@ -1,7 +1,7 @@
 """The replacement model: a language model and the transcoders that stand in for its MLPs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class ReplacementModel:
     """A Hugging Face tokenizer; None when only token ids are used."""
     name: str = ""
     revision: str = ""
+    folder: Path | None = None
+    """Where the language model was loaded from, a file or a folder; None in memory."""
     transcoder_name: str = ""
     transcoder_hash: str = ""
     elsewhere: str = ""
@@ -131,10 +133,11 @@ class ReplacementModel:
             tokenizer=tokenizer,
             name=public_name(name),
             revision=revision,
+            folder=folder,
             transcoder_name=public_name(transcoders),
             transcoder_hash="" if place is None else content_hash(place),
             labels={} if place is None else read_labels(place),
-            dictionary_folder=folder if place is None else place,
+            dictionary_folder=place or folder,
             corpus=_own_corpus(folder, tokenizer),
             swaps=_own_swaps(folder, tokenizer),
             notes=_notes(file, dtype),
@@ -174,6 +177,7 @@ class ReplacementModel:
             tokenizer=tokenizer,
             name=public_name(name),
             revision=revision,
+            folder=folder,
             corpus=_own_corpus(folder, tokenizer),
             swaps=_own_swaps(folder, tokenizer),
             notes=_notes(file, dtype),
@@ -214,6 +218,40 @@ class ReplacementModel:
             tokenizer,
             name or str(model.config.name_or_path),
             elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
+        )
+
+    @one_call()
+    def with_transcoders(
+        self, transcoders: str | Path, lazy: bool | None = None, elsewhere: str | None = None
+    ) -> "ReplacementModel":
+        """Put another dictionary beside the same language model, whose weights are shared.
+
+        Args:
+            transcoders: as for `load`, and so are the others.
+            lazy: leave decoder rows on disk; None decides by size.
+            elsewhere: what stands at layers that have no dictionary.
+
+        Returns:
+            Another replacement model of the same host; this one stays as it is.
+
+        Raises:
+            ModelError: the dictionary is missing, torn, or does not fit the model.
+        """
+        bare = transcoders == NEURONS
+        found = neurons(self.host) if bare else load_transcoder(transcoders, lazy)
+        fitted = found.to(self.device, self.dtype)
+        covering = cover(self.host, fitted, elsewhere)
+        place = None if bare else transcoder_folder(transcoders)
+        given = {"transcoders": _anywhere(transcoders), "lazy": lazy, "elsewhere": elsewhere}
+        return replace(
+            self,
+            transcoder=covering,
+            elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
+            transcoder_name=public_name(transcoders),
+            transcoder_hash="" if place is None else content_hash(place),
+            labels={} if place is None else read_labels(place),
+            dictionary_folder=place or self.folder,
+            loaded_with=None if self.loaded_with is None else {**self.loaded_with, **given},
         )
 
     @property

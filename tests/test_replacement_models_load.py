@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+import replacement_models
 import tracer
 from replacement_models import (
     ModelError,
@@ -26,6 +27,7 @@ from tracer import Intervention
 GOLDEN = Path(__file__).parent / "data" / "golden"
 LLAMA = GOLDEN / "llama_gqa_plt"
 GPT2 = GOLDEN / "gpt2_plt"
+EMBEDDED = Path(replacement_models.__file__).parent / "tiny"
 OWN_SENTENCES = "88c9454de57a897a"
 """How the SHA-256 of the embedded default's sentences begins: means over them must not move."""
 
@@ -51,6 +53,30 @@ def test_a_model_names_both_folders_without_what_lies_above_them():
     )
     assert len(model.transcoder_hash) == 64
     assert model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dictionary", [GPT2 / "transcoders", "neurons"])
+def test_another_dictionary_stands_beside_the_same_weights(dictionary: Path | str):
+    first = "neurons" if dictionary != "neurons" else GPT2 / "transcoders"
+    model = ReplacementModel.load(GPT2 / "model", first, dtype="float64")
+    found = model.with_transcoders(dictionary)
+    expected = ReplacementModel.load(GPT2 / "model", dictionary, dtype="float64")
+    assert found.host is model.host
+    assert model.transcoder_name != found.transcoder_name
+    named = ("name", "transcoder_name", "transcoder_hash", "labels", "dictionary_folder",
+             "elsewhere", "loaded_with", "folder", "notes")  # fmt: skip
+    for name in named:
+        assert getattr(found, name) == getattr(expected, name), name
+    ours, theirs = (tracer.trace(one, [3, 5, 7]) for one in (found, expected))
+    assert ours.nodes.equals(theirs.nodes)
+    assert (ours.effect != theirs.effect).nnz == 0
+
+
+def test_a_dictionary_of_another_model_is_refused_beside_it():
+    model = ReplacementModel.load(GPT2 / "model", "neurons")
+    with pytest.raises(ModelError, match="belong to another model") as error:
+        model.with_transcoders(EMBEDDED / "clt")
+    assert "\n" not in str(error.value)
 
 
 def test_the_embedded_model_brings_its_own_sentences_and_no_other_does():

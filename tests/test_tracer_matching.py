@@ -193,6 +193,18 @@ def test_the_command_gives_what_python_gives(tmp_path: Path):
     assert line.startswith("--other-model nowhere needs --other-transcoders: ")
 
 
+def test_the_command_loads_a_model_once_where_dictionaries_alone_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "texts.txt").write_text("w3 w9 w4\nw5 w7 w12 w30\n")
+    loads = []
+    load = ReplacementModel.load
+    monkeypatch.setattr(ReplacementModel, "load", lambda **how: loads.append(how) or load(**how))
+    succeed("match", str(tmp_path / "texts.txt"), *SMALL, "--other-transcoders", "neurons")
+    succeed("match", str(tmp_path / "texts.txt"), *SMALL)
+    assert len(loads) == 2
+
+
 def empty(folder: Path) -> Path:
     (folder / "empty.txt").write_text("\n")
     return folder / "empty.txt"

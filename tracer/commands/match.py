@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tracer
-from tracer.commands.models import load_model
+from tracer.commands.models import load_dictionary, load_model
 from tracer.commands.options import COUNT, EXISTING, SHARE, examples, json_option, model_options
 from tracer.commands.progress import progress
 from tracer.commands.say import say
@@ -72,7 +72,11 @@ def match(
             "set, or neurons for the model's own",
             click.get_current_context(),
         )
-    model, other = load_model(options), load_model(second)
+    model = load_model(dict(options))
+    if second["name"] != options["name"]:
+        other = load_model(second)
+    else:
+        other = model if second == options else load_dictionary(model, second)
     with progress("Matching features"):
         found = tracer.match(model, other, texts, **how)
     if as_json:

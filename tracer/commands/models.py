@@ -38,3 +38,14 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
     for note in model.notes:
         say(note, err=True)
     return model
+
+
+def load_dictionary(model: "ReplacementModel", options: dict[str, Any]) -> "ReplacementModel":
+    """The same language model with the dictionary that `options` name.
+
+    Raises:
+        ModelError: it cannot be loaded, or does not fit.
+    """
+    with progress("Loading the dictionary"):
+        names = ("transcoders", "lazy", "elsewhere")
+        return model.with_transcoders(**{name: options[name] for name in names if name in options})
