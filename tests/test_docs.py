@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from docs import fill_circuits
 from docs.fill_readme import ROOT, code_map, files, main
 from graphs.validation_summary import tables
 
@@ -238,3 +239,8 @@ def test_the_map_of_the_code_is_what_ls_shows():
     named = re.findall(r"\| (?:— )?\[(.*?)\]\((.*?)\)", shown[1])
     assert {target for _, target in named if "/" not in target} == folders | {"cli.py"}
     assert shown[1] == code_map(), "make readme"
+
+
+def test_the_page_on_circuits_shows_what_was_measured():
+    page = (ROOT / "docs" / "numbers" / "circuit-keeps.md").read_text("utf-8")
+    assert fill_circuits.table() in page
