@@ -453,7 +453,7 @@ def test_a_graph_of_another_model_is_not_asked_about(folder: Path, traced: tuple
         body = {"mode": "free", "changes": [{"layer": 0, "position": 1, "feature": 2, "scale": 1}]}
         status, _, content = ask(server, "/api/graphs/0/what-if", body)
     assert status == 422
-    assert b"start tracer view with the model it was traced from" in content
+    assert b"name the model it was traced from" in content
 
 
 def test_the_command_serves_until_it_is_interrupted(folder: Path):

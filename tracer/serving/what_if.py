@@ -75,7 +75,7 @@ class WhatIf:
             if about.get(name) != value:
                 raise TraceError(
                     f"the graph has {name} {about.get(name)!r}, but the model's is {value!r}: "
-                    "start tracer view with the model it was traced from"
+                    "name the model it was traced from with --model and --transcoders"
                 )
         ids = about.get("token_ids")
         if not isinstance(ids, list):
