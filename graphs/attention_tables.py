@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from hashlib import sha256
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from graphs import steering
 from graphs.exchange import arrow
@@ -126,6 +125,8 @@ def left(tables: Mapping[str, pa.Table], edges: Collection[str]) -> dict[str, pa
     """
     found = dict(tables)
     if "heads" in found:
+        import pyarrow.compute as pc
+
         kept = pc.is_in(found["heads"]["edge"], pa.array(sorted(edges), pa.string()))
         found["heads"] = found["heads"].filter(kept)
     return found

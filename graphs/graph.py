@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float
 from scipy import sparse
 
@@ -28,7 +27,7 @@ from graphs.edges import (
     nullable,
     stability_of,
 )
-from graphs.exchange import arrow, networks, tables, versions
+from graphs.exchange import arrow, versions
 from graphs.exchange.attribution_import import Imported, read_attribution_json
 from graphs.exchange.attribution_json import About, attribution_json
 from graphs.exchange.circuit_tracer_pt import read_circuit_tracer_pt
@@ -599,6 +598,8 @@ class AttributionGraph:
             among them where there are any.
         """
         known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
+        from graphs.exchange import networks
+
         return networks.to_networkx(self.nodes, self.edges, self.metadata | known)
 
     @classmethod
@@ -614,6 +615,8 @@ class AttributionGraph:
             GraphError: a cycle, an attribute that is missing or of the wrong type, or an
                 invariant that does not hold.
         """
+        from graphs.exchange import networks
+
         columns, edges = networks.from_networkx(graph)
         effect = effect_matrix(edges, len(columns["id"]))
         metadata = dict(graph.graph)
@@ -706,6 +709,8 @@ class AttributionGraph:
         Raises:
             GraphError: an unknown suffix, or the place cannot be written.
         """
+        from graphs.exchange import tables
+
         known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
         tables.export(pathlib.Path(path), self.nodes, self.edges, self._described | known)
 
@@ -868,6 +873,8 @@ class AttributionGraph:
         """Tables as they fit a page that holds some of the nodes."""
         if steering.NAME not in tables or nodes.num_rows == self.nodes.num_rows:
             return tables
+        import pyarrow.compute as pc
+
         known = tables[steering.NAME]
         shown = pc.is_in(self.nodes["id"], nodes["id"]).to_numpy()
         every = np.ones(known.num_rows, dtype=bool)

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import sparse
-from scipy.sparse import linalg
 
 from graphs import words
 from graphs.groups import Group
@@ -164,6 +163,8 @@ def _solved(share: sparse.csr_array, weight: np.ndarray) -> np.ndarray:
     if not len(weight):
         return weight
     system = sparse.csc_array(sparse.eye_array(len(weight)) - share.T)
+    from scipy.sparse import linalg
+
     return np.asarray(linalg.spsolve(system, weight)).reshape(-1)
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import sparse
-from scipy.sparse import linalg
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +175,8 @@ def without_skips(
 
 def _solved(system: sparse.csc_array, node: int) -> np.ndarray:
     """The column of the inverse that belongs to a node."""
+    from scipy.sparse import linalg
+
     unit = np.zeros(system.shape[0])
     unit[node] = 1
     return np.asarray(linalg.spsolve(system, unit)).reshape(-1)

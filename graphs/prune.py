@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
@@ -172,6 +171,8 @@ def connected(
     Returns:
         (nodes,) a mask.
     """
+    import networkx as nx
+
     count = len(ends.token)
     first, last = count, count + 1
     graph: nx.DiGraph[Any] = nx.DiGraph()

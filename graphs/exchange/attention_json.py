@@ -13,7 +13,6 @@ from math import isfinite
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from graphs.attention_tables import COLUMNS, LEFT, check, edge_ends
 from graphs.schema import GraphError, NodeKind
@@ -114,6 +113,8 @@ def descriptors(names: Sequence[str], whole: pa.Table) -> list[dict[str, Any]]:
     Raises:
         GraphError: an id names no node.
     """
+    import pyarrow.compute as pc
+
     said = ("id", "label", "text", "activation")
     mask = pc.is_in(whole["id"], pa.array(names, pa.string()))
     known = {row["id"]: row for row in whole.filter(mask).select(said).to_pylist()}
