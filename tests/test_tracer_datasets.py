@@ -26,7 +26,9 @@ from replacement_models.one_writer import one_writer
 from tests.killed import die_at
 from tracer import Difference, GraphDataset, TraceError
 from tracer.commands import main
+from tracer.datasets import many, on_ray
 from tracer.datasets import shard as shard_module
+from tracer.datasets.plan import plan
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "llama_gqa_clt"
 SMALL = ["--model", str(GOLDEN / "model"), "--transcoders", str(GOLDEN / "transcoders")]
@@ -509,6 +511,21 @@ def test_ray_writes_the_same_bytes_and_leaves_no_process(
     assert contents(out) == contents(unbroken)
     assert not ray.is_initialized()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_ray_is_asked_for_what_is_missing_and_for_nothing_else(
+    golden: ReplacementModel, tmp_path: Path
+):
+    out = tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt):
+        tracer.trace_many(golden, IDS, out, shard=2, progress=Stop(3))
+    settled = plan(golden, many._read(IDS), out, 2, (0.8, 0.98), {})
+    assert [(number, [one for one, _ in some]) for number, some in on_ray._tasks(settled)] == [
+        (1, [3]),
+        (2, [4]),
+    ]
+    tracer.trace_many(golden, IDS, out, shard=2)
+    assert on_ray._tasks(settled) == []
 
 
 def test_ray_loads_no_model_that_was_made_in_memory(golden: ReplacementModel, tmp_path: Path):

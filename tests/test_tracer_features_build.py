@@ -17,6 +17,7 @@ from replacement_models.hosts import host_of
 from replacement_models.text.packing import FILL, Packed, pack
 from tests.random_models import VOCABULARY, language_model, replacement_model
 from tracer import ModelError, TraceError
+from tracer.features import strongest
 from tracer.features.settings import Settings
 from tracer.features.statistics import (
     QUANTILES,
@@ -491,3 +492,18 @@ def test_many_activations_are_counted_as_few_are(signed: bool, dtype: torch.dtyp
     assert torch.equal(crowded.histogram, few.histogram[:1])
     near = {torch.bfloat16: 0.5, torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
     assert crowded.total.sub(few.total[:1]).abs() < near
+
+
+def test_the_draw_of_windows_is_hashed_as_murmurhash_does():
+    """What its authors give for the hash of nothing with the seeds 0, 1 and 2**32 - 1."""
+    given = torch.tensor([0, 1, 0xFFFFFFFF, 1 << 32])
+    assert strongest.mixed(given).tolist() == [0, 0x514E28B7, 0x81F16F39, 0]
+
+
+def test_the_stronger_window_ranks_above_by_the_last_digit_of_its_peak():
+    peaks = torch.tensor([1.0, float(np.nextafter(np.float32(1), np.float32(2))), 1.0, 0.0])
+    windows = torch.tensor([0, 7, (1 << 32) - 1, 3])
+    [keys] = strongest.by_strength(peaks[:, None], windows)
+    assert keys.argsort(descending=True).tolist() == [1, 0, 2, 3]
+    assert strongest.windows_of(keys[:3]).tolist() == windows[:3].tolist()
+    assert keys[3] == strongest.UNWANTED

@@ -167,6 +167,13 @@ def test_a_label_that_does_not_hold_in_the_prompt_says_so():
     assert in_prompt([start], 2, seen, classes) == "mostly after the start"
 
 
+def test_the_name_of_a_class_is_no_word_of_another():
+    either = [{"name": "fruit", "class": True}, {"name": "leaf", "class": False, "tokens": [1]}]
+    classes = Classes({"fruit": ["pear", "fig"], "a word of botany": ["fruit", "leaf"]})
+    seen = Prompt([" <s>", " pear", " x"], 2, [])
+    assert in_prompt([[{"kind": "on", "any": either}]], 1, seen, classes) == "on fruit +1"
+
+
 def test_the_store_beside_the_dictionary_is_found(
     model: ReplacementModel, labelled: FeatureStore, tmp_path: Path
 ):

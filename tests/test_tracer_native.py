@@ -1,6 +1,6 @@
 """The optional kernel: the same numbers as torch's, and one line where it cannot be had."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -147,3 +147,32 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(TraceError, match="unknown option"):
         tracer.trace(replacement_model(), PROMPT, split_products=True)
     assert list((tmp_path / "tracer").iterdir()) == []
+
+
+class Written:
+    """Stands for the compiled library: notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, tuple[int, ...]] = {}
+        for name in ("split_ready", "split_room", "split_product"):
+            setattr(self, name, self.noted(name))
+
+    def noted(self, name: str) -> Callable[..., int]:
+        def call(*arguments: int) -> int:
+            self.asked[name] = arguments
+            return 0
+
+        return call
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_the_kernel_is_told_places_strides_and_sizes_in_its_order(add: bool):
+    library = Written()
+    x, weight = torch.zeros(3, 12)[:, :7], torch.zeros(5, 7)
+    base = torch.zeros(3, 9)[:, :5] if add else None
+    out = native.Kernel(library).add(x, weight, base)  # type: ignore[arg-type]
+    assert out.shape == (3, 5)
+    assert library.asked["split_room"] == (3, 5, 7)
+    told = [x.data_ptr(), 12, weight.data_ptr(), 7, out.data_ptr(), 9 if add else 5]
+    assert [*library.asked["split_product"][:-1]] == [*told, 3, 5, 7, add]
+    assert library.asked["split_product"][-1] % native.ALIGNMENT == 0
