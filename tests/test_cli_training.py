@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from replacement_models.training.loop import Loop
 from tests.test_cli import refused, run, succeed
 from tests.training_runs import settings
+from tracer.training.curves import thinned
 
 SHORT = {"dictionary": {"layers": None, "features": 64}, "run": {"tokens": 4096}}
 
@@ -24,6 +26,15 @@ def written(**sections: dict[str, object]) -> str:
     given = settings(Path("run"), **{**SHORT, **sections})
     Path("run.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
     return "run.yaml"
+
+
+@pytest.mark.parametrize("count", [0, 1, 60, 61, 119, 1000])
+def test_curves_of_long_runs_have_few_points_the_last_among_them(count: int):
+    steps = [line["step"] for line in thinned([{"step": at} for at in range(count)])]
+    assert min(count, 30) <= len(steps) <= 60
+    assert steps[-1:] == [count - 1][:count]
+    assert len(set(np.diff(steps).tolist())) <= 1
+    assert count > 60 or steps == list(range(count))
 
 
 def test_a_run_says_what_the_dictionary_is_worth_and_draws_its_curves():

@@ -117,6 +117,12 @@ def test_a_first_save_into_an_empty_folder_may_be_cut_short(tmp_path: Path):
     assert names(folder) == ["edges.arrow", "nodes.arrow"]
 
 
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path: Path):
+    (tmp_path / "nodes.arrow").mkdir()
+    with pytest.raises(GraphError, match=r"cannot write .*: Is a directory"):
+        write_together(tmp_path, {"nodes.arrow": pa.py_buffer(b"new")})
+
+
 def test_a_link_in_a_strangers_folder_leads_nowhere(tmp_path: Path):
     graph, outside = random_graph(0, features=10), tmp_path / "outside"
     graph.save(tmp_path / "g")

@@ -104,6 +104,24 @@ def test_features_without_a_label_are_merged_by_position():
     assert len({box.at for box in groups}) == len(groups)
 
 
+def test_a_group_stands_where_most_of_its_influence_passes():
+    """Two members, early and late, of influence 3 and 1: a quarter of the way."""
+    rows = [
+        {"kind": "embedding", "layer": -1, "position": 0, "token": 5, "text": " Dallas"},
+        {"kind": "feature", "layer": 0, "position": 0, "feature": 1, "label": "early"},
+        {"kind": "feature", "layer": 1, "position": 4, "feature": 2, "label": "late"},
+        {"kind": "logit", "layer": 2, "position": 4, "token": 9, "text": " Austin",
+         "probability": 1},
+    ]  # fmt: skip
+    effect = sparse.csr_array([[0.0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 3, 1, 0]])
+    graph = AttributionGraph.build(
+        columns(rows), effect, {"tokens": [" Dallas", *" a b c d"[1::2]]}
+    )
+    both = [row["id"] for row in graph.nodes.to_pylist() if row["kind"] == "feature"]
+    [group] = [box for box in summary(graph.group("both", both)).boxes if box.kind == "group"]
+    assert (group.position, group.depth, group.at) == (pytest.approx(1), pytest.approx(1.25), "")
+
+
 def size(svg: bytes) -> tuple[float, float]:
     root = ET.fromstring(svg)
     return tuple(float(root.attrib[name].removesuffix("pt")) for name in ("width", "height"))  # type: ignore[return-value]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import sparse
 
 from graphs import AttributionGraph, GraphError, words
 from graphs.attention_tables import COLUMNS
@@ -27,7 +28,7 @@ from graphs.viewer.beside import read_beside
 from graphs.viewer.page import page, policy
 from graphs.viewer.payload import Beside
 from graphs.viewer.thresholds import strongest_edges
-from tests.graph_samples import dallas, random_graph
+from tests.graph_samples import columns, dallas, random_graph
 from tests.test_graphs_steering import known, random_steering
 
 ROOT = Path(__file__).parents[1]
@@ -252,6 +253,22 @@ def test_a_share_or_number_out_of_range_is_refused_before_writing(
     with pytest.raises(GraphError, match=said):
         dallas().to_html(tmp_path / "a.html", **settings)
     assert not (tmp_path / "a.html").exists()
+
+
+@pytest.mark.parametrize("most", [2, 7, 11])
+def test_as_many_edges_are_kept_as_were_asked_for_but_ties_at_the_bound_go(most: int):
+    """Twelve tokens that write to the answer: every edge is a path of its own."""
+    rows = [{"kind": "embedding", "layer": -1, "position": at, "token": at} for at in range(12)]
+    rows.append({"kind": "logit", "layer": 1, "position": 11, "token": 9, "probability": 1})
+    size = np.random.default_rng(0).permutation(12) + 1.0
+    for tied in (False, True):
+        effect = np.zeros((13, 13))
+        effect[12, :12] = np.where(tied & (size <= 12 - most), 13 - most, size)
+        graph = AttributionGraph.build(columns(rows), sparse.csr_array(effect), {})
+        _, edges, held = strongest_edges(graph.nodes, graph.edges, most)
+        assert edges.num_rows == held["edges"] == most - tied
+        strongest = np.sort(size)[::-1][: most - tied]
+        assert sorted(edges["weight"].to_pylist(), reverse=True) == strongest.tolist()
 
 
 def test_a_large_graph_keeps_its_strongest_edges_and_counts_the_others_as_left_out():

@@ -304,6 +304,15 @@ def test_what_no_linear_decoder_can_express_is_refused_unless_zero(
     assert f"{key} is not zero, a variant that is not supported" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", ["sparsify clt", "sparsify clt window"])
+def test_one_decoder_for_all_targets_is_taken_only_where_it_is_said_to_be(folder: Path):
+    file = folder / "h.0.mlp" / "sae.safetensors"
+    tensors = load_file(file)
+    tensors["W_dec"] = tensors.pop("W_decs.1")
+    save_file(tensors, file)
+    assert "W_decs.1" in refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["gemma-scope", "gemma-scope-2 per-layer", "saelens", "sparsify"])
 def test_a_per_layer_set_may_lack_layers_but_no_model_takes_it_unasked(folder: Path):
     whole = load_transcoder(folder)
@@ -519,6 +528,8 @@ def test_a_format_is_written_as_it_is_read(peer: Peer, folder: Path, name: str, 
     written = {key for file in there.rglob("*.safetensors") for key in load_file(file)}
     untied = ("W_decs", "b_decs", "W_skips", "decoder_module.decoders", "decoder_module.skip")
     assert {key for key in written - stored if not key.startswith(untied)} <= {"threshold"}
+    about = [file.read_text() for file in there.rglob("*.json")]
+    assert all("\n  " in text for text in about)  # for people too
 
 
 def rounded(transcoder: Transcoder) -> Transcoder:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,6 +229,46 @@ def test_one_vector_a_state_is_no_disagreement(
     assert means.disagreement(noise, ids) > 1
 
 
+def test_a_new_model_is_as_its_recipe_says_and_drops_nothing_in_training(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    recipe = train_model.ModelRecipe(width=16, layers=2, heads=4, context=24)
+    made = train_model.new_model(recipe, tokenizer)
+    sizes = made.config.n_embd, made.config.n_layer, made.config.n_head, made.config.n_positions
+    assert sizes == (16, 2, 4, 24)
+    assert made.config.vocab_size == len(tokenizer)
+    ends = made.config.bos_token_id, made.config.eos_token_id
+    assert ends == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    embedding = made.get_input_embeddings().weight
+    assert made.lm_head.weight is not embedding
+    assert not embedding.requires_grad
+    assert float(embedding.std()) == pytest.approx(recipe.embedding_scale, rel=0.05)
+    ids = torch.arange(24)[None]
+    assert torch.equal(made.train()(ids).logits, made.eval()(ids).logits)
+
+
+def test_the_feature_that_marks_a_state_misses_few_cities_and_marks_few_others() -> None:
+    """All cities, two of four and none else, or all four and one other: the last, of F1 8/9."""
+    cities = tuple("abcdefgh")
+    lab = SimpleNamespace(state_of=dict(zip(cities, ["Texas"] * 4 + ["Ohio"] * 4, strict=True)))
+    active = torch.zeros(8, 2, 2, 3)
+    active[:, 1, 0, 0] = active[:2, 1, 0, 1] = active[:5, 1, 1, 2] = 1
+    active[:4, 0, 1, 1] = 1  # at the other site
+    found = swaps.best_state_feature(lab, active, cities, "Texas", 1)  # type: ignore[arg-type]
+    assert found == swaps.StateFeature(1, 2, pytest.approx(0.8), 1.0)
+    assert swaps.best_state_feature(lab, active, cities, "Texas", 0).feature == 1  # type: ignore[arg-type]
+
+
+def test_a_state_is_decodable_where_its_cities_share_a_direction() -> None:
+    """One city stands where another state's do: that one alone is not found."""
+    names, states = sorted(CITIES.state_of), sorted(set(CITIES.state_of.values()))
+    state = torch.tensor([states.index(CITIES.state_of[name]) for name in names])
+    rows = torch.eye(len(states))[state]
+    assert measure.decodable(rows, names, CITIES) == 1
+    rows[5] = rows[state != state[5]][0]
+    assert measure.decodable(rows, names, CITIES) == pytest.approx(1 - 1 / len(names))
+
+
 def test_clusters_find_two_far_points() -> None:
     data = torch.tensor([[0.0, 0.0], [0.0, 0.1], [9.0, 9.0], [9.0, 9.1]])
     member = train_transcoders.clusters(data, 2, torch.Generator().manual_seed(2))
@@ -375,6 +416,20 @@ TEXTS = {
     "packed": "679324e6fa906112",
 }
 """SHA-256 of the recipe's texts, their beginning: published figures were measured on these."""
+
+NUMBERS = "0"
+"""The same of the recipe's numbers: the embedded default was trained with these."""
+
+
+def test_the_recipes_numbers_stay_those_that_the_default_was_trained_with():
+    shares = [
+        [(family.__name__, share) for family, share in stage.families.items()]
+        for stage in train_model.STAGES
+    ]
+    stages = [replace(stage, families={}) for stage in train_model.STAGES]
+    found = (replace(train_model.ModelRecipe(), stages=tuple(stages)), shares,
+             train_transcoders.TranscoderRecipe(), train_transcoders.PER_LAYER_STAGES)  # fmt: skip
+    assert hashlib.sha256(repr(found).encode()).hexdigest()[:16] == NUMBERS
 
 
 def recipe_texts(tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:

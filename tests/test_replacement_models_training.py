@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from replacement_models.formats import convert
 from replacement_models.replaced import Where, logits_of, replaced
 from replacement_models.sites import Stage
 from replacement_models.training import train as training
+from replacement_models.training.clusters import clusters
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.config_file import (
     SECTIONS,
@@ -28,6 +30,7 @@ from replacement_models.training.config_file import (
 from replacement_models.training.divergence import divergence
 from replacement_models.training.fold import folded
 from replacement_models.training.journal import FILE, Journal, entries
+from replacement_models.training.loop import schedule
 from replacement_models.training.memory import check_memory, planned
 from replacement_models.training.scales import Scale
 from replacement_models.training.settings import Section
@@ -246,6 +249,24 @@ def test_measurements_on_the_way_are_written_down_and_change_nothing(tmp_path: P
     assert run.summary["start_cpu_seconds"] > 0
 
 
+def test_the_rate_goes_up_stays_and_goes_down_to_nothing():
+    rates = [schedule(step, 100, warmup=0.1, decay=0.2) for step in range(100)]
+    assert rates[:11] == pytest.approx([*(at / 10 for at in range(1, 11)), 1])
+    assert rates[11:80] == [1] * 69
+    assert rates[80:] == pytest.approx([1 - at / 20 for at in range(20)])
+    assert [schedule(step, 3, warmup=0.0, decay=0.0) for step in range(3)] == [1, 1, 1]
+
+
+def test_clusters_that_point_the_same_way_start_as_one_feature():
+    data = torch.tensor([[1.0, 0.0], [3.0, 0.1], [0.0, 2.0], [0.1, 5.0]]).repeat(5, 1)
+    member = clusters(data, 8, torch.Generator().manual_seed(0))
+    assert sorted(set(member.tolist())) == [0, 1]
+    assert member[0] == member[1] != member[2] == member[3]
+    silent = torch.tensor([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])  # one centre has a direction
+    member = clusters(silent, 3, torch.Generator().manual_seed(0))
+    assert member[0] == member[1] != member[2]
+
+
 def test_sharpened_distributions_are_compared_too():
     model = loaded(None, "cpu", "float32")
     config = TrainConfig.of({"dictionary": {"features": 8, "l0": 2}})
@@ -395,6 +416,33 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
     assert str(refused.value).startswith(f"{path}: ")
+
+
+OUTSIDE: dict[str, dict[str, Any]] = {
+    "dictionary": {"features": 0, "widths": [64, 0], "layers": -1, "span": 0, "l0": 0.0,
+                   "prefixes": [0], "kind": "x", "read": "x", "write": "x", "site": "x",
+                   "activation": "x"},
+    "start": {"features": "x", "dictionary_layers": -1, "tokens": 63, "threshold": 0.0,
+              "detector_steps": 0, "clustered": 0.0},
+    "loss": {"penalty": "x", "frequent": 0.0, "tanh_scale": 0.0, "penalty_start": 0.0,
+             "gain": -0.1, "nudge": -0.1, "bandwidth": 0.0, "pre_activation": -0.1, "aux": -0.1,
+             "aux_k": 0, "dead_after": 0, "revive_every": -1, "outliers": 0.0},
+    "optimiser": {"rate": 0.0, "warmup": 1.1, "decay": 1.1, "betas": [0.9, 1.0], "clip": 0.0},
+    "divergence": {"share": 1.1, "weight": -0.1, "sharp": -0.1, "rows": 0},
+    "data": {"context": 1, "max_tokens": 0, "skip_positions": -1, "rows": 0, "buffer": 63,
+             "held_out": 0.6, "held_out_tokens": 63, "prompts": -1, "cache_type": "x"},
+    "run": {"tokens": 0, "batch": 7, "seed": -1, "dtype": "x", "threads": 0, "precision": "x",
+            "sparse_below": 1.1, "log_every": 0, "checkpoint_every": 0, "measure_every": -1},
+    "ranks": {"shards": 0, "wait": 0.0},
+}  # fmt: skip
+"""Of every field with limits a value just outside."""
+
+
+@pytest.mark.parametrize("section", OUTSIDE)
+def test_every_limit_of_a_field_is_kept(section: str):
+    for name, value in OUTSIDE[section].items():
+        with pytest.raises(ModelError, match=rf"{section}\.{name}: expected "):
+            TrainConfig.of({section: {name: value}})
 
 
 @pytest.mark.parametrize("text", ["a: [", "\x00", "a: b: c", "!!python/object:os.system {}"])
@@ -605,3 +653,38 @@ def test_a_log_goes_on_where_the_checkpoint_was(tmp_path: Path):
     Journal(tmp_path, TrainConfig.of({"dictionary": {"features": 8, "l0": 2}}), 2)
     assert list(entries(tmp_path / FILE)) == lines[:2]
     assert [file.name for file in tmp_path.iterdir()] == [FILE]
+
+
+def test_numbers_go_to_tensorboard_and_wandb_by_their_names_and_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[Any] = []
+
+    class Board:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            said.append((name, value, step))
+
+        def close(self) -> None:
+            said.append("board closed")
+
+    class Project:
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            said.append((numbers, step))
+
+        def finish(self) -> None:
+            said.append("project closed")
+
+    board = SimpleNamespace(SummaryWriter=Board)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: Project()))
+    journal = Journal(
+        tmp_path, TrainConfig.of({"run": {"tensorboard": True, "wandb": "project"}}), 0
+    )
+    journal.write({"step": 3, "loss": 0.5, "layers": {"l0": [1.0]}})
+    journal.close()
+    numbers = {"step": 3, "loss": 0.5}
+    each = [(name, value, 3) for name, value in numbers.items()]
+    assert said == [*each, (numbers, 3), "board closed", "project closed"]

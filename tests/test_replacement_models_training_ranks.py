@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from benchmarks.training_plan import lines
 from replacement_models import ModelError
+from replacement_models.training import torchrun
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.memory import Share, check_memory, planned
-from replacement_models.training.ranks import shards_of
+from replacement_models.training.ranks import ALONE, shards_of
 from replacement_models.training.wiring import Wiring
 from tests.training_runs import settings
 
@@ -32,6 +35,48 @@ def test_ranks_do_what_one_process_does(what: str, tmp_path: Path):
         timeout=900,
     )
     assert done.stdout.endswith(f"{what}: held\n"), done.stderr
+
+
+def test_ranks_meet_at_torchruns_store_or_at_that_of_the_first(monkeypatch: pytest.MonkeyPatch):
+    config = TrainConfig.of({"ranks": {"wait": 5.0}})
+    kept = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"),
+                        ("MASTER_PORT", str(kept.port)), ("TORCHELASTIC_RESTART_COUNT", "3"),
+                        ("TORCHELASTIC_USE_AGENT_STORE", "True")):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    torchrun._store(config).set("said", "by rank 0")
+    assert kept.get("tracer/3/said") == b"by rank 0"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    first = torchrun._store(config)
+    monkeypatch.setenv("RANK", "1")
+    torchrun._store(config).set("said", "by rank 1")
+    assert first.get("said") == b"by rank 1"
+
+
+def test_ranks_end_with_what_started_them_where_it_watches_them(monkeypatch: pytest.MonkeyPatch):
+    ended: list[int] = []
+
+    class AtOnce:
+        def __init__(self, target: Any, args: Any, daemon: bool) -> None:
+            assert daemon
+            self.start = lambda: target(*args)
+
+    monkeypatch.setattr(torchrun, "Thread", AtOnce)
+    monkeypatch.setattr(torchrun, "_end_with", ended.append)
+    monkeypatch.setattr(torchrun, "_store", lambda config: None)
+    monkeypatch.setattr(torchrun, "_meet", lambda config, store: ALONE)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv(torchrun.WATCHED, raising=False)
+    with torchrun.ranks_begun(TrainConfig()) as found:
+        assert found is ALONE
+    assert not ended
+    monkeypatch.setenv(torchrun.WATCHED, "1")
+    with torchrun.ranks_begun(TrainConfig()):
+        assert ended == [os.getppid()]
 
 
 def started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":

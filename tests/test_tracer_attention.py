@@ -225,6 +225,21 @@ def test_heads_applied_to_few_sources_or_to_rows_carry_the_same(
     assert np.abs(found[0].written - found[1].written).max() < 1e-12 * scale
 
 
+@pytest.mark.parametrize("few", [True, False])
+def test_a_row_split_alone_has_the_loadings_that_it_has_among_others(
+    monkeypatch: pytest.MonkeyPatch, few: bool
+):
+    known, chosen = about("llama", "cross_layer")
+    whole = split(known, chosen)
+    monkeypatch.setattr(
+        loadings_module, "_few", lambda local, slabs, layer: few and layer < len(local.layers)
+    )
+    monkeypatch.setattr(loadings_module, "chunks", lambda rows: np.arange(len(rows.site))[:, None])
+    alone = split(known, chosen)
+    assert np.abs(whole.heads - alone.heads).max() < 1e-12 * np.abs(chosen.weight).max()
+    assert np.abs(whole.written - alone.written).max() < 1e-12 * np.abs(chosen.weight).max()
+
+
 @pytest.mark.parametrize("family", SHARED)
 def test_the_cells_of_a_head_add_up_to_its_loading(family: str):
     known, chosen = about(family, "cross_layer")

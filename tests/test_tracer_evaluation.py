@@ -346,7 +346,8 @@ def test_swaps_of_a_file_are_carried_out(tmp_path: Path):
     assert swaps["flipped"] == pytest.approx(1 / 3)
 
 
-def test_a_feature_that_splits_is_absorbed_or_missed_where_no_child_fires():
+@pytest.mark.parametrize("size", [1.0, 0.01, 100.0])
+def test_a_feature_that_splits_is_absorbed_or_missed_where_no_child_fires(size: float):
     axes = torch.eye(6)
     narrow = axes[:3]
     wide = torch.stack(
@@ -372,7 +373,7 @@ def test_a_feature_that_splits_is_absorbed_or_missed_where_no_child_fires():
     assert family.parent is not None
     assert family.parent.tolist() == [0, 0, 1, -1, -1]
     assert family.children().tolist() == [2, 1, 0]
-    _judge(family, (_rows(narrow), _rows(wide)), 0, [first, second])
+    _judge(family, (_rows(narrow), _rows(size * wide)), 0, [first, second / size])
     assert family.outcome == {"child": 60, "absorbed": 15, "missed": 5}
 
 

@@ -1,5 +1,6 @@
 """A feature store against a plain pass in float64, its laws, and builds that were interrupted."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -26,6 +27,15 @@ from tracer.features.statistics import (
     edges,
 )
 from tracer.features.store import Feature, FeatureStore
+from tracer.features.strongest import (
+    NONE,
+    UNWANTED,
+    by_lot,
+    by_strength,
+    mixed,
+    peaks_of,
+    windows_of,
+)
 from tracer.features.tables import EXAMPLES, layer_file
 
 ROOT = Path(__file__).parents[1]
@@ -491,3 +501,32 @@ def test_many_activations_are_counted_as_few_are(signed: bool, dtype: torch.dtyp
     assert torch.equal(crowded.histogram, few.histogram[:1])
     near = {torch.bfloat16: 0.5, torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
     assert crowded.total.sub(few.total[:1]).abs() < near
+
+
+def plain_mixed(x: int) -> int:
+    """MurmurHash3's finaliser."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def test_examples_are_drawn_by_the_same_lots_on_every_machine():
+    known = {0: 0, 1: 0x514E28B7, 0xFFFFFFFF: 0x81F16F39}  # MurmurHash3 of nothing, by its seed
+    assert [plain_mixed(one) for one in known] == list(known.values())
+    assert mixed(torch.tensor(list(known))).tolist() == list(known.values())
+    windows, fires = (0, 5, 70_000), ((1.0, 0.0), (0.5, -2.0), (3.0, 1.0))
+    found = by_lot(torch.tensor(fires), torch.tensor(windows), layer=3)
+    for feature, window in itertools.product(range(2), range(3)):
+        seed = (windows[window] * 0x9E3779B1 + feature) * 0x85EBCA77 + 3 * 0xC2B2AE3D
+        lot = plain_mixed(seed & 0xFFFFFFFF) >> 1
+        key = lot << 32 | (0xFFFFFFFF - windows[window])
+        assert found[feature, window] == (key if fires[window][feature] else UNWANTED)
+
+
+def test_keys_hold_the_peak_and_the_window_and_earlier_windows_rank_higher():
+    windows = torch.tensor([4, 9, 11])
+    keys = by_strength(torch.tensor([[1.5], [1.5], [-2.0]]), windows)
+    assert peaks_of(keys).tolist() == [[1.5, 1.5, 0.0]]
+    assert windows_of(keys[:, :2]).tolist() == [[4, 9]]
+    assert keys[0, 0] > keys[0, 1] > NONE > keys[0, 2]
+    assert windows_of(torch.tensor([NONE])).tolist() == [NONE]

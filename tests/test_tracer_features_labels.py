@@ -20,6 +20,7 @@ from tracer.features.labels.predicates import (
     Text,
 )
 from tracer.features.labels.scoring import always, covered, false, score
+from tracer.features.labels.search import Search
 
 ROW = Text(
     np.array([[5, 1, 2, 3, 4, 9, 1, -1]]),
@@ -178,6 +179,22 @@ def test_labels_recover_the_very_predicates(recovered: dict[str, Label]):
     assert len({*same} | alike) >= 8, {
         name: str(found.predicate) for name, found in recovered.items()
     }
+
+
+def test_the_word_that_is_right_comes_before_the_one_that_is_often_right():
+    """Word 20 always and word 10, more often in all, two times of three: F1 .64 against .58."""
+    known = planted.text(1)
+    here, chance = known.tokens[known.counts], np.random.default_rng(0).random(known.counts.sum())
+    fires = (here == 20) | ((here == 10) & (chance < 0.65))
+    assert (here[fires] == 10).sum() > (here[fires] == 20).sum()
+    made = Observed(known, {0: sparse.csr_array(fires[None].astype(np.float32))}, "1")
+    side = Side(made, planted.names())
+    search = Search(side.families, side.names, {})
+    for most, words in ((1, [20]), (2, [20, 10])):
+        found = search.clauses(np.flatnonzero(fires), most=most)
+        [listed] = [one for one in found if [c.kind for c in one.clause.conditions] == ["on"]]
+        assert listed.clause.conditions[0].alternatives == tuple(word(one) for one in words)
+        assert listed.hits == fires[np.isin(here, words)].sum()
 
 
 def test_noise_is_not_named():

@@ -90,6 +90,20 @@ def test_every_way_adds_to_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert product.product(x, weight).is_contiguous()
 
 
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "onednn"])
+def test_what_is_added_goes_the_way_that_was_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+):
+    """Torch's own adds in place: nothing is made beside."""
+    always(monkeypatch, tmp_path, way)
+    every_product_earns(monkeypatch)
+    monkeypatch.setitem(WAYS, way, lambda x, weight: torch.full((len(x), len(weight)), 7.0))  # type: ignore[arg-type]
+    base = torch.ones(8, 9)
+    found = product.add_product(base, torch.ones(8, 24), torch.ones(9, 24))
+    assert found.unique().tolist() == [25.0 if way == "torch" else 8.0]
+    assert found.data_ptr() == base.data_ptr()
+
+
 @pytest.mark.parametrize("shapes", [((0, 4), (5, 4)), ((3, 4), (0, 4)), ((3, 0), (5, 0))])
 def test_products_of_nothing_are_zero(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shapes):
     asked = always(monkeypatch, tmp_path, "onednn")
