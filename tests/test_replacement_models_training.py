@@ -418,33 +418,6 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(
     assert str(refused.value).startswith(f"{path}: ")
 
 
-OUTSIDE: dict[str, dict[str, Any]] = {
-    "dictionary": {"features": 0, "widths": [64, 0], "layers": -1, "span": 0, "l0": 0.0,
-                   "prefixes": [0], "kind": "x", "read": "x", "write": "x", "site": "x",
-                   "activation": "x"},
-    "start": {"features": "x", "dictionary_layers": -1, "tokens": 63, "threshold": 0.0,
-              "detector_steps": 0, "clustered": 0.0},
-    "loss": {"penalty": "x", "frequent": 0.0, "tanh_scale": 0.0, "penalty_start": 0.0,
-             "gain": -0.1, "nudge": -0.1, "bandwidth": 0.0, "pre_activation": -0.1, "aux": -0.1,
-             "aux_k": 0, "dead_after": 0, "revive_every": -1, "outliers": 0.0},
-    "optimiser": {"rate": 0.0, "warmup": 1.1, "decay": 1.1, "betas": [0.9, 1.0], "clip": 0.0},
-    "divergence": {"share": 1.1, "weight": -0.1, "sharp": -0.1, "rows": 0},
-    "data": {"context": 1, "max_tokens": 0, "skip_positions": -1, "rows": 0, "buffer": 63,
-             "held_out": 0.6, "held_out_tokens": 63, "prompts": -1, "cache_type": "x"},
-    "run": {"tokens": 0, "batch": 7, "seed": -1, "dtype": "x", "threads": 0, "precision": "x",
-            "sparse_below": 1.1, "log_every": 0, "checkpoint_every": 0, "measure_every": -1},
-    "ranks": {"shards": 0, "wait": 0.0},
-}  # fmt: skip
-"""Of every field with limits a value just outside."""
-
-
-@pytest.mark.parametrize("section", OUTSIDE)
-def test_every_limit_of_a_field_is_kept(section: str):
-    for name, value in OUTSIDE[section].items():
-        with pytest.raises(ModelError, match=rf"{section}\.{name}: expected "):
-            TrainConfig.of({section: {name: value}})
-
-
 @pytest.mark.parametrize("text", ["a: [", "\x00", "a: b: c", "!!python/object:os.system {}"])
 def test_what_is_no_yaml_is_refused(text: str, tmp_path: Path):
     path = tmp_path / "run.yaml"

@@ -163,7 +163,6 @@ def failing(
 ) -> Iterator[None]:
     """Inside a run of ranks that keep their notes in a store; groups that are not left yet."""
 
-
     def meet(*_: object) -> Ranks:
         if groups is not None:
             groups.append("ours")
