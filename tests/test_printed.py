@@ -30,6 +30,7 @@ from tracer.commands import main
 PRINTED = Path(__file__).parent / "data" / "printed"
 GOLDEN = Path(__file__).parent / "data" / "golden" / "llama_gqa_clt"
 COMMANDS = {
+    "template": "train --template",
     "show": "show dallas.graph --features 6 --paths 5",
     "show_pruned": "show pruned.graph --features 3 --paths 3",
     "show_grouped": "show grouped.graph --features 3 --paths 2",

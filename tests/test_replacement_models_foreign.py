@@ -463,6 +463,16 @@ def test_every_written_format_gives_the_identical_graph_there_and_back(format: s
 
 
 @pytest.mark.parametrize("format", WRITABLE)
+def test_what_is_said_beside_weights_stands_a_field_a_line(format: str, tmp_path: Path):
+    kind, skip, activation, (read, write) = FITTING[format]
+    made = transcoder(kind, skip, read, activation, write).to("cpu", torch.float32)
+    for file in save_transcoder(made, tmp_path / "there", format).rglob("*.json"):
+        text = file.read_text("utf-8")
+        assert text.endswith("}\n")
+        assert text.count("\n") > len(json.loads(text))
+
+
+@pytest.mark.parametrize("format", WRITABLE)
 def test_twelve_layers_come_back_by_number_not_by_name(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

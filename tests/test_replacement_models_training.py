@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -320,6 +320,27 @@ def test_a_run_is_repeated_exactly_and_a_cache_changes_nothing(tmp_path: Path):
         assert same(first, load_transcoder(run.transcoder))
 
 
+def test_a_run_says_what_it_does_before_it_takes_long(tmp_path: Path):
+    config = TrainConfig.of(settings(tmp_path / "run", run={"tokens": 512}))
+    said: list[tuple[str, int, int]] = []
+    for again in (False, True):
+        train(config, lambda *what: said.append(what))
+        began, steps = [("Running the model", 0, 0)], said[-3:-1]
+        first = [
+            ("Loading the model", 0, 0),
+            ("Reading the corpus", 388, 0),
+            *began,
+            *(("Fitting first features", at, 2) for at in range(2)),
+            *(("Fitting first decoders", at, 2) for at in range(2)),
+        ]
+        if again:
+            assert said == [first[0], *began, ("Measuring", 2, 2)]
+        else:
+            assert said == [*first, *steps, ("Measuring", 2, 2)]
+            assert [(done, total) for _, done, total in steps] == [(1, 2), (2, 2)]
+        said.clear()
+
+
 def test_a_finished_run_is_read_again(tmp_path: Path):
     first = trained(tmp_path / "run", run={"tokens": 4096})
     before = (first.folder / FILE).read_text()
@@ -397,33 +418,6 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(
     assert str(refused.value).startswith(f"{path}: ")
 
 
-OUTSIDE: dict[str, dict[str, Any]] = {
-    "dictionary": {"features": 0, "widths": [64, 0], "layers": -1, "span": 0, "l0": 0.0,
-                   "prefixes": [0], "kind": "x", "read": "x", "write": "x", "site": "x",
-                   "activation": "x"},
-    "start": {"features": "x", "dictionary_layers": -1, "tokens": 63, "threshold": 0.0,
-              "detector_steps": 0, "clustered": 0.0},
-    "loss": {"penalty": "x", "frequent": 0.0, "tanh_scale": 0.0, "penalty_start": 0.0,
-             "gain": -0.1, "nudge": -0.1, "bandwidth": 0.0, "pre_activation": -0.1, "aux": -0.1,
-             "aux_k": 0, "dead_after": 0, "revive_every": -1, "outliers": 0.0},
-    "optimiser": {"rate": 0.0, "warmup": 1.1, "decay": 1.1, "betas": [0.9, 1.0], "clip": 0.0},
-    "divergence": {"share": 1.1, "weight": -0.1, "sharp": -0.1, "rows": 0},
-    "data": {"context": 1, "max_tokens": 0, "skip_positions": -1, "rows": 0, "buffer": 63,
-             "held_out": 0.6, "held_out_tokens": 63, "prompts": -1, "cache_type": "x"},
-    "run": {"tokens": 0, "batch": 7, "seed": -1, "dtype": "x", "threads": 0, "precision": "x",
-            "sparse_below": 1.1, "log_every": 0, "checkpoint_every": 0, "measure_every": -1},
-    "ranks": {"shards": 0, "wait": 0.0},
-}  # fmt: skip
-"""Of every field with limits a value just outside."""
-
-
-@pytest.mark.parametrize("section", OUTSIDE)
-def test_every_limit_of_a_field_is_kept(section: str):
-    for name, value in OUTSIDE[section].items():
-        with pytest.raises(ModelError, match=rf"{section}\.{name}: expected "):
-            TrainConfig.of({section: {name: value}})
-
-
 @pytest.mark.parametrize("text", ["a: [", "\x00", "a: b: c", "!!python/object:os.system {}"])
 def test_what_is_no_yaml_is_refused(text: str, tmp_path: Path):
     path = tmp_path / "run.yaml"
@@ -441,6 +435,70 @@ def test_fields_can_be_changed_by_name():
     for name in ("dictionary", "dictionary.none", "none.l0", "output.x"):
         with pytest.raises(ModelError, match=f"{name}: no such field"):
             with_changes(TrainConfig(), {name: "1"})
+
+
+LIMITS: list[tuple[str, list[Any], list[Any]]] = [
+    (
+        "dictionary.features dictionary.widths dictionary.span dictionary.prefixes "
+        "start.detector_steps loss.aux_k loss.dead_after divergence.rows data.max_tokens "
+        "data.rows run.tokens run.threads run.log_every run.checkpoint_every ranks.shards",
+        [0],
+        [1],
+    ),
+    (
+        "dictionary.layers start.dictionary_layers loss.revive_every data.skip_positions "
+        "data.prompts run.seed run.measure_every",
+        [-1],
+        [0],
+    ),
+    (
+        "dictionary.l0 start.threshold loss.frequent loss.tanh_scale loss.penalty_start "
+        "loss.bandwidth loss.outliers optimiser.rate optimiser.clip ranks.wait",
+        [0],
+        [0.001],
+    ),
+    (
+        "loss.gain loss.nudge loss.pre_activation loss.aux divergence.weight divergence.sharp",
+        [-0.001],
+        [0, 7],
+    ),
+    (
+        "optimiser.warmup optimiser.decay divergence.share run.sparse_below",
+        [-0.001, 1.001],
+        [0, 1],
+    ),
+    ("start.clustered", [0, 1.001], [0.001, 1]),
+    ("data.held_out", [0, 0.501], [0.001, 0.5]),
+    ("optimiser.betas", [[-0.001, 0.9], [0.9, 1]], [[0, 0.99999]]),
+    ("start.tokens data.buffer data.held_out_tokens", [63], [64]),
+    ("data.context", [1], [2]),
+    ("run.batch", [7], [8]),
+    (
+        "dictionary.kind dictionary.read dictionary.write dictionary.site dictionary.activation "
+        "start.features loss.penalty data.cache_type run.dtype run.precision",
+        ["else"],
+        [],
+    ),
+]
+"""Fields; values that they do not take; the nearest that they take."""
+
+
+def test_every_field_takes_what_is_within_its_limits_and_nothing_else():
+    given = TrainConfig.of({"dictionary": {"kind": "cross_layer"}})
+
+    def refusal(name: str, value: Any) -> str:
+        try:
+            with_changes(given, {name: str(value)})
+        except ModelError as error:
+            return str(error)
+        return ""
+
+    for names, beyond, within in LIMITS:
+        for name in names.split():
+            assert all(refusal(name, one).startswith(f"{name}: expected") for one in beyond), name
+            assert not any(refusal(name, one).startswith(name) for one in within), name
+    limited = {one.name for kind in SECTIONS for one in fields(kind) if one.metadata}
+    assert limited <= {name.split(".")[1] for names, *_ in LIMITS for name in names.split()}
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,14 @@ def ranks_begun(config: TrainConfig) -> Iterator[Ranks]:
                 raise
             raise said from error
         finally:
-            if dist.is_initialized():
-                with suppress(RuntimeError):
-                    dist.destroy_process_group()
+            _leave_group()
+
+
+def _leave_group() -> None:
+    """Those that wait for this one learn of it."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -197,8 +202,7 @@ def _plain(error: BaseException) -> bool:
 
 def _missing(store: Any) -> str:
     """The ranks that do not say that they have ended."""
-    with suppress(RuntimeError):
-        dist.destroy_process_group()  # those that wait for this one learn of it
+    _leave_group()
     gone, begin = set(range(counted())), time.monotonic()
     while gone and time.monotonic() < begin + (PATIENCE if len(gone) > 1 else SOON):
         gone = {one for one in gone if not store.check([f"ended/{one}"])}
