@@ -11,7 +11,7 @@ from replacement_models.speed.threads import one_thread, side_by_side
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.targets import TargetRows
 
-CHUNK, CHUNK_ON_GPU = 2048, 65536
+CHUNK, CHUNK_ON_GPU = 4096, 65536
 """Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers. On CPUs they
 should stay in the cache; a GPU needs more to be busy."""
 ROWS, ROWS_PER_PATTERN = 16, 32

@@ -5,6 +5,7 @@ Scores of one chunk add up a writer at a time, so that what one product yields s
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from replacement_models.speed.threads import one_thread
 from tracer.attribution.local_model import LocalModel
-from tracer.attribution.product import EARNS_A_KERNEL, product, scores_product
+from tracer.attribution.product import EARNS_A_KERNEL, product, scores_product, scores_way
 from tracer.attribution.targets import TargetRows, on_device, runs
 from tracer.attribution.writers import Writers
 
@@ -51,7 +52,7 @@ def score_writers(
         found = _products(writers, gradient, local.start)
         _add_scores(local, layer, found, scores, (local.start, slice(rows)))
     for position, here in joining.by_position():
-        one = [scores_product(writers.at(position), joining.vector[here])]
+        one = _products(writers, joining.vector[here, None], position)
         at = slice(rows + here.start, rows + here.stop)
         _add_scores(local, layer, one, scores, (position, at))
 
@@ -68,11 +69,18 @@ def _products(
     writers: Writers, gradient: Float[Tensor, "rows positions width"], start: int
 ) -> list[Float[Tensor, "writers rows"]]:
     """Scores of what is written at every position from `start` on."""
+    rows, positions, _ = gradient.shape
     operations = 2 * gradient[:, 0].numel() * len(writers.vectors) / len(writers.first)
+    ends = writers.start[start : start + positions + 1]
+    room = gradient.new_empty((ends[-1] - ends[0]) * rows)
+    rooms = room.split([(end - begin) * rows for begin, end in pairwise(ends)])
     with one_thread(operations < EARNS_A_KERNEL):
+        small = scores_way(writers.at(start + positions - 1), gradient[:, -1])
         return [
-            scores_product(writers.at(position), vectors)
-            for position, vectors in enumerate(gradient.unbind(1), start=start)
+            scores_product(writers.at(position), vectors, small=small, room=own)
+            for position, (vectors, own) in enumerate(
+                zip(gradient.unbind(1), rooms, strict=True), start=start
+            )
         ]
 
 
