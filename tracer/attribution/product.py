@@ -10,6 +10,7 @@ of other types and on other devices, unless the user asks for the kernel in nati
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -21,8 +22,24 @@ from replacement_models.speed.ways import WAYS, gathered, onednn_add
 from tracer.attribution import native
 from tracer.errors import TraceError
 
-kernel: ContextVar[native.Kernel | None] = ContextVar("kernel", default=None)
-"""Takes the products that it fits, while `split_products` is entered: in this context alone."""
+
+class Taker(Protocol):
+    """Makes some products in a way of its own."""
+
+    def fits(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether a product is one for it."""
+
+    def add(
+        self,
+        x: Float[Tensor, "rows inner"],
+        weight: Float[Tensor, "columns inner"],
+        base: Float[Tensor, "rows columns"] | None = None,
+    ) -> Float[Tensor, "rows columns"]:
+        """`x @ weight.T`, added to `base`, in place, where there is one."""
+
+
+kernel: ContextVar[Taker | None] = ContextVar("kernel", default=None)
+"""Takes the products that it fits, while `taking_products` is entered: in this context alone."""
 EARNS_A_KERNEL = 100e6
 """Floating-point operations from which a product is worth compiling for."""
 EARNS_A_CHOICE = 1e6
@@ -111,11 +128,12 @@ def split_products() -> AbstractContextManager[None]:
     Raises:
         TraceError: it cannot be had, at once.
     """
-    return _taking_products(native.kernel())
+    return taking_products(native.kernel())
 
 
 @contextmanager
-def _taking_products(taker: native.Kernel) -> Iterator[None]:
+def taking_products(taker: Taker) -> Iterator[None]:
+    """While entered, `taker` makes the products that it fits."""
     token = kernel.set(taker)
     try:
         yield
