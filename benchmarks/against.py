@@ -3,7 +3,10 @@
 Both trace the same random models and dictionaries, loaded once, each in a process of its own, in
 turns, after one untimed trace; the least CPU seconds of each count. The cases are shapes of known
 models and, beside them, shapes drawn at random anew in every run; `--seed` draws given ones. The
-graphs must be the same up to rounding. Prints a line a case and writes JSON.
+graphs must be the same up to rounding. Beside each ratio stands its bound: what share of a large
+product's rate this checkout's sweep reaches (`stages.py`), and the ratio if it reached all of it.
+`--long` adds a prompt of 512 tokens with 8,192 rows: `LONG_MINUTES` a trace, four of them in a run.
+Prints a line a case and writes JSON.
 """
 
 import argparse
@@ -23,9 +26,12 @@ import numpy as np
 import torch
 from scipy import sparse
 
+import tracer
 from benchmarks.checkouts import checkout, revision
 from benchmarks.output import RESULTS, output_file
 from benchmarks.random_shapes import VOCABULARY, config, drawn_config, write_case
+from benchmarks.stages import profile
+from replacement_models import ReplacementModel
 from replacement_models.speed.choice_file import processor_name
 
 HERE = Path(__file__).parents[1]
@@ -58,6 +64,12 @@ NAMED = [
         ("cross_layer", 16, 256),
     )
 ]
+PROFILED = 3
+"""Traces of which the quickest says where the time goes."""
+LONG = Case("per_layer", 512, 8192, 40, 4096, "gpt2", 12)
+LONG_MINUTES = 12
+"""Of one trace on one core at 70 GFLOP a second, counted: 37 TFLOP of maps, 8 of mixing, 2 of
+scores."""
 
 
 def drawn(random: np.random.Generator, kind: str) -> tuple[Case, Any]:
@@ -150,13 +162,41 @@ def measure(case: Case, settings: Any, other: Path, runs: int) -> dict[str, Any]
             for process, file in zip((new, old), files, strict=True):
                 answer(process, str(file))
         far = difference(*files)
-    before, after = (min(found) for found in times)
+        before, after = (min(found) for found in times)
+        limits = bound(folder, case, before / after)
     return {
         **asdict(case),
         "before": times[0],
         "after": times[1],
         "ratio": before / after,
         "difference": far,
+        **limits,
+    }
+
+
+def bound(folder: Path, case: Case, ratio: float) -> dict[str, Any]:
+    """Shares of the peak that this checkout reaches, and the ratio if its sweep reached all of it.
+
+    Args:
+        folder: the case's files.
+        case: what is traced.
+        ratio: of the other checkout's CPU seconds to this one's.
+    """
+    model = ReplacementModel.load(folder / "model", folder / "transcoders")
+    tokens = json.loads((folder / "case.json").read_text())["tokens"]
+
+    def trace() -> Any:
+        return tracer.trace(model, tokens, max_features=case.rows, rank_every=RANK_EVERY)
+
+    if case != LONG:
+        trace()
+    traces = (profile(trace) for _ in range(1 if case == LONG else PROFILED))
+    found = min(traces, key=lambda one: float(one["whole"]))
+    share = found["seconds"]["sweep"] / found["whole"]
+    return {
+        "of_peak": found["of_peak"],
+        "sweep_share": share,
+        "ratio_at_peak": ratio / (1 - share * (1 - min(1.0, found["of_peak"]["sweep"]))),
     }
 
 
@@ -179,11 +219,13 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=2, help="shapes drawn for each kind")
     parser.add_argument("--seed", type=int, help="of the shapes; drawn and printed if left out")
     parser.add_argument("--limit", type=int, help="at most so many cases of known models")
+    parser.add_argument("--long", action="store_true", help=f"one more: {LONG_MINUTES} min a trace")
     parser.add_argument("-o", "--output", type=output_file, default=RESULTS / "against.json")
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     random = np.random.default_rng(seed)
     cases = [(case, config(case.shape, case.layers)) for case in NAMED[: options.limit]]
+    cases += [(LONG, config(LONG.shape, LONG.layers))] * options.long
     cases += [drawn(random, kind) for _ in range(options.random) for kind in KINDS]
     result: dict[str, Any] = {
         "processor": processor_name(),
@@ -195,12 +237,13 @@ def main() -> None:
     }
     print(f"seed {seed}")
     for case, settings in cases:
-        one = measure(case, settings, options.checkout, options.runs)
+        one = measure(case, settings, options.checkout, 1 if case == LONG else options.runs)
         result["results"].append(one)
         print(
             f"{case.kind:12}{case.shape}, {case.layers} layers, {case.positions} tokens, "
             f"{case.rows} rows: {min(one['before']):.3f} -> {min(one['after']):.3f} s, "
-            f"{one['ratio']:.2f} times; difference {one['difference']:.0e}",
+            f"{one['ratio']:.2f} times; sweep at {one['of_peak']['sweep']:.0%} of the peak, "
+            f"{one['ratio_at_peak']:.2f} times if at all of it; difference {one['difference']:.0e}",
             flush=True,
         )
         result["means"] = means(result["results"])

@@ -1,6 +1,7 @@
 """The engine on a GPU, in one run of eight minutes: `python -m benchmarks.gpu [--peer PYTHON]`.
 
-Graphs on the device beside the CPU's, in float32 and with products in TF32; shapes of Llama-3.2-1B
+Graphs on the device beside the CPU's, in float32 and with products in TF32, one
+or three; shapes of Llama-3.2-1B
 and Gemma-2-2B, per-layer and cross-layer, with circuit-tracer on the same card where PYTHON can
 import it: seconds, fraction of the rate of a large product, memory of the device; and prompts of
 2,048 and 6,000 tokens. Weights are random, layers and dictionaries cut so that time and memory do.
@@ -28,6 +29,8 @@ from benchmarks.random_shapes import VOCABULARY, config, write_case
 from benchmarks.stages import metered
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
+from tracer.attribution.product import taking_products
+from tracer.attribution.tensor_cores import ThreeProducts, in_tf32
 
 EQUAL = [
     Case("gpt2", kind, 16, 256, layers=6, features=2048) for kind in ("per_layer", "cross_layer")
@@ -99,17 +102,6 @@ def loaded(folder: Path, case: Case, device: str) -> Callable[[], AttributionGra
     return lambda: tracer.trace(model, tokens, max_features=case.cap, rank_every=RANK_EVERY)
 
 
-@contextmanager
-def tf32() -> Iterator[None]:
-    """Products of float32 on the GPU's tensor cores, with ten bits of their fractions."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def equality(session: Session) -> Iterator[dict[str, Any]]:
     """The device's graphs beside the CPU's."""
     for case in session.cases(EQUAL, "equality"):
@@ -117,8 +109,12 @@ def equality(session: Session) -> Iterator[dict[str, Any]]:
             expected = loaded(folder, case, "cpu")()
             trace = loaded(folder, case, str(session.device))
             found = {"float32": deviation(expected, trace())}
-            with tf32():
-                found["tf32"] = deviation(expected, trace())
+            for name, entered in (
+                ("tf32", in_tf32()),
+                ("3xtf32", taking_products(ThreeProducts())),
+            ):
+                with entered:
+                    found[name] = deviation(expected, trace())
         yield asdict(case) | {"difference": found}
 
 

@@ -80,12 +80,12 @@ class Meter:
     def counted(self, call: Callable[..., Tensor]) -> Any:
         """A product `x @ weight.T`, its operations added to the kind it is made for."""
 
-        def wrapped(*args: Tensor) -> Tensor:
+        def wrapped(*args: Tensor, **kwargs: Any) -> Tensor:
             *_, x, weight = args
             name = getattr(self._inside, "name", None)
             with self._lock:
                 self.operations[name or "other"] += 2.0 * len(x) * weight.numel()
-            return call(*args)
+            return call(*args, **kwargs)
 
         return wrapped
 

@@ -15,12 +15,15 @@ import numpy as np
 import tracer
 from replacement_models import ReplacementModel
 
+WARM = 1000
+"""Rows of the untimed trace at most."""
+
 
 def main(folder: Path, cap: int, rank_every: int) -> None:
     """Load, trace a little, then do as told."""
     model = ReplacementModel.load(folder / "model", folder / "transcoders")
     tokens = json.loads((folder / "case.json").read_text())["tokens"]
-    graph = tracer.trace(model, tokens, max_features=cap, rank_every=rank_every)
+    graph = tracer.trace(model, tokens, max_features=min(cap, WARM), rank_every=rank_every)
     print("ready", flush=True)
     for line in sys.stdin:
         if (word := line.strip()) != "trace":

@@ -9,6 +9,7 @@ layout serves every kind, in memory and on disk: `W_enc[l] (F, D)`, `W_dec[l] (F
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -178,7 +179,7 @@ class Transcoder(ABC):
         """Features a layer, of the widest layer."""
         return max(layer.W_enc.shape[0] for layer in self.layers)
 
-    @property
+    @cached_property
     def present(self) -> tuple[int, ...]:
         """Layers that have a dictionary, from below; the MLPs of all others are error."""
         return tuple(at for at, layer in enumerate(self.layers) if not layer.is_empty)

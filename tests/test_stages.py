@@ -54,6 +54,7 @@ def test_a_checkout_against_itself_gives_the_same_graph(
     settings = GPT2Config(n_positions=16, n_layer=1, n_head=2, n_embd=16, vocab_size=VOCABULARY)
     monkeypatch.setattr(against, "NAMED", [tiny])
     monkeypatch.setattr(against, "config", lambda shape, layers: settings)
+    monkeypatch.setattr(against, "PROFILED", 1)
     out = tmp_path / "found.json"
     monkeypatch.setattr(
         sys, "argv", ["against", str(ROOT), "--runs", "1", "--random", "0", "-o", str(out)]

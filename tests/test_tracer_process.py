@@ -347,7 +347,7 @@ def test_a_kernel_is_seen_by_worker_threads_and_by_no_other():
         yield
 
     kernel: Any = object()
-    with product._taking_products(kernel), others():
+    with product.taking_products(kernel), others():
         side_by_side(lambda _: seen["workers"].append(product.kernel.get()), [1, 2, 3, 4])
     assert seen == {"workers": [kernel] * 4, "others": [None]}
     assert product.kernel.get() is None

@@ -36,9 +36,10 @@ def keep_freed(keep: bool) -> None:
 def give_back() -> None:
     """Hand back what is freed but kept by the C library: a gigabyte after a long recording.
 
-    Nothing happens while freed memory is to be kept.
+    Nothing happens while freed memory is to be kept, nor where nothing was settled: on a GPU little
+    is freed here, and the host has better to do.
     """
-    for library in [] if _given is KEPT else _glibc():
+    for library in _glibc() if _given is HANDED_BACK else []:
         library.malloc_trim(0)
 
 

@@ -28,9 +28,12 @@ MOST_IN_BLOCKS = 16
 """Rows of the largest class that may go through blocks."""
 MOST_TURNED = 64
 """Rows or columns of the largest class in which the order in memory makes a difference."""
-USES = {"map": 12, "product": 3, "few": 1}
+USES = {"map": 12, "product": 3, "few": 1, "score": 1}
 """What products are for, and how often a shape recurs: a map of a forward pass, once in every
-layer; a large product of the sweep; and a small one, which earns no compiling."""
+layer; a large product of the sweep; and small ones, of few rows or of scores, which earn no
+compiling."""
+SCORES = {"torch", "torch turned"}
+"""Ways of a small product of scores, which is made where there is room for it."""
 STEPS = (4096, 1024, 256, 64, 16, 4, 1)
 WRITTEN = re.compile(
     rf"({'|'.join(USES)}) (\d+)\+ x (\d+)\+ by (\d+)\+, "
@@ -82,6 +85,7 @@ class ProductClass(NamedTuple):
             for way in available()
             if (either or "turned" not in way)
             and (way not in COMPILED or self.purpose != "few")
+            and (way in SCORES or self.purpose != "score")
             and (way != "blocks" or self.rows <= MOST_IN_BLOCKS)
         ]
 
@@ -135,6 +139,9 @@ class Choices:
 
 process = Choices()
 """Those of this process."""
+MOST_CLASSES = 4096
+"""Shapes whose class is remembered: a small product takes little longer than telling it."""
+_classes: dict[tuple[str, tuple[int, ...]], tuple[ProductClass, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -163,14 +170,25 @@ def noted(given: Mapping[str, str] | None = None) -> Iterator[dict[str, str]]:
 
 def chosen(purpose: str, x: Tensor, weight: Tensor) -> str:
     """The name of the way for `x @ weight.T`, float32 on the CPU and large enough to earn it."""
-    product, note = ProductClass.of(purpose, x, weight), _note.get()
-    name = str(product)
+    (product, name), note = _class_of(purpose, x, weight), _note.get()
     way = None if note is None else note.given.get(name)
     if way is None:
         way = process.way(product, x, weight)
     if note is not None:
         note.used[name] = way
     return way
+
+
+def _class_of(purpose: str, x: Tensor, weight: Tensor) -> tuple[ProductClass, str]:
+    """The class of a product and how it is written, remembered by shapes and strides."""
+    sizes = (*x.shape, *weight.shape, *x.stride(), *weight.stride(), torch.get_num_threads())
+    found = _classes.get((purpose, sizes))
+    if found is None:
+        product = ProductClass.of(purpose, x, weight)
+        if len(_classes) >= MOST_CLASSES:
+            _classes.clear()
+        found = _classes[purpose, sizes] = product, str(product)
+    return found
 
 
 def refused(given: Mapping[str, str]) -> str | None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tracer.attention.pulling import Unmixed
 from tracer.attention.pushing import through_heads
+from tracer.attribution.indices import on_device
 from tracer.attribution.local_model import LocalModel
 from tracer.attribution.product import product, summed_in
-from tracer.attribution.targets import on_device
 
 
 def carried(

@@ -20,9 +20,10 @@ from tracer.attention.floor import carried
 from tracer.attention.pulling import Above, Mixed, Unmixed, chunks, pull
 from tracer.attention.pushing import SLAB, Slab, slabs
 from tracer.attention.sources import Writes, positions_of
+from tracer.attribution.indices import on_device
 from tracer.attribution.local_model import LocalModel
 from tracer.attribution.product import product, scores_product, summed_in
-from tracer.attribution.targets import TargetRows, on_device, runs
+from tracer.attribution.targets import TargetRows, runs
 
 HELD = 1 << 29
 """Bytes of pushed values held at once: sources beyond go in another round, with all rows again."""

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tracer.attribution.indices import on_device
 from tracer.attribution.local_model import LocalModel
-from tracer.attribution.targets import on_device
 from tracer.attribution.writers import Writers
 
 

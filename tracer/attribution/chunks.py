@@ -11,9 +11,11 @@ from replacement_models.speed.threads import one_thread, side_by_side
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.targets import TargetRows
 
-CHUNK, CHUNK_ON_GPU = 2048, 65536
+CHUNK, CHUNK_ON_GPU = 4096, 65536
 """Row-positions swept together: gradients of one chunk take CHUNK x d_model numbers. On CPUs they
 should stay in the cache; a GPU needs more to be busy."""
+SMALL = 256
+"""Row-positions below which sharing work out among cores costs more than it saves."""
 ROWS, ROWS_PER_PATTERN = 16, 32
 """A chunk holds so many rows even when their positions exceed it: matrix products need them, and
 more so patterns that have to be made anew for every chunk."""
@@ -29,7 +31,7 @@ def each(call: Callable[[Int[np.ndarray, " chunk"]], None], rows: TargetRows, re
     """
     threads, on_cpu = torch.get_num_threads(), rows.vector.device.type == "cpu"
     chunks = list(_chunks(rows, ROWS_PER_PATTERN if remade else ROWS))
-    small = int(rows.position.sum()) < CHUNK // 8
+    small = int(rows.position.sum()) < SMALL
     if on_cpu and 1 < threads <= len(chunks) and not small:
         side_by_side(call, chunks)
         return

@@ -10,6 +10,7 @@ of other types and on other devices, unless the user asks for the kernel in nati
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -21,12 +22,28 @@ from replacement_models.speed.ways import WAYS, gathered, onednn_add
 from tracer.attribution import native
 from tracer.errors import TraceError
 
-kernel: ContextVar[native.Kernel | None] = ContextVar("kernel", default=None)
-"""Takes the products that it fits, while `split_products` is entered: in this context alone."""
+
+class Taker(Protocol):
+    """Makes some products in a way of its own."""
+
+    def fits(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether a product is one for it."""
+
+    def add(
+        self,
+        x: Float[Tensor, "rows inner"],
+        weight: Float[Tensor, "columns inner"],
+        base: Float[Tensor, "rows columns"] | None = None,
+    ) -> Float[Tensor, "rows columns"]:
+        """`x @ weight.T`, added to `base`, in place, where there is one."""
+
+
+kernel: ContextVar[Taker | None] = ContextVar("kernel", default=None)
+"""Takes the products that it fits, while `taking_products` is entered: in this context alone."""
 EARNS_A_KERNEL = 100e6
 """Floating-point operations from which a product is worth compiling for."""
-FEW, SOME = 12, range(49, 129)
-"""Numbers of rows with which a small product of scores is faster the other way around."""
+EARNS_A_CHOICE = 1e6
+"""Those from which it is worth measuring which way around a small product of scores goes."""
 
 
 def product(
@@ -43,15 +60,37 @@ def product(
 
 
 def scores_product(
-    x: Float[Tensor, "rows inner"], weight: Float[Tensor, "columns inner"]
+    x: Float[Tensor, "rows inner"],
+    weight: Float[Tensor, "columns inner"],
+    small: str = "torch",
+    room: Float[Tensor, " numbers"] | None = None,
 ) -> Float[Tensor, "rows columns"]:
-    """`x @ weight.T`, in memory as it was made: transposed where that is faster."""
+    """`x @ weight.T`, in memory as it was made: transposed where that is faster.
+
+    Args:
+        x: (rows, inner).
+        weight: (columns, inner).
+        small: the way of a product that earns no kernel, as `scores_way` says.
+        room: rows * columns numbers that hold anything, which such a product is made in.
+    """
     taker = kernel.get()
-    if _earns_a_kernel(x, weight) and not (taker is not None and taker.fits(x, weight)):
+    if taker is not None and taker.fits(x, weight):
+        return taker.add(x, weight)
+    if _earns_a_kernel(x, weight):
         return WAYS[chosen("product", x, weight)](gathered(x), gathered(weight))
-    if len(weight) <= FEW or len(weight) in SOME:
-        return product(weight, x).T
-    return product(x, weight)
+    turned = small != "torch"
+    first, second = (weight, x) if turned else (x, weight)
+    into = None if room is None else room.view(first.shape[0], second.shape[0])
+    found = torch.mm(first, second.T, out=into)
+    return found.T if turned else found
+
+
+def scores_way(x: Float[Tensor, "rows inner"], weight: Float[Tensor, "columns inner"]) -> str:
+    """The way of small products of scores like `x @ weight.T`: torch's own, or turned."""
+    operations = 2 * x.shape[0] * weight.numel()
+    if not _on_cpu(x) or not EARNS_A_CHOICE < operations <= EARNS_A_KERNEL:
+        return "torch"
+    return chosen("score", x, weight)
 
 
 def add_product(
@@ -89,11 +128,12 @@ def split_products() -> AbstractContextManager[None]:
     Raises:
         TraceError: it cannot be had, at once.
     """
-    return _taking_products(native.kernel())
+    return taking_products(native.kernel())
 
 
 @contextmanager
-def _taking_products(taker: native.Kernel) -> Iterator[None]:
+def taking_products(taker: Taker) -> Iterator[None]:
+    """While entered, `taker` makes the products that it fits."""
     token = kernel.set(taker)
     try:
         yield
@@ -115,5 +155,8 @@ def _way(x: Tensor, weight: Tensor) -> str | None:
 
 
 def _earns_a_kernel(x: Tensor, weight: Tensor) -> bool:
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and 2 * len(x) * weight.numel() > EARNS_A_KERNEL
+    return _on_cpu(x) and 2 * x.shape[0] * weight.numel() > EARNS_A_KERNEL
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32

@@ -5,6 +5,7 @@ Scores of one chunk add up a writer at a time, so that what one product yields s
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement_models.speed.threads import one_thread
+from tracer.attribution.indices import on_device
 from tracer.attribution.local_model import LocalModel
-from tracer.attribution.product import EARNS_A_KERNEL, product, scores_product
-from tracer.attribution.targets import TargetRows, on_device, runs
-from tracer.attribution.writers import Writers
+from tracer.attribution.product import EARNS_A_KERNEL, product, scores_product, scores_way
+from tracer.attribution.targets import TargetRows, runs
+from tracer.attribution.writers import Padded, Writers
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +49,14 @@ def score_writers(
 ) -> None:
     """Add what one layer writes, for rows above it: one product a position."""
     rows, writers = len(gradient), local.writers[layer]
+    if batched(gradient):
+        _score_at_once(local, layer, writers, (gradient, joining), scores)
+        return
     if rows:
         found = _products(writers, gradient, local.start)
         _add_scores(local, layer, found, scores, (local.start, slice(rows)))
     for position, here in joining.by_position():
-        one = [scores_product(writers.at(position), joining.vector[here])]
+        one = _products(writers, joining.vector[here, None], position)
         at = slice(rows + here.start, rows + here.stop)
         _add_scores(local, layer, one, scores, (position, at))
 
@@ -60,19 +65,92 @@ def score_mixed(local: LocalModel, mixed: Tensor | None, scores: EffectSums) -> 
     """Add what the bottom layer writes to values, for rows that stay as attention mixed them."""
     if mixed is None or local.mixed is None:
         return
+    if batched(mixed):
+        nobody = JoiningRows(mixed[:0, 0], np.zeros(0, dtype=np.int64))
+        _score_at_once(local, 0, local.mixed, (mixed, nobody), scores)
+        return
     found = _products(local.mixed, mixed, local.start)
     _add_scores(local, 0, found, scores, (local.start, slice(len(mixed))))
+
+
+def batched(like: Tensor) -> bool:
+    """Whether products of all positions are made at once: a GPU waits for each one's beginning."""
+    return like.device.type != "cpu"
+
+
+def _score_at_once(
+    local: LocalModel,
+    layer: int,
+    writers: Writers,
+    rows: tuple[Float[Tensor, "rows positions width"], JoiningRows],
+    scores: EffectSums,
+) -> None:
+    """Add what writers of one layer do to all rows above it: a batch of products, one a position.
+
+    Every position takes as many places as the most that write at one; those in no use add zero.
+    """
+    gradient, joining = rows
+    padded, joined = writers.padded, gradient.shape[0]
+    if joined:
+        span = slice(local.start, local.start + gradient.shape[1])
+        found = torch.bmm(writers.vectors[padded.place[span]], gradient.permute(1, 2, 0))
+        others, features = found[:, : writers.others], found[:, writers.others :]
+        features = features * padded.used[span, :, None]
+        sources = scores.sources[:, :joined]
+        sources.index_add_(0, padded.column[span].flatten(), features.flatten(0, 1).to(sources))
+        first = local.error_column(layer, span.start)
+        sources[first : first + len(others)].add_(others[:, 0])
+        _add_carried(local, others[:, 1:].sum(0), scores, slice(joined))
+    if len(joining):
+        _score_joining(local, layer, padded, (writers, joining), (scores, joined))
+
+
+def _score_joining(
+    local: LocalModel,
+    layer: int,
+    padded: Padded,
+    rows: tuple[Writers, JoiningRows],
+    into: tuple[EffectSums, int],
+) -> None:
+    """The same for rows at one position yet, which follow those that have joined."""
+    (writers, joining), (scores, joined) = rows, into
+    device, number = joining.vector.device, np.arange(len(joining))
+    here = [(position, run) for position, run in joining.by_position()]
+    most = max(run.stop - run.start for _, run in here)
+    slot = np.concatenate([number[run] - run.start + at * most for at, (_, run) in enumerate(here)])
+    place = np.zeros(len(here) * most, dtype=np.int64)
+    place[slot] = number
+    vectors = joining.vector[on_device(place, device)].unflatten(0, (len(here), most))
+    at = on_device(np.array([position for position, _ in here]), writers.vectors.device)
+    found = torch.bmm(writers.vectors[padded.place[at]], vectors.mT)
+    found = found.permute(1, 0, 2).flatten(1)[:, on_device(slot, device)]
+    position = on_device(joining.position, writers.vectors.device)
+    others, features = found[: writers.others], found[writers.others :]
+    features = features * padded.used[position].T
+    own = slice(joined, joined + len(joining))
+    sources = scores.sources[:, own]
+    sources.scatter_add_(0, padded.column[position].T, features.to(sources))
+    error = local.error_column(layer, 0) + position
+    sources.scatter_add_(0, error[None], others[:1].to(sources))
+    _add_carried(local, others[1:], scores, own)
 
 
 def _products(
     writers: Writers, gradient: Float[Tensor, "rows positions width"], start: int
 ) -> list[Float[Tensor, "writers rows"]]:
     """Scores of what is written at every position from `start` on."""
+    rows, positions, _ = gradient.shape
     operations = 2 * gradient[:, 0].numel() * len(writers.vectors) / len(writers.first)
+    ends = writers.start[start : start + positions + 1]
+    room = gradient.new_empty((ends[-1] - ends[0]) * rows)
+    rooms = room.split([(end - begin) * rows for begin, end in pairwise(ends)])
     with one_thread(operations < EARNS_A_KERNEL):
+        small = scores_way(writers.at(start + positions - 1), gradient[:, -1])
         return [
-            scores_product(writers.at(position), vectors)
-            for position, vectors in enumerate(gradient.unbind(1), start=start)
+            scores_product(writers.at(position), vectors, small=small, room=own)
+            for position, (vectors, own) in enumerate(
+                zip(gradient.unbind(1), rooms, strict=True), start=start
+            )
         ]
 
 
@@ -100,6 +178,11 @@ def score_carried(
 ) -> None:
     """Add what attention carries, for the rows up to `end` that read right above it."""
     carried, begin = local.layers[layer].carried, end - len(joining)
+    if batched(carried):
+        at = on_device(joining.position, carried.device)
+        found = torch.bmm(carried[at], joining.vector[..., None])[..., 0].T.roll(1, 0)
+        _add_carried(local, found, scores, slice(begin, end))
+        return
     for position, here in joining.by_position():
         found = product(carried[position], joining.vector[here]).roll(1, 0)
         _add_carried(local, found, scores, slice(begin + here.start, begin + here.stop))

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from replacement_models.sites import stream_number, top_layer
 from tracer.attribution.chunks import each, side_by_side_sizes
+from tracer.attribution.indices import on_device
 from tracer.attribution.local_model import LinearLayer, LocalModel, pattern_bytes
 from tracer.attribution.product import add_product, product, summed_in
 from tracer.attribution.scoring import (
     EffectSums,
     JoiningRows,
+    batched,
     score_carried,
     score_early,
     score_mixed,
@@ -29,7 +31,8 @@ from tracer.attribution.scoring import (
     score_writers,
 )
 from tracer.attribution.sizes import Sizes
-from tracer.attribution.targets import TargetRows, on_device
+from tracer.attribution.targets import TargetRows
+from tracer.attribution.writers import padded_bytes
 
 KEYS = 128
 """Long patterns are mixed in blocks of so many keys, so that queries before them cost nothing."""
@@ -116,8 +119,8 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Non
         joined = after
     last = joining_rows(rows, sites, joined, stream_number(0))
     gradients[joined:] = 0
-    for position, here in last.by_position():
-        gradients[joined:][here, position - local.start] = last.vector[here]
+    at = on_device(last.position - local.start, gradients.device)
+    gradients[joined:][torch.arange(len(last), device=at.device), at] = last.vector
     score_tokens(local, gradients, scores, joined if local.lifted else 0)
 
 
@@ -263,8 +266,7 @@ def skip_back(
         return gradient, joining
     scale = maps.skip_scale[start : start + gradient.shape[1]]
     vector = product(joining.vector, maps.skip)
-    for position, here in joining.by_position():
-        vector[here].mul_(maps.skip_scale[position])
+    vector.mul_(maps.skip_scale[on_device(joining.position, maps.skip_scale.device)])
     vector.add_(joining.vector)
     pulled = product(gradient.flatten(0, 1), maps.skip).view_as(gradient)
     return torch.addcmul(gradient, pulled, scale), JoiningRows(vector, joining.position)
@@ -403,6 +405,12 @@ def spread_over_keys(
     heads = torch.bmm(by_head, value.view(width, kv_heads, -1).permute(1, 2, 0))
     heads = heads.view(kv_heads, rows, group, width).transpose(0, 1)
     heads = heads[:, :, 0] if group == 1 else heads.flatten(1, 2)  # the former copies nothing
+    if batched(heads):
+        at = on_device(own.position - start, pattern.device)
+        weight = pattern.permute(3, 1, 0, 2).flatten(2)[at]
+        torch.bmm(weight, heads, out=out)
+        out[torch.arange(rows, device=at.device), at] += own.vector
+        return
     for position, here in own.by_position():
         weight = pattern[..., position - start].transpose(0, 1).flatten(1)
         torch.matmul(weight, heads[here], out=out[here])
@@ -429,6 +437,7 @@ def _mix(
 def chunk_bytes(sizes: Sizes, rows: int) -> float:
     """Bytes of the chunks of a block that are swept side by side."""
     threads, chunk, most = side_by_side_sizes(sizes, rows)
+    at_once = 0.0 if sizes.on_cpu else padded_bytes(sizes, chunk)
     size, pattern = sizes.itemsize, float(pattern_bytes(sizes).max())
     largest = max(_widest(sizes, layer) for layer in sizes.heads) * chunk * size
     if sizes.patterns_kept:
@@ -436,6 +445,7 @@ def chunk_bytes(sizes: Sizes, rows: int) -> float:
     else:
         making = sizes.d_model * chunk * size + pattern * max(3.0, (size + 4) / size)
         largest = max(largest + pattern, making)
+    largest = max(largest, chunk * sizes.d_model * size + at_once)
     return threads * (largest + 2 * most * sizes.columns * float(sizes.entry))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from replacement_models import Recording, ReplacementModel
 from replacement_models.folding import read_back
 from replacement_models.sites import ReadPoint, Site, Stage, stream_number
+from tracer.attribution.indices import on_device
 from tracer.attribution.local_model import LocalModel
 from tracer.errors import TraceError
 
@@ -108,16 +109,6 @@ class TargetRows:
             self.value[at],
             None if self.weights is None else self.weights[at],
         )
-
-
-def on_device(
-    numbers: Int[np.ndarray, " numbers"], device: torch.device
-) -> Int[Tensor, " numbers"]:
-    """Row or column numbers as an index, without waiting for the device: pinned for a GPU."""
-    here = torch.from_numpy(numbers)
-    if device.type == "cuda":
-        here = here.pin_memory()  # from pageable memory the host would wait for the copy
-    return here.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)

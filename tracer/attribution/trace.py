@@ -28,6 +28,7 @@ from tracer.attribution.targets import (
     logit_targets,
     target_name,
 )
+from tracer.attribution.tensor_cores import on_tensor_cores, said_of_cores
 from tracer.errors import TraceError
 from tracer.features.beside import store_of
 from tracer.features.labels.on_nodes import with_labels
@@ -56,6 +57,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
     edge_floor: float = 0.0,
     recompute_patterns: bool | None = None,
     split_products: bool = False,
+    tensor_cores: str | None = None,
     products: Mapping[str, str] | None = None,
     memory_limit: float | None = None,
     spill_above: float = 1.0,
@@ -88,6 +90,9 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             None does so where they would take over a gigabyte.
         split_products: make large float32 products in split bfloat16, on processors with AMX, by a
             kernel compiled at first use (native/); effects differ by 1e-5 of the largest.
+        tensor_cores: make float32 products of the sweep on an NVIDIA GPU's tensor cores: "tf32", or
+            "3xtf32" for three of them, nearly as exact as float32; None makes them in float32. The
+            metadata say under `tensor_cores` how far the targets' effects differ for it.
         products: the way that each class of large float32 products goes on the CPU, as
             `metadata["versions"]["products"]` of a graph has it: on the same machine the same bytes
             again; None, and for classes that it leaves out, is what is fastest here, measured once.
@@ -115,13 +120,15 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
 
     Raises:
         TraceError: an argument is out of range, `store` is another dictionary's, a target cannot be
-            resolved, split products or `products` cannot be had, or memory will not do: the message
-            says how much is needed and what would fit, the error's `proposals` in parts.
+            resolved, split products, tensor cores or `products` cannot be had, or memory will not
+            do: the message says how much is needed and what would fit, the error's `proposals` in
+            parts.
         ModelError: the prompt does not fit the model.
 
     Source: Ameisen et al. 2025, "Circuit Tracing".
     """
     splitting = product.split_products() if split_products else nullcontext()
+    cores = on_tensor_cores(tensor_cores, model.device, model.dtype)
     noting = product.noted_products(products)
     tokens = model.tokenize(prompt)
     _check_counts(max_features, rank_every, skip_positions)
@@ -159,6 +166,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             "edge_floor": edge_floor,
             "recompute_patterns": recompute_patterns,
             "split_products": split_products,
+            **({} if tensor_cores is None else {"tensor_cores": tensor_cores}),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         }
@@ -169,10 +177,11 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             aside = spilled(model, recording, local, (logits.rows, what), held)
         # Eager attention is for patterns made anew, from several threads.
         with aside as spill:
-            with eager_attention(model.host.model), splitting:
+            with eager_attention(model.host.model), splitting, cores:
                 traced = _sweep_all(model, recording, local, logits, plan, spill)
             whole = traced.complete
             about = metadata(model, prompt, tokens, settings) | bare
+            about |= said_of_cores(tensor_cores, local, logits.rows)
             graph = assemble(model, local, logits, traced, about)
             if spill is not None and whole:
                 spill.done()
@@ -221,8 +230,9 @@ def _make_room(
     on_estimate: Callable[[Estimate], None] | None,
 ) -> Estimate:
     """Settle what becomes of freed memory, refuse a trace that does not fit, tell what it takes."""
-    keep_freed(estimate(sizes).whole < ROOMY)
-    give_back()
+    if sizes.on_cpu:
+        keep_freed(estimate(sizes).whole < ROOMY)
+        give_back()
     need = check(model, sizes, memory_limit)
     if on_estimate is not None:
         on_estimate(need)

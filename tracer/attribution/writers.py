@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from replacement_models import ActiveFeatures, DenseDecoder, Transcoder
 from replacement_models.speed.allocator import give_back
 from replacement_models.speed.threads import one_thread
 from replacement_models.transcoder import Decoder
+from tracer.attribution.indices import on_device
 from tracer.attribution.product import summed_in
 from tracer.attribution.sizes import Sizes
 
@@ -19,6 +21,17 @@ SPARE = 1 << 24
 """Bytes of one layer's writers from which on memory that was freed is given back."""
 Into = tuple[Tensor, Tensor, Tensor]
 """One layer's vectors and sums, and the places among the vectors of some features."""
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """Where the writers of every position stand, as many places a position as the most take."""
+
+    place: Int[Tensor, "positions places"]
+    """Among the vectors: the others first, then features; some vector where none is."""
+    column: Int[Tensor, "positions features"]
+    used: Float[Tensor, "positions features"]
+    """1 where a feature is, else 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +56,23 @@ class Writers:
     def at(self, position: int) -> Float[Tensor, "writers d_model"]:
         """What is written at one position."""
         return self.vectors[self.start[position] : self.start[position + 1]]
+
+    @cached_property
+    def padded(self) -> Padded:
+        """The places of what is written, for products of all positions at once."""
+        start, first = np.array(self.start[:-1]), np.array(self.first)
+        counts = np.diff(np.array(self.start)) - self.others
+        every = np.arange(counts.max(initial=0))
+        used = every < counts[:, None]
+        ends = np.array(self.start[1:])[:, None]
+        others = ends + np.arange(-self.others, 0)
+        place = np.concatenate([others, np.where(used, start[:, None] + every, 0)], axis=1)
+        column, device = np.where(used, first[:, None] + every, 0), self.vectors.device
+        return Padded(
+            on_device(place, device),
+            on_device(column, device),
+            on_device(used, device).to(self.vectors.dtype),
+        )
 
     def of_features(self, position: int) -> Float[Tensor, "features d_model"]:
         """What the features at one position write."""
@@ -185,3 +215,17 @@ def read_bytes(sizes: Sizes, layer: int) -> float:
     if not sizes.on_cpu:
         copied = sizes.features[layer].sum() * (width + float(sizes.positions * sizes.entry))
     return float(read + copied)
+
+
+def padded_bytes(sizes: Sizes, chunk: int) -> float:
+    """Bytes of one layer's writers, as many a position as the most, and of their scores, twice.
+
+    Args:
+        sizes: of the trace.
+        chunk: rows times positions that are swept together.
+    """
+    written = np.zeros((sizes.layers, sizes.positions))
+    for source, targets in enumerate(sizes.targets):
+        written[list(targets)] += sizes.features[source]
+    most = float(written.max(initial=0)) + sizes.skip_positions + 2
+    return most * (sizes.positions * sizes.d_model + 2.0 * chunk) * sizes.itemsize

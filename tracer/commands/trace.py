@@ -118,6 +118,12 @@ trace_options = together(
         show_default="off",
     ),
     click.option(
+        "--tensor-cores",
+        type=click.Choice(("tf32", "3xtf32")),
+        help="Multiply on an NVIDIA GPU's tensor cores, in one or three products of TF32.",
+        show_default="off",
+    ),
+    click.option(
         "--products",
         type=EXISTING,
         metavar="GRAPH",
@@ -227,6 +233,11 @@ def _trace(
         output = output.with_name(f"{output.stem}.partial{output.suffix}")
     graph.save(output)
     print_summary(graph)
+    if cores := graph.metadata.get("tensor_cores"):
+        say(
+            f"Products in {cores['products']}: effects on the targets differ from float32's by "
+            f"{cores['deviation'] or 0:.0e} of the largest."
+        )
     print_answers(model, answers)
     print_paths(graph, 10)
     place, picture = (shlex.quote(str(path)) for path in (output, output.with_suffix(".svg")))
