@@ -6,7 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from replacement_models import ReplacementModel
-from tests.random_models import GROUPED, randomised, transcoder
+from tests.family_configs import ROUTED
+from tests.random_models import GROUPED, PAIRED, randomised, transcoder
 
 MIXED = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 DELTA = {
@@ -74,6 +75,21 @@ FALCON = {
     "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
     "mlp_multipliers": [0.8, 0.5],
 }
+KIMI = {
+    **PAIRED,
+    **ROUTED,
+    **MIXED,
+    "num_key_value_heads": 4,
+    "attention_bias": True,
+    "kv_lora_rank": 5,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 3,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "linear_head_dim": 4,
+    "linear_num_heads": 3,
+    "linear_conv_kernel_dim": 3,
+}
 LFM = {
     **GROUPED,
     "layer_types": ["conv", "full_attention", "conv"],
@@ -123,6 +139,11 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo_hybrid": (
         "olmo_hybrid",
         {**GROUPED, **DELTA, **MIXED, "linear_allow_neg_eigval": True, "attention_bias": True},
+    ),
+    "kimi_linear": ("kimi_linear", KIMI),
+    "bailing_hybrid": (
+        "bailing_hybrid",
+        {**KIMI, "head_dim": 5, "short_conv_kernel_size": 3, "num_mtp_layers": 0},
     ),
     "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
 }

@@ -220,6 +220,7 @@ def test_conservation_fails_when_a_part_is_dropped(family: str, dropped: str):
 
 ARGUMENTS = {
     "torch_chunk_gated_delta_rule": ("g", "beta", "query", "key"),
+    "chunk_kimi_delta_attention": ("g", "beta", "query", "key"),
     "mamba2_chunk_scan": ("A", "dt", "B", "C"),
     "mamba_selective_scan": ("A", "dt", "B", "C"),
     "causal_conv1d_fn": ("weight",),
@@ -283,12 +284,14 @@ def test_a_stream_of_another_type_than_the_weights_is_refused(family: str):
 
 
 @pytest.mark.parametrize("positions", [1, 7, 130])
-def test_a_pattern_is_the_kernels_own_for_prompts_of_any_length(positions: int):
-    language_model = hybrid_language_model("qwen3_next", torch.float32, max_position_embeddings=256)
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+def test_a_pattern_is_the_kernels_own_for_prompts_of_any_length(family: str, positions: int):
+    language_model = hybrid_language_model(family, torch.float32, max_position_embeddings=256)
     model = ReplacementModel.from_huggingface(language_model, None, transcoder())
     tokens = [(3 * number) % 29 for number in range(positions)]
     pattern = model.record(tokens).layers[0].attention_pattern()
-    assert pattern.shape == (4, positions, positions)
+    heads = {"qwen3_next": 4, "kimi_linear": 3}[family]
+    assert pattern.shape == (heads, positions, positions)
     assert torch.equal(pattern, pattern.tril())
 
 

@@ -11,7 +11,7 @@ REFUSED: dict[str, Collection[str]] = {
         "minimax", "openai-gpt", "xlnet",
     ),
     "it has several residual streams, mixed by what they hold": (
-        "deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4",
+        "deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4", "qwen4_exp", "qwen4_exp_text",
     ),
     "a head's pattern is the difference of two, and a norm stands behind it": ("diffllama",),
     "its output maps depend on the token: attention is a mixture of experts": ("jetmoe",),
