@@ -134,6 +134,12 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba": ("mamba", {**MAMBA, "time_step_rank": 3}),
     "falcon_mamba": ("falcon_mamba", {**MAMBA, "time_step_rank": 3}),
+    "jamba": (
+        "jamba",
+        {**GROUPED, "attn_layer_period": 3, "attn_layer_offset": 1, "num_experts": 4}
+        | {"num_experts_per_tok": 2, "expert_layer_period": 2, "mamba_d_state": 5}
+        | {"mamba_d_conv": 3, "mamba_dt_rank": 3, "mamba_proj_bias": True},
+    ),
     "lfm2": ("lfm2", LFM),
     "lfm2_moe": ("lfm2_moe", {**LFM, **MIXTURE, "num_dense_layers": 1, "use_expert_bias": False}),
     "olmo_hybrid": (

@@ -1,4 +1,4 @@
-"""Mamba, Falcon Mamba, LFM2: a pattern for every channel, which is a head of one number.
+"""Mamba, Falcon Mamba, Jamba, LFM2: a pattern for every channel, which is a head of one number.
 
 Mamba's kernel mixes each channel in its own way, LFM2's convolution too. Patterns take channels ×
 positions² numbers a layer; long prompts make them anew.
@@ -15,7 +15,7 @@ from replacement_models.around import Call, Factors, Kernel, Watch
 from replacement_models.errors import ModelError
 from replacement_models.host import Block, Host
 from replacement_models.hosts.linear_layers import check_silu, short_convolution, silu_slope
-from replacement_models.hosts.llama import host
+from replacement_models.hosts.llama import host, separate
 from replacement_models.hosts.norms import norm_of
 from replacement_models.hosts.projections import projections
 from replacement_models.hosts.state_space import check_stream, of_mixers
@@ -42,6 +42,28 @@ def mamba(model: Any) -> Host:
             )
         )
     return of_mixers(model, model.backbone, blocks)
+
+
+def jamba(model: Any) -> Host:
+    """Name the parts of a `JambaForCausalLM`, whose scans' step, input and output are normed."""
+    blocks = [_jamba_block(module, model.config) for module in model.model.layers]
+    return host(model, blocks, norm_of(model.model.final_layernorm))
+
+
+def _jamba_block(module: Any, config: Any) -> Block:
+    norm, layer = norm_of(module.input_layernorm), getattr(module, "mamba", None)
+    if layer is None:
+        attention, maps = module.self_attn, vars(separate(module.self_attn, config, norm.weight))
+    else:
+        attention, maps = layer, _selective(layer, norm.weight)
+    return Block(
+        module=module,
+        attention_norm=norm,
+        attention=attention,
+        mlp_norm=norm_of(module.pre_ff_layernorm),
+        mlp=module.feed_forward,
+        **maps,
+    )
 
 
 def _selective(layer: Any, like: Tensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from replacement_models.host import Host
 from replacement_models.hosts.bloom import bloom, mpt
-from replacement_models.hosts.by_channel import lfm2, mamba
+from replacement_models.hosts.by_channel import jamba, lfm2, mamba
 from replacement_models.hosts.falcon import falcon
 from replacement_models.hosts.falcon_h1 import falcon_h1
 from replacement_models.hosts.fused import codegen, dbrx, gpt_bigcode
@@ -91,6 +91,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "opt": opt,
     "persimmon": persimmon,
     "granitemoehybrid": granite_hybrid,
+    "jamba": jamba,
     "lfm2": lfm2,
     "lfm2_moe": lfm2,
     "mamba": mamba,
@@ -118,8 +119,6 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
 What a variant adds beyond its family's parts is refused when it is recorded (layout.py).
 """
 
-STATE_SPACE = {"jamba"}
-"""Models with Mamba layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
 CONVOLUTION = {"inkling2_text", "inkling_text", "lfm3", "zaya"}
 AFTER_AN_ENCODER = {"musicgen", "musicgen_melody", "speech_to_text_2", "trocr", "whisper"}
@@ -158,7 +157,6 @@ def _reason(model_type: str) -> str:
     from transformers.models.auto import modeling_auto
 
     layers = {
-        "state-space layers (Mamba)": STATE_SPACE,
         "recurrent layers": RECURRENT,
         "convolutions between tokens": CONVOLUTION,
     }
