@@ -122,6 +122,9 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 8,
             "moe_shared_expert_intermediate_size": 12,
             "mlp_bias": True,
+            "n_group": 2,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.3,
         },
     ),
     "falcon_h1": (
@@ -141,6 +144,7 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"mamba_d_conv": 3, "mamba_dt_rank": 3, "mamba_proj_bias": True},
     ),
     "lfm2": ("lfm2", LFM),
+    "lfm2_biased": ("lfm2", {**LFM, "conv_bias": True}),
     "lfm2_moe": ("lfm2_moe", {**LFM, **MIXTURE, "num_dense_layers": 1, "use_expert_bias": False}),
     "olmo_hybrid": (
         "olmo_hybrid",

@@ -29,8 +29,6 @@ from tracer.attribution.local_model import LocalModel
 
 KERNEL = 1e-5
 """Relative: what the models' own kernels and norms round to, which compute in float32."""
-OPAQUE = {"nemotron_h": "experts of NemotronHMoE are not known"}
-"""Families whose MLPs have no neurons that tracer knows."""
 family_case = pytest.mark.parametrize("family", HYBRIDS)
 
 
@@ -146,13 +144,21 @@ def test_a_lens_reads_the_logits_at_every_site(family: str):
 def test_a_models_own_neurons_are_conserved_without_errors(family: str):
     language_model = hybrid_language_model(family)
     host = model_of(family).host
-    if family in OPAQUE:
-        with pytest.raises(ModelError, match=f"neurons: {OPAQUE[family]}"):
-            neurons(host)
-        return
     model = ReplacementModel.from_huggingface(language_model, None, neurons(host))
     graph = tracer.trace(model, PROMPT, max_features=40)
     assert graph.metadata["conservation"]["relative"] < KERNEL
+    errors = [node for node in graph.nodes.to_pylist() if node["kind"] == "error"]
+    assert max(abs(node["activation"] or 0) for node in errors) < 1e-3
+
+
+@pytest.mark.parametrize("options", [{"moe_latent_size": 6}, {"mlp_bias": False}], ids=str)
+def test_experts_without_gates_are_conserved_between_maps_they_share(options: dict[str, Any]):
+    language_model = hybrid_language_model("nemotron_h", **options)
+    host = ReplacementModel.from_huggingface(language_model, None, transcoder()).host
+    model = ReplacementModel(host, neurons(host))
+    graph = tracer.trace(model, PROMPT, max_features=40)
+    assert graph.metadata["conservation"]["relative"] < KERNEL
+    assert off_interventions(model, graph, 4) < 1e-9
     errors = [node for node in graph.nodes.to_pylist() if node["kind"] == "error"]
     assert max(abs(node["activation"] or 0) for node in errors) < 1e-3
 
@@ -268,6 +274,13 @@ def test_a_host_that_forgets_a_part_is_refused(family: str, part: str):
     host = replace(model.host, blocks=blocks)
     with pytest.raises(ModelError, match="layer 2 computes something else"):
         replace(model, host=host).record(PROMPT)
+
+
+def test_a_host_that_forgets_the_bias_of_its_convolutions_is_refused():
+    model = model_of("lfm2_biased")
+    blocks = [replace(block, mixed_bias=None) for block in model.host.blocks]
+    with pytest.raises(ModelError, match="layer 0 computes something else"):
+        replace(model, host=replace(model.host, blocks=blocks)).record(PROMPT)
 
 
 @family_case
