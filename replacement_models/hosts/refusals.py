@@ -20,7 +20,7 @@ REFUSED: dict[str, Collection[str]] = {
     ),
     "its layers run several times": ("hrm_text",),
     "a layer has two attentions and a shortcut around the second": ("longcat_flash",),
-    "one attention block serves several of its state-space layers, and reads embeddings too": (
+    "shared attention and MLP write to what a state-space layer reads, not to the stream": (
         "zamba", "zamba2",
     ),
     "it decodes patches of bytes": ("blt",),
