@@ -129,10 +129,39 @@ def test_what_softmax_alone_has_is_explained_there_and_refused_elsewhere(family:
     assert abs(found.residual) < 1e-6
     with pytest.raises(TraceError, match=r"layer 0 .* has no softmax attention"):
         tracer.explain_attention(model, graph, layer=0, head=0, query=4)
-    with pytest.raises(TraceError, match=r"layer 0 .* has no softmax attention"):
-        tracer.attention_effects(model, graph)
     with pytest.raises(TraceError, match=r"layer 0 .* depend on the prompt"):
         tracer.head_composition(model)
+
+
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "jamba", "kimi_linear", "qwen3_next"])
+def test_first_order_effects_are_the_derivative_with_all_that_layers_hold_answering(family: str):
+    model = model_of(family)
+    graph = tracer.trace(model, PROMPT, max_features=20)
+    found = tracer.attention_effects(model, graph)
+    nodes, off, moved = graph.nodes.to_pylist(), 0.0, 0.0
+    logits = [row for row, node in enumerate(nodes) if node["kind"] == "logit"]
+    features = [row for row, node in enumerate(nodes) if node["kind"] == "feature"]
+    for source in features[::5]:
+        node = {name: nodes[source][name] for name in ("layer", "position", "feature")}
+        up, down = (
+            tracer.intervene(
+                model, PROMPT, [Intervention(**node, scale=scale)], "constrained",
+                layers=range(3), freeze_attention=False, freeze_norms=False,
+            ).logits_before_cap[-1]
+            for scale in (1.01, 0.99)
+        )  # fmt: skip
+        slope = (up - down) / 0.02
+        expected = (slope - slope.mean())[[nodes[row]["token"] for row in logits]].numpy()
+        effects = (
+            graph.effect,
+            found.beside(graph.effect, norms=False),
+            found.beside(graph.effect),
+        )
+        parts = [part.toarray()[logits, source] for part in effects]
+        off = max(off, abs(parts[2] - expected).max() / abs(expected).max())
+        moved = max(moved, *(abs(one - parts[2]).max() / abs(expected).max() for one in parts[:2]))
+    assert off < 1e-2  # differences of what kernels round to float32
+    assert moved > 5e-2
 
 
 @family_case

@@ -19,7 +19,7 @@ from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from tracer.attention.explained import Explained, explained
-from tracer.attention.live import Live, LiveLayer, live_layer, pull_live
+from tracer.attention.live import Live, LiveLayer, live_layers, pull_live
 from tracer.attribution.product import summed_in
 from tracer.attribution.scoring import EffectSums, JoiningRows, score_tokens, score_writers
 from tracer.attribution.targets import TargetRows
@@ -40,7 +40,8 @@ class FirstOrderEffects:
     """
 
     attention: sparse.csr_array
-    """Through attention scores, norm denominators held."""
+    """Through attention scores, norm denominators held; in layers that hold more (decay, gates,
+    factors around the pattern), through all of that."""
     norms: sparse.csr_array
     """What norm denominators add when they answer as well, those of queries and keys included."""
     conserved: bool = False
@@ -60,8 +61,8 @@ def attention_effects(model: ReplacementModel, graph: AttributionGraph) -> First
     """By how much every node of a graph moves every target through what the graph holds.
 
     The derivative at the recorded prompt of the model with its MLPs cut out: attention scores
-    answer what is written below them, and what they change is passed on. Then norm denominators as
-    well.
+    answer what is written below them, in linear layers decay, keys, queries and gates, and what
+    they change is passed on. Then norm denominators as well.
 
     Args:
         model: the model the graph was traced from.
@@ -102,10 +103,8 @@ def answers(
 
 def _matrix(about: Explained, rows: TargetRows, columns: np.ndarray, live: Live) -> np.ndarray:
     """(rows, columns) effects with what answers."""
-    every = range(len(about.local.layers))
-    places = about.query_keys(every)
-    layers = {layer: live_layer(about, layer, places[layer], live) for layer in every}
-    heads = max(len(layer.pattern) for layer in layers.values())
+    layers = live_layers(about, live)
+    heads = max(len(block.output) for block in about.model.host.blocks)
     numbers = about.local.positions * max(
         heads * about.local.positions, about.local.token_vectors.shape[1]
     )

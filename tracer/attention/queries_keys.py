@@ -123,7 +123,7 @@ class QueryKeyMap:
 
     def _run(self, hidden: Tensor, held: dict[nn.Module, Tensor], keep: bool, live: bool) -> Scores:
         hooks = [(norm.module, _holding(norm, held, keep, live)) for norm in self.norms]
-        args, kwargs = _with_hidden(self.args, self.kwargs, hidden[None])
+        args, kwargs = with_hidden(self.args, self.kwargs, hidden[None])
         with eager_attention(self.model), forward_hooks(hooks), _stopped(self.block.attention):
             try:
                 self.block.attention(*args, **kwargs)
@@ -263,7 +263,8 @@ def _holding(norm: Norm, held: dict[nn.Module, Tensor], keep: bool, live: bool) 
     return hold
 
 
-def _with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Inputs:
+def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Inputs:
+    """A module's inputs with the hidden states among them replaced."""
     if args and isinstance(args[0], Tensor):
         return (hidden, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": hidden}
