@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tests.test_laws import off_interventions, row_sums
 from tests.test_tracer_lenses_local import wrong
 from tests.test_tracer_plain_sweep import assert_same, both, rows_everywhere, spread_everywhere
 from tracer import Intervention, TraceError
+from tracer.attention.scores import NAMES, SERIES, _outputs
 from tracer.attribution.local_model import LocalModel
 
 KERNEL = 1e-5
@@ -129,8 +131,55 @@ def test_what_softmax_alone_has_is_explained_there_and_refused_elsewhere(family:
     assert abs(found.residual) < 1e-6
     with pytest.raises(TraceError, match=r"layer 0 .* has no softmax attention"):
         tracer.explain_attention(model, graph, layer=0, head=0, query=4)
-    with pytest.raises(TraceError, match=r"layer 0 .* depend on the prompt"):
+    with pytest.raises(TraceError, match=r"layer 0 .* linear-attention, .* depend on the prompt"):
         tracer.head_composition(model)
+
+
+def test_plain_softmax_layers_of_a_hybrid_have_figures_by_weights_alone():
+    model = ReplacementModel.from_huggingface(
+        hybrid_language_model("lfm2", layer_types=["full_attention", "conv", "full_attention"]),
+        None,
+        transcoder(),
+    )
+    found = tracer.head_composition(model).to_pylist()
+    assert {(row["from_layer"], row["to_layer"]) for row in found} == {(0, 2)}
+    assert {row["kind"] for row in found} == {"q", "k", "v"}
+    with pytest.raises(TraceError, match=r"layer 1 .* convolution layer"):
+        tracer.head_virtual_weights(model, 1, 0, (0, 0))
+
+
+class _Words:
+    """A tokenizer that knows names and days as one token each."""
+
+    bos_token_id, unk_token_id, all_special_ids = None, 0, (0,)
+
+    def __init__(self) -> None:
+        self.words = ["<unk>", *NAMES[:12], *SERIES[0]]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __call__(self, text: str, add_special_tokens: bool) -> Any:
+        known = text.strip() in self.words
+        return SimpleNamespace(input_ids=[self.words.index(text.strip()) if known else 0])
+
+
+@pytest.mark.parametrize("family", ["mamba2", "qwen3_next"])
+def test_heads_of_linear_layers_are_scored_by_their_pattern_and_what_they_write(family: str):
+    model = replace(model_of(family), tokenizer=_Words())
+    rows = tracer.head_scores(model, length=4, count=1).to_pylist()
+    heads = sum(len(block.output) for block in model.host.blocks)
+    assert len(rows) == heads
+    assert all(row["previous"] is not None and row["name_mover"] is not None for row in rows)
+    recording = model.record([3])
+    with torch.no_grad():
+        [out, *_] = _outputs(model, [3])
+    added = recording.between[0][0] - recording.residuals[0][0]
+    block, final = model.host.blocks[0], model.host.final_norm
+    own = recording.layers[0].attention_pattern()[:, 0, 0]  # one position: all it mixes
+    made = torch.einsum("h,hd->d", own, out[0] / final.weight)
+    expected = added if block.output_bias is None else added - block.output_bias
+    assert relative(made, expected) < KERNEL
 
 
 @pytest.mark.parametrize("family", ["bamba", "falcon_h1", "jamba", "kimi_linear", "qwen3_next"])

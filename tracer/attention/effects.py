@@ -6,7 +6,7 @@ at what was recorded. They stand beside `effect` and are no part of it: nothing 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,12 +20,19 @@ from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from tracer.attention.explained import Explained, explained
 from tracer.attention.live import Live, LiveLayer, live_layers, pull_live
+from tracer.attribution.blocks import entries
+from tracer.attribution.local_model import pattern_bytes, vector_bytes
 from tracer.attribution.product import summed_in
 from tracer.attribution.scoring import EffectSums, JoiningRows, score_tokens, score_writers
+from tracer.attribution.sizes import Sizes
 from tracer.attribution.targets import TargetRows
 
 ENTRIES = 1 << 24
 """Numbers of patterns by row, or of gradients, held at once."""
+HELD = 5
+"""Numbers by row, head, query and key that are held for each."""
+SPARSE = 68
+"""Bytes of a difference between two matrices while it is made sparse."""
 STEPS = (Live(False, False), Live(True, False), Live(True, True))
 ODDS = (Live(False, False), Live(True, False, True), Live(True, True, True))
 """The same by QK attribution: what decides where heads look, rather than what would move them."""
@@ -105,17 +112,41 @@ def _matrix(about: Explained, rows: TargetRows, columns: np.ndarray, live: Live)
     """(rows, columns) effects with what answers."""
     layers = live_layers(about, live)
     heads = max(len(block.output) for block in about.model.host.blocks)
-    numbers = about.local.positions * max(
-        heads * about.local.positions, about.local.token_vectors.shape[1]
-    )
-    step = max(1, ENTRIES // numbers)
-    found = [
-        _effects(about, rows[np.arange(start, min(start + step, len(rows)))], layers, live)
-        for start in range(0, len(rows), step)
-    ]
+    step = _step(about.local.positions, heads, about.local.token_vectors.shape[1])
+    found = np.empty((len(rows), len(columns)))
+    for start in range(0, len(rows), step):
+        some = rows[np.arange(start, min(start + step, len(rows)))]
+        found[start : start + step] = _effects(about, some, layers, live)[:, columns]
     fired = np.ones(about.local.columns)
     fired[: len(about.local.features)] = about.local.features.activation.double().cpu().numpy()
-    return np.concatenate([part[:, columns] for part in found]) * fired[columns]
+    found *= fired[columns]
+    return found
+
+
+def _step(positions: int, heads: int, d_model: int) -> int:
+    """Rows pulled down together."""
+    return max(1, ENTRIES // (positions * max(heads * positions, d_model)))
+
+
+def answer_bytes(sizes: Sizes) -> float:
+    """Bytes that finding first-order effects takes, beside the model and the graph.
+
+    The patterns of a fresh recording as recorded and transposed, what a local model writes in which
+    gradients go everywhere, one round of rows; three dense matrices, and what differs between two
+    as a sparse one.
+    """
+    rows = sizes.explained + sizes.logits
+    sources = sizes.explained + (sizes.layers + 1) * sizes.positions
+    heads = max(layer[0] for layer in sizes.heads)
+    round_of = min(rows, _step(sizes.positions, heads, sizes.d_model))
+    pulled = sizes.positions * (HELD * heads * sizes.positions + 3 * sizes.d_model)
+    scored = 3 * sizes.columns * np.dtype(np.float64).itemsize
+    patterns = pattern_bytes(sizes)
+    whole = 2 * patterns.sum() if sizes.patterns_kept else 3 * patterns.max()
+    local = vector_bytes(replace(sizes, lifted=False)) + whole
+    matrices = rows * sources * 4.25 * np.dtype(np.float64).itemsize
+    edges = entries(replace(sizes, edge_floor=0.0))[1]
+    return float(local + round_of * (pulled * sizes.itemsize + scored) + matrices + edges * SPARSE)
 
 
 def _effects(

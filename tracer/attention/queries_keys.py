@@ -218,12 +218,17 @@ def check_bare(model: ReplacementModel, layer: int) -> None:
     Raises:
         TraceError: there are factors or taps around its pattern, other ones for every prompt.
     """
-    if not model.host.blocks[layer].plain:
-        raise TraceError(
-            f"layer {layer} of this {model.host.family} model has gates, factors or a convolution "
-            "around its pattern, which depend on the prompt: its heads cannot be told by their "
-            "weights alone; the loadings of a traced prompt hold them"
-        )
+    block = model.host.blocks[layer]
+    if block.plain:
+        return
+    kind = (
+        "a linear-attention, state-space or convolution layer" if block.by_kernel else "attention"
+    )
+    raise TraceError(
+        f"layer {layer} of this {model.host.family} model is {kind} with gates, factors or a "
+        "convolution around its pattern, which depend on the prompt: its heads cannot be told by "
+        "their weights alone; the loadings of a traced prompt hold them"
+    )
 
 
 def norms_inside(attention: nn.Module) -> list[Norm]:
