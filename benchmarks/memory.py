@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import tracer
 from benchmarks.output import RESULTS, output_file
@@ -62,6 +62,7 @@ class Case:
     edge_floor: float = 0.0
     recompute_patterns: bool | None = None
     dtype: str = "float32"
+    keep_attention: bool = False
 
 
 CASES = [
@@ -78,19 +79,30 @@ CASES = [
     Case("llama", "neurons", 12, NEURONS, max_features=500),
     Case("llama", "neurons", 12, NEURONS, max_features=2500),
     Case("gpt2", "per_layer", 256, 40, max_features=4000),
+    Case("mamba", "per_layer", 96, 40, max_features=64),
+    Case("mamba", "per_layer", 96, 40, max_features=64, recompute_patterns=True),
+    Case("mamba2", "per_layer", 256, 40, max_features=128),
+    Case("qwen3_next", "per_layer", 256, 40, max_features=128),
+    Case("gpt2", "per_layer", 64, 40, max_features=1024, keep_attention=True),
+    Case("gpt2", "per_layer", 32, 40, keep_attention=True),
 ]
-"""The last two have over 3e8 entries in their rows."""
+"""The twelfth and thirteenth have over 3e8 entries in their rows."""
+HYBRIDS = {
+    "mamba": {"state_size": 16, "residual_in_fp32": False},
+    "mamba2": {"num_heads": 16, "head_dim": 64, "state_size": 64, "n_groups": 1},
+    "qwen3_next": {
+        **{"num_key_value_heads": 2, "head_dim": 64, "num_experts": 4, "num_experts_per_tok": 2},
+        **{"linear_num_value_heads": 8, "linear_num_key_heads": 4, "linear_key_head_dim": 64},
+        **{"linear_value_head_dim": 64, "moe_intermediate_size": 256},
+    },
+}
 
 
 def random_model(case: Case, tokens: list[int]) -> ReplacementModel:
     """A model and a dictionary of which `case.active` features fire a token and layer."""
     torch.manual_seed(0)
-    config = (
-        GPT2Config(**COMMON)
-        if case.shape == "gpt2"
-        else LlamaConfig(**COMMON, num_key_value_heads=2, intermediate_size=NEURONS)
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype)).eval()
+    dtype = getattr(torch, case.dtype)
+    model = AutoModelForCausalLM.from_config(_config(case.shape), dtype=dtype).eval()
     if case.kind == "neurons":
         return ReplacementModel.from_huggingface(model, None, neurons(host_of(model)))
     silent = dictionary("per_layer", [ReLU()] * LAYERS, features=1)
@@ -105,6 +117,14 @@ def random_model(case: Case, tokens: list[int]) -> ReplacementModel:
     ]
     torch.manual_seed(1)
     return ReplacementModel.from_huggingface(model, None, dictionary(case.kind, firing))
+
+
+def _config(shape: str) -> Any:
+    if shape == "gpt2":
+        return GPT2Config(**COMMON)
+    if shape == "llama":
+        return LlamaConfig(**COMMON, num_key_value_heads=2, intermediate_size=NEURONS)
+    return AutoConfig.for_model(shape, **{**COMMON, **HYBRIDS[shape]})
 
 
 def dictionary(
@@ -137,6 +157,7 @@ def run(case: Case) -> dict[str, Any]:
         max_features=case.max_features,
         edge_floor=case.edge_floor,
         recompute_patterns=case.recompute_patterns,
+        keep_attention=case.keep_attention,
         on_estimate=start,
     )
     found["measured"] = peak() - found.pop("before")
@@ -166,6 +187,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         options = [
             f"edge floor {one['edge_floor']:g}" if one["edge_floor"] else "",
             "patterns recomputed" if one["recompute_patterns"] else "",
+            "what steers attention" if one.get("keep_attention") else "",
             one["dtype"] if one["dtype"] != "float32" else "",
         ]
         lines.append(

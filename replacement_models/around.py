@@ -5,7 +5,8 @@ middle of the value map), let each take a little of those right before it (a sho
 scale its heads' outputs elementwise (gates, gated norms). With these factors and the pattern held
 at what one prompt made of them, the layer is affine in what it reads:
 
-    o_t = W_O (outputs_t · Σ_s A_ts values_s · (Σ_j taps_j (W_V x_(s-j) + b_V) + b_taps))
+    o_t = W_O (outputs_t · (Σ_s A_ts v_s + b_mixed))
+    v_s = values_s · (Σ_j taps_j (W_V x_(s-j) + b_V) + b_taps)
 """
 
 from collections.abc import Callable, Mapping
@@ -88,7 +89,7 @@ class Kernel:
     channels: bool = False
     """Whether values are (batch, channels, positions), and every channel is a head by itself."""
     without: str | None = None
-    """A parameter that is left out when the pattern is made: a gate that `factors` holds."""
+    """A parameter that is left out when the pattern is made: a gate, a bias."""
 
     __repr__ = one_line
 

@@ -24,10 +24,12 @@ class Setting:
 
     @property
     def as_option(self) -> str:
-        """As the command line writes it: `--max-features 40`, `--lazy`."""
+        """As the command line writes it: `--max-features 40`, `--lazy`, `without --lazy`."""
         flag = f"--{self.parameter.replace('_', '-')}"
         if self.value is None or self.value is True:
             return flag
+        if self.value is False:
+            return f"without {flag}"
         return f"{flag} {self.value:g}" if isinstance(self.value, float) else f"{flag} {self.value}"
 
 

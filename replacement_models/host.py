@@ -82,6 +82,8 @@ class Block:
     """Attention and MLP both read the block's input (GPT-NeoX) instead of one after the other."""
     taps: Taps | None = None
     """A short convolution that values pass before the pattern mixes them."""
+    mixed_bias: Float[Tensor, "heads d_head"] | None = None
+    """Added to what the pattern mixes, before factors: of LFM2's convolutions."""
     watch: Watch | None = None
     """Where a prompt's factors, or a pattern that attention does not return, are read off."""
     attention_out: nn.Module | None = None
@@ -146,7 +148,8 @@ class Block:
     ) -> Float[Tensor, "q heads d_head"]:
         """Every head's mix of the values that it reads."""
         per_head = values.repeat_interleave(len(self.output) // len(self.value), dim=-2)
-        return torch.einsum("hqk,khd->qhd", pattern, per_head)
+        mixed = torch.einsum("hqk,khd->qhd", pattern, per_head)
+        return mixed if self.mixed_bias is None else mixed + self.mixed_bias
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from replacement_models import ReplacementModel
-from tests.random_models import GROUPED, randomised, transcoder
+from tests.family_configs import ROUTED
+from tests.random_models import GROUPED, PAIRED, randomised, transcoder
 
 MIXED = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 DELTA = {
@@ -74,6 +75,21 @@ FALCON = {
     "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
     "mlp_multipliers": [0.8, 0.5],
 }
+KIMI = {
+    **PAIRED,
+    **ROUTED,
+    **MIXED,
+    "num_key_value_heads": 4,
+    "attention_bias": True,
+    "kv_lora_rank": 5,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 3,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "linear_head_dim": 4,
+    "linear_num_heads": 3,
+    "linear_conv_kernel_dim": 3,
+}
 LFM = {
     **GROUPED,
     "layer_types": ["conv", "full_attention", "conv"],
@@ -106,6 +122,9 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 8,
             "moe_shared_expert_intermediate_size": 12,
             "mlp_bias": True,
+            "n_group": 2,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.3,
         },
     ),
     "falcon_h1": (
@@ -118,11 +137,23 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba": ("mamba", {**MAMBA, "time_step_rank": 3}),
     "falcon_mamba": ("falcon_mamba", {**MAMBA, "time_step_rank": 3}),
+    "jamba": (
+        "jamba",
+        {**GROUPED, "attn_layer_period": 3, "attn_layer_offset": 1, "num_experts": 4}
+        | {"num_experts_per_tok": 2, "expert_layer_period": 2, "mamba_d_state": 5}
+        | {"mamba_d_conv": 3, "mamba_dt_rank": 3, "mamba_proj_bias": True},
+    ),
     "lfm2": ("lfm2", LFM),
+    "lfm2_biased": ("lfm2", {**LFM, "conv_bias": True}),
     "lfm2_moe": ("lfm2_moe", {**LFM, **MIXTURE, "num_dense_layers": 1, "use_expert_bias": False}),
     "olmo_hybrid": (
         "olmo_hybrid",
         {**GROUPED, **DELTA, **MIXED, "linear_allow_neg_eigval": True, "attention_bias": True},
+    ),
+    "kimi_linear": ("kimi_linear", KIMI),
+    "bailing_hybrid": (
+        "bailing_hybrid",
+        {**KIMI, "head_dim": 5, "short_conv_kernel_size": 3, "num_mtp_layers": 0},
     ),
     "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
 }

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +26,11 @@ from tests.test_laws import off_interventions, row_sums
 from tests.test_tracer_lenses_local import wrong
 from tests.test_tracer_plain_sweep import assert_same, both, rows_everywhere, spread_everywhere
 from tracer import Intervention, TraceError
+from tracer.attention.scores import NAMES, SERIES, _outputs
 from tracer.attribution.local_model import LocalModel
 
 KERNEL = 1e-5
 """Relative: what the models' own kernels and norms round to, which compute in float32."""
-OPAQUE = {"nemotron_h": "experts of NemotronHMoE are not known"}
-"""Families whose MLPs have no neurons that tracer knows."""
 family_case = pytest.mark.parametrize("family", HYBRIDS)
 
 
@@ -131,10 +131,86 @@ def test_what_softmax_alone_has_is_explained_there_and_refused_elsewhere(family:
     assert abs(found.residual) < 1e-6
     with pytest.raises(TraceError, match=r"layer 0 .* has no softmax attention"):
         tracer.explain_attention(model, graph, layer=0, head=0, query=4)
-    with pytest.raises(TraceError, match=r"layer 0 .* has no softmax attention"):
-        tracer.attention_effects(model, graph)
-    with pytest.raises(TraceError, match=r"layer 0 .* depend on the prompt"):
+    with pytest.raises(TraceError, match=r"layer 0 .* linear-attention, .* depend on the prompt"):
         tracer.head_composition(model)
+
+
+def test_plain_softmax_layers_of_a_hybrid_have_figures_by_weights_alone():
+    model = ReplacementModel.from_huggingface(
+        hybrid_language_model("lfm2", layer_types=["full_attention", "conv", "full_attention"]),
+        None,
+        transcoder(),
+    )
+    found = tracer.head_composition(model).to_pylist()
+    assert {(row["from_layer"], row["to_layer"]) for row in found} == {(0, 2)}
+    assert {row["kind"] for row in found} == {"q", "k", "v"}
+    with pytest.raises(TraceError, match=r"layer 1 .* convolution layer"):
+        tracer.head_virtual_weights(model, 1, 0, (0, 0))
+
+
+class _Words:
+    """A tokenizer that knows names and days as one token each."""
+
+    bos_token_id, unk_token_id, all_special_ids = None, 0, (0,)
+
+    def __init__(self) -> None:
+        self.words = ["<unk>", *NAMES[:12], *SERIES[0]]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __call__(self, text: str, add_special_tokens: bool) -> Any:
+        known = text.strip() in self.words
+        return SimpleNamespace(input_ids=[self.words.index(text.strip()) if known else 0])
+
+
+@pytest.mark.parametrize("family", ["mamba2", "qwen3_next"])
+def test_heads_of_linear_layers_are_scored_by_their_pattern_and_what_they_write(family: str):
+    model = replace(model_of(family), tokenizer=_Words())
+    rows = tracer.head_scores(model, length=4, count=1).to_pylist()
+    heads = sum(len(block.output) for block in model.host.blocks)
+    assert len(rows) == heads
+    assert all(row["previous"] is not None and row["name_mover"] is not None for row in rows)
+    recording = model.record([3])
+    with torch.no_grad():
+        [out, *_] = _outputs(model, [3])
+    added = recording.between[0][0] - recording.residuals[0][0]
+    block, final = model.host.blocks[0], model.host.final_norm
+    own = recording.layers[0].attention_pattern()[:, 0, 0]  # one position: all it mixes
+    made = torch.einsum("h,hd->d", own, out[0] / final.weight)
+    expected = added if block.output_bias is None else added - block.output_bias
+    assert relative(made, expected) < KERNEL
+
+
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "jamba", "kimi_linear", "qwen3_next"])
+def test_first_order_effects_are_the_derivative_with_all_that_layers_hold_answering(family: str):
+    model = model_of(family)
+    graph = tracer.trace(model, PROMPT, max_features=20)
+    found = tracer.attention_effects(model, graph)
+    nodes, off, moved = graph.nodes.to_pylist(), 0.0, 0.0
+    logits = [row for row, node in enumerate(nodes) if node["kind"] == "logit"]
+    features = [row for row, node in enumerate(nodes) if node["kind"] == "feature"]
+    for source in features[::5]:
+        node = {name: nodes[source][name] for name in ("layer", "position", "feature")}
+        up, down = (
+            tracer.intervene(
+                model, PROMPT, [Intervention(**node, scale=scale)], "constrained",
+                layers=range(3), freeze_attention=False, freeze_norms=False,
+            ).logits_before_cap[-1]
+            for scale in (1.01, 0.99)
+        )  # fmt: skip
+        slope = (up - down) / 0.02
+        expected = (slope - slope.mean())[[nodes[row]["token"] for row in logits]].numpy()
+        effects = (
+            graph.effect,
+            found.beside(graph.effect, norms=False),
+            found.beside(graph.effect),
+        )
+        parts = [part.toarray()[logits, source] for part in effects]
+        off = max(off, abs(parts[2] - expected).max() / abs(expected).max())
+        moved = max(moved, *(abs(one - parts[2]).max() / abs(expected).max() for one in parts[:2]))
+    assert off < 1e-2  # differences of what kernels round to float32
+    assert moved > 5e-2
 
 
 @family_case
@@ -146,13 +222,21 @@ def test_a_lens_reads_the_logits_at_every_site(family: str):
 def test_a_models_own_neurons_are_conserved_without_errors(family: str):
     language_model = hybrid_language_model(family)
     host = model_of(family).host
-    if family in OPAQUE:
-        with pytest.raises(ModelError, match=f"neurons: {OPAQUE[family]}"):
-            neurons(host)
-        return
     model = ReplacementModel.from_huggingface(language_model, None, neurons(host))
     graph = tracer.trace(model, PROMPT, max_features=40)
     assert graph.metadata["conservation"]["relative"] < KERNEL
+    errors = [node for node in graph.nodes.to_pylist() if node["kind"] == "error"]
+    assert max(abs(node["activation"] or 0) for node in errors) < 1e-3
+
+
+@pytest.mark.parametrize("options", [{"moe_latent_size": 6}, {"mlp_bias": False}], ids=str)
+def test_experts_without_gates_are_conserved_between_maps_they_share(options: dict[str, Any]):
+    language_model = hybrid_language_model("nemotron_h", **options)
+    host = ReplacementModel.from_huggingface(language_model, None, transcoder()).host
+    model = ReplacementModel(host, neurons(host))
+    graph = tracer.trace(model, PROMPT, max_features=40)
+    assert graph.metadata["conservation"]["relative"] < KERNEL
+    assert off_interventions(model, graph, 4) < 1e-9
     errors = [node for node in graph.nodes.to_pylist() if node["kind"] == "error"]
     assert max(abs(node["activation"] or 0) for node in errors) < 1e-3
 
@@ -220,6 +304,7 @@ def test_conservation_fails_when_a_part_is_dropped(family: str, dropped: str):
 
 ARGUMENTS = {
     "torch_chunk_gated_delta_rule": ("g", "beta", "query", "key"),
+    "chunk_kimi_delta_attention": ("g", "beta", "query", "key"),
     "mamba2_chunk_scan": ("A", "dt", "B", "C"),
     "mamba_selective_scan": ("A", "dt", "B", "C"),
     "causal_conv1d_fn": ("weight",),
@@ -269,6 +354,13 @@ def test_a_host_that_forgets_a_part_is_refused(family: str, part: str):
         replace(model, host=host).record(PROMPT)
 
 
+def test_a_host_that_forgets_the_bias_of_its_convolutions_is_refused():
+    model = model_of("lfm2_biased")
+    blocks = [replace(block, mixed_bias=None) for block in model.host.blocks]
+    with pytest.raises(ModelError, match="layer 0 computes something else"):
+        replace(model, host=replace(model.host, blocks=blocks)).record(PROMPT)
+
+
 @family_case
 def test_bfloat16_models_trace(family: str):
     graph = tracer.trace(hybrid(family, torch.bfloat16), PROMPT)
@@ -283,12 +375,14 @@ def test_a_stream_of_another_type_than_the_weights_is_refused(family: str):
 
 
 @pytest.mark.parametrize("positions", [1, 7, 130])
-def test_a_pattern_is_the_kernels_own_for_prompts_of_any_length(positions: int):
-    language_model = hybrid_language_model("qwen3_next", torch.float32, max_position_embeddings=256)
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+def test_a_pattern_is_the_kernels_own_for_prompts_of_any_length(family: str, positions: int):
+    language_model = hybrid_language_model(family, torch.float32, max_position_embeddings=256)
     model = ReplacementModel.from_huggingface(language_model, None, transcoder())
     tokens = [(3 * number) % 29 for number in range(positions)]
     pattern = model.record(tokens).layers[0].attention_pattern()
-    assert pattern.shape == (4, positions, positions)
+    heads = {"qwen3_next": 4, "kimi_linear": 3}[family]
+    assert pattern.shape == (heads, positions, positions)
     assert torch.equal(pattern, pattern.tril())
 
 

@@ -14,6 +14,7 @@ from scipy import sparse
 import tracer
 from replacement_models import ReplacementModel, Transcoder, TranscoderLayer
 from replacement_models.speed.available import free_in_memory, free_on
+from tests.random_hybrids import hybrid
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
 from tracer import TraceError
 from tracer.attribution import blocks, memory
@@ -23,6 +24,7 @@ from tracer.attribution.frontier import Frontier
 from tracer.attribution.local_model import linearise, pattern_bytes
 from tracer.attribution.memory import Estimate, estimate
 from tracer.attribution.sizes import Sizes
+from tracer.attribution.sweep import chunk_bytes
 from tracer.errors import Setting
 
 
@@ -234,6 +236,42 @@ def test_python_is_told_parameters_and_the_command_line_options():
     assert f"{limit:.2g} GB are allowed (--memory-limit); " in line
     options = f"--edge-floor 0.001 --recompute-patterns --lazy --max-features {most}"
     assert line.endswith(f"; {options} ({proposal.estimate}) would fit")
+
+
+def test_what_steers_attention_is_counted_before_it_is_sought(monkeypatch: pytest.MonkeyPatch):
+    given = sizes(explained=20_000)
+    steered = estimate(replace(given, keep_attention=True))
+    assert steered.stage == "answer"
+    assert steered.device > estimate(given).device
+    model = replacement_model("llama")
+    limit = (estimate(given).device + 1e6) / 1e9
+    error = refusal_of(model, replace(given, keep_attention=True), limit)
+    assert "keep_attention=False (17 GB)" in str(error)
+    assert "without --keep-attention (17 GB)" in error.for_command_line()
+    seen, real = [], memory.check
+
+    def heard(model: ReplacementModel, needed: Sizes, limit: float | None) -> Estimate:
+        seen.append(needed.keep_attention)
+        return real(model, needed, limit)
+
+    monkeypatch.setattr(attribute, "check", heard)
+    for keep in (False, True):
+        tracer.trace(model, PROMPT, max_features=3, keep_attention=keep)
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize("family", ["mamba2", "lfm2", "qwen3_next"])
+def test_what_stands_around_patterns_is_counted(family: str):
+    model = hybrid(family)
+    recording = model.record(PROMPT)
+    options = {"logits": 5, "max_features": None, "rank_every": None, "edge_floor": 0.0}
+    given = memory.sizes_of(model, recording, skip_positions=1, **options)
+    for block, (values, outputs) in zip(model.host.blocks, given.around, strict=True):
+        assert (values > 0) == (block.taps is not None or block.by_kernel)
+        assert (outputs > 0) == (not block.plain)
+    assert chunk_bytes(given, 8) > chunk_bytes(replace(given, around=()), 8)
+    patterns = sum(frozen.attention_pattern().nbytes for frozen in recording.layers)
+    assert pattern_bytes(given).sum() == patterns
 
 
 def test_an_error_without_parameters_says_the_same_to_all():

@@ -11,7 +11,11 @@ import torch
 import tracer
 from graphs import NodeKind
 from graphs.pictures import charts
-from tests.random_models import LAYERS, PROMPT, replacement_model
+from replacement_models import ReplacementModel
+from tests.random_hybrids import hybrid
+from tests.random_models import FAMILIES as SOFTMAX
+from tests.random_models import LAYERS, PROMPT
+from tests.random_models import replacement_model as softmax
 from tracer import Intervention, TraceError
 from tracer.patching import (
     Kind,
@@ -31,7 +35,12 @@ from tracer.patching.first_order import estimated
 from tracer.patching.patch_sites import values_of
 
 OTHER = (1, 3, 12, 8, 22, 4)
-FAMILIES = ["gpt2", "gpt_neox", "llama", "gemma2", "gpt_oss"]
+HYBRIDS = ["jamba", "nemotron_h", "qwen3_next"]
+FAMILIES = ["gpt2", "gpt_neox", "llama", "gemma2", "gpt_oss", *HYBRIDS]
+
+
+def replacement_model(family: str, **options: Any) -> ReplacementModel:
+    return softmax(family, **options) if family in SOFTMAX else hybrid(family, **options)
 
 
 def everything(site: Kind) -> list[PatchSite]:
@@ -85,6 +94,16 @@ def test_rows_of_a_pass_are_what_memory_holds_and_change_no_result(
         assert passes[2:] == expected  # after the clean and the corrupted prompt
         np.testing.assert_allclose(after, whole["after"].to_numpy()[:rows], atol=1e-6)
     handle.remove()
+
+
+def test_scans_beside_softmax_are_patched_as_far_as_they_are_one_module():
+    model = replacement_model("falcon_h1")
+    metric = logit_difference(model, 3, 4)
+    table = patch(model, PROMPT, OTHER, metric, sites=everything(Kind.RESIDUAL))
+    np.testing.assert_allclose(table["recovered"].to_numpy(), 1, atol=2e-5)
+    for kind in (Kind.ATTENTION, Kind.HEAD):
+        with pytest.raises(TraceError, match=f"layer 0 .* side by side: sites of kind {kind}"):
+            patch(model, PROMPT, OTHER, metric, sites=kind)
 
 
 def test_a_row_is_reckoned_with_what_it_takes():

@@ -10,6 +10,9 @@ the clips an activation is the pre-activation times the gate. There experts end 
 effect depends on the router; one more feature an expert, behind all neurons, carries it: it reads
 nothing (its pre-activation is 1), and its gate is share_e.
 
+Experts without gates (Nemotron-H) are `y = W_after Σ_e share_e(x) · W_down_e f(W_up_e W_before x)`:
+a neuron reads through the map that they share, its activation is f of that times share_e.
+
 What moved the router or opened a gate is not in the graph.
 """
 
@@ -135,6 +138,8 @@ def expert_neurons(mlp: Any, like: Tensor) -> TranscoderLayer:
         found = [_apart(expert, like) for expert in experts]
     elif isinstance(getattr(experts, "gate_up_proj", None), nn.Parameter):
         found = _stacked(experts, like.shape[-1])
+    elif hasattr(mlp, "fc1_latent_proj"):
+        return _without_gates(mlp, like)
     else:
         raise ModelError(
             f"neurons: experts of {type(mlp).__name__} are not known; gated ones are supported"
@@ -145,6 +150,37 @@ def expert_neurons(mlp: Any, like: Tensor) -> TranscoderLayer:
         found.append(_apart(shared, like))
     opens, reads = _functions(experts)
     return _layer(found, shares, opens, reads)
+
+
+def _without_gates(mlp: Any, like: Tensor) -> TranscoderLayer:
+    """Nemotron-H's experts, between maps that they share, and the one beside these maps."""
+    experts, shared, width = mlp.experts, mlp.shared_experts, like.shape[-1]
+    up, down = read(experts, "up_proj"), read(experts, "down_proj").transpose(1, 2)
+    biases = up.new_zeros(up.shape[:2]), up.new_zeros(width)
+    if not isinstance(mlp.fc1_latent_proj, nn.Identity):
+        before, bias = _affine(mlp.fc1_latent_proj, width, like)
+        after, after_bias = _affine(mlp.fc2_latent_proj, down.shape[2], like)
+        biases, up, down = (up @ bias, after_bias), up @ before.T, down @ after
+    own_up, own_bias = _affine(shared.up_proj, width, like)
+    own_down, own_after = _affine(shared.down_proj, own_up.shape[1], like)
+    owner = torch.arange(len(up)).repeat_interleave(up.shape[1])
+    owner = torch.cat([owner, torch.full_like(owner[:1], len(up)).expand(own_up.shape[1])])
+    always_open = up.new_empty(0, width)
+    gate = ExpertGate(Shares(mlp, len(up)), owner.to(up.device), always_open, None, identity)
+    return TranscoderLayer(
+        W_enc=torch.cat([up.flatten(0, 1), own_up.T]),
+        b_enc=torch.cat([biases[0].flatten(), own_bias]),
+        decoder=DenseDecoder(torch.cat([down.flatten(0, 1), own_down])[:, None]),
+        b_dec=biases[1] + own_after,
+        activation=Elementwise(experts.act_fn),
+        gate=gate,
+    )
+
+
+def _affine(module: Any, inputs: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrix and bias of a linear module, the latter zeros where it has none."""
+    matrix, bias = linear_map(module, inputs, like)
+    return matrix, matrix.new_zeros(matrix.shape[1]) if bias is None else bias
 
 
 def identity(hidden: Tensor) -> Tensor:

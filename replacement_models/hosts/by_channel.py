@@ -1,4 +1,4 @@
-"""Mamba, Falcon Mamba, LFM2: a pattern for every channel, which is a head of one number.
+"""Mamba, Falcon Mamba, Jamba, LFM2: a pattern for every channel, which is a head of one number.
 
 Mamba's kernel mixes each channel in its own way, LFM2's convolution too. Patterns take channels ×
 positions² numbers a layer; long prompts make them anew.
@@ -12,17 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models.around import Call, Factors, Kernel, Watch
-from replacement_models.errors import ModelError
 from replacement_models.host import Block, Host
 from replacement_models.hosts.linear_layers import check_silu, short_convolution, silu_slope
-from replacement_models.hosts.llama import host
+from replacement_models.hosts.llama import host, separate
 from replacement_models.hosts.norms import norm_of
 from replacement_models.hosts.projections import projections
 from replacement_models.hosts.state_space import check_stream, of_mixers
+from replacement_models.hosts.weights import read
 from replacement_models.no_mlp import NoMLP
 
 SCAN = Kernel("mamba_selective_scan", "hidden_states", channels=True, without="z")
-CONVOLUTION = Kernel("causal_conv1d_fn", "hidden_states", channels=True)
+CONVOLUTION = Kernel("causal_conv1d_fn", "hidden_states", channels=True, without="bias")
 
 
 def mamba(model: Any) -> Host:
@@ -42,6 +42,28 @@ def mamba(model: Any) -> Host:
             )
         )
     return of_mixers(model, model.backbone, blocks)
+
+
+def jamba(model: Any) -> Host:
+    """Name the parts of a `JambaForCausalLM`, whose scans' step, input and output are normed."""
+    blocks = [_jamba_block(module, model.config) for module in model.model.layers]
+    return host(model, blocks, norm_of(model.model.final_layernorm))
+
+
+def _jamba_block(module: Any, config: Any) -> Block:
+    norm, layer = norm_of(module.input_layernorm), getattr(module, "mamba", None)
+    if layer is None:
+        attention, maps = module.self_attn, vars(separate(module.self_attn, config, norm.weight))
+    else:
+        attention, maps = layer, _selective(layer, norm.weight)
+    return Block(
+        module=module,
+        attention_norm=norm,
+        attention=attention,
+        mlp_norm=norm_of(module.pre_ff_layernorm),
+        mlp=module.feed_forward,
+        **maps,
+    )
 
 
 def _selective(layer: Any, like: Tensor) -> dict[str, Any]:
@@ -64,11 +86,7 @@ def _selective(layer: Any, like: Tensor) -> dict[str, Any]:
 
 
 def lfm2(model: Any) -> Host:
-    """Name the parts of an `Lfm2ForCausalLM`.
-
-    Raises:
-        ModelError: its convolutions have biases.
-    """
+    """Name the parts of an `Lfm2ForCausalLM`."""
     blocks = [_lfm2_block(module, model.config) for module in model.model.layers]
     return host(model, blocks, norm_of(model.model.embedding_norm))
 
@@ -95,8 +113,6 @@ def _lfm2_block(module: Any, config: Any) -> Block:
 
 def _convolution(layer: Any, like: Tensor) -> dict[str, Any]:
     """The convolution is the pattern; what gates its input and output are factors."""
-    if layer.conv.bias is not None:
-        raise ModelError("lfm2 model: convolutions with biases are not supported")
     width = len(like)
     maps = projections(
         layer.in_proj, layer.out_proj, width, width, like, pick=lambda out: out[..., 2 * width :]
@@ -107,7 +123,8 @@ def _convolution(layer: Any, like: Tensor) -> dict[str, Any]:
         return Factors(before[..., None], after[..., None])
 
     watch = Watch(modules={"values": layer.in_proj}, factors=factors, kernel=CONVOLUTION)
-    return {**vars(maps), "watch": watch}
+    bias = None if layer.conv.bias is None else read(layer.conv, "bias")[:, None]
+    return {**vars(maps), "watch": watch, "mixed_bias": bias}
 
 
 def _lfm2_mlp(mlp: Any) -> SimpleNamespace:

@@ -11,7 +11,7 @@ REFUSED: dict[str, Collection[str]] = {
         "minimax", "openai-gpt", "xlnet",
     ),
     "it has several residual streams, mixed by what they hold": (
-        "deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4",
+        "deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4", "qwen4_exp", "qwen4_exp_text",
     ),
     "a head's pattern is the difference of two, and a norm stands behind it": ("diffllama",),
     "its output maps depend on the token: attention is a mixture of experts": ("jetmoe",),
@@ -20,7 +20,7 @@ REFUSED: dict[str, Collection[str]] = {
     ),
     "its layers run several times": ("hrm_text",),
     "a layer has two attentions and a shortcut around the second": ("longcat_flash",),
-    "one attention block serves several of its state-space layers, and reads embeddings too": (
+    "shared attention and MLP write to what a state-space layer reads, not to the stream": (
         "zamba", "zamba2",
     ),
     "it decodes patches of bytes": ("blt",),

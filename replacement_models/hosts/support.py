@@ -7,7 +7,7 @@ from torch import nn
 
 from replacement_models.host import Host
 from replacement_models.hosts.bloom import bloom, mpt
-from replacement_models.hosts.by_channel import lfm2, mamba
+from replacement_models.hosts.by_channel import jamba, lfm2, mamba
 from replacement_models.hosts.falcon import falcon
 from replacement_models.hosts.falcon_h1 import falcon_h1
 from replacement_models.hosts.fused import codegen, dbrx, gpt_bigcode
@@ -18,6 +18,7 @@ from replacement_models.hosts.glm4 import glm4
 from replacement_models.hosts.gpt2 import gpt2, gpt_neo
 from replacement_models.hosts.gpt_neox import gpt_neox, gpt_neox_japanese, persimmon
 from replacement_models.hosts.granite import granite, hyperclovax
+from replacement_models.hosts.kimi import kimi_linear
 from replacement_models.hosts.latent import deepseek, minicpm3
 from replacement_models.hosts.llama import llama
 from replacement_models.hosts.llama_likes import (
@@ -45,6 +46,7 @@ AS_LLAMA = (
     "starcoder2",
 )  # fmt: skip
 AS_QWEN3_NEXT = ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
+AS_KIMI = ("bailing_hybrid", "kimi_linear")
 AS_OLMO2 = ("exaone4", "flex_olmo", "olmo2", "olmo3")
 AS_GLM4 = ("glm4", "kolibri1")
 AS_DEEPSEEK = (
@@ -89,6 +91,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "opt": opt,
     "persimmon": persimmon,
     "granitemoehybrid": granite_hybrid,
+    "jamba": jamba,
     "lfm2": lfm2,
     "lfm2_moe": lfm2,
     "mamba": mamba,
@@ -106,6 +109,7 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     **dict.fromkeys(AS_DEEPSEEK, deepseek),
     **dict.fromkeys(AS_GLM4, glm4),
     **dict.fromkeys(AS_GRANITE, granite),
+    **dict.fromkeys(AS_KIMI, kimi_linear),
     **dict.fromkeys(AS_OLMO2, olmo2),
     **dict.fromkeys(AS_GEMMA, gemma),
     **dict.fromkeys(AS_QWEN3_NEXT, qwen3_next),
@@ -115,10 +119,6 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
 What a variant adds beyond its family's parts is refused when it is recorded (layout.py).
 """
 
-STATE_SPACE = {"jamba"}
-"""Models with Mamba layers."""
-LINEAR_ATTENTION = {"bailing_hybrid", "kimi_linear", "qwen4_exp", "qwen4_exp_text"}
-"""Models with linear-attention or gated delta-rule layers."""
 RECURRENT = {"recurrent_gemma", "rwkv", "xlstm"}
 CONVOLUTION = {"inkling2_text", "inkling_text", "lfm3", "zaya"}
 AFTER_AN_ENCODER = {"musicgen", "musicgen_melody", "speech_to_text_2", "trocr", "whisper"}
@@ -157,8 +157,6 @@ def _reason(model_type: str) -> str:
     from transformers.models.auto import modeling_auto
 
     layers = {
-        "state-space layers (Mamba)": STATE_SPACE,
-        "linear-attention layers": LINEAR_ATTENTION,
         "recurrent layers": RECURRENT,
         "convolutions between tokens": CONVOLUTION,
     }

@@ -6,7 +6,7 @@ at what was recorded. They stand beside `effect` and are no part of it: nothing 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,13 +19,20 @@ from replacement_models import ReplacementModel
 from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from tracer.attention.explained import Explained, explained
-from tracer.attention.live import Live, LiveLayer, live_layer, pull_live
+from tracer.attention.live import Live, LiveLayer, live_layers, pull_live
+from tracer.attribution.blocks import entries
+from tracer.attribution.local_model import pattern_bytes, vector_bytes
 from tracer.attribution.product import summed_in
 from tracer.attribution.scoring import EffectSums, JoiningRows, score_tokens, score_writers
+from tracer.attribution.sizes import Sizes
 from tracer.attribution.targets import TargetRows
 
 ENTRIES = 1 << 24
 """Numbers of patterns by row, or of gradients, held at once."""
+HELD = 5
+"""Numbers by row, head, query and key that are held for each."""
+SPARSE = 68
+"""Bytes of a difference between two matrices while it is made sparse."""
 STEPS = (Live(False, False), Live(True, False), Live(True, True))
 ODDS = (Live(False, False), Live(True, False, True), Live(True, True, True))
 """The same by QK attribution: what decides where heads look, rather than what would move them."""
@@ -40,7 +47,8 @@ class FirstOrderEffects:
     """
 
     attention: sparse.csr_array
-    """Through attention scores, norm denominators held."""
+    """Through attention scores, norm denominators held; in layers that hold more (decay, gates,
+    factors around the pattern), through all of that."""
     norms: sparse.csr_array
     """What norm denominators add when they answer as well, those of queries and keys included."""
     conserved: bool = False
@@ -60,8 +68,8 @@ def attention_effects(model: ReplacementModel, graph: AttributionGraph) -> First
     """By how much every node of a graph moves every target through what the graph holds.
 
     The derivative at the recorded prompt of the model with its MLPs cut out: attention scores
-    answer what is written below them, and what they change is passed on. Then norm denominators as
-    well.
+    answer what is written below them, in linear layers decay, keys, queries and gates, and what
+    they change is passed on. Then norm denominators as well.
 
     Args:
         model: the model the graph was traced from.
@@ -102,21 +110,43 @@ def answers(
 
 def _matrix(about: Explained, rows: TargetRows, columns: np.ndarray, live: Live) -> np.ndarray:
     """(rows, columns) effects with what answers."""
-    every = range(len(about.local.layers))
-    places = about.query_keys(every)
-    layers = {layer: live_layer(about, layer, places[layer], live) for layer in every}
-    heads = max(len(layer.pattern) for layer in layers.values())
-    numbers = about.local.positions * max(
-        heads * about.local.positions, about.local.token_vectors.shape[1]
-    )
-    step = max(1, ENTRIES // numbers)
-    found = [
-        _effects(about, rows[np.arange(start, min(start + step, len(rows)))], layers, live)
-        for start in range(0, len(rows), step)
-    ]
+    layers = live_layers(about, live)
+    heads = max(len(block.output) for block in about.model.host.blocks)
+    step = _step(about.local.positions, heads, about.local.token_vectors.shape[1])
+    found = np.empty((len(rows), len(columns)))
+    for start in range(0, len(rows), step):
+        some = rows[np.arange(start, min(start + step, len(rows)))]
+        found[start : start + step] = _effects(about, some, layers, live)[:, columns]
     fired = np.ones(about.local.columns)
     fired[: len(about.local.features)] = about.local.features.activation.double().cpu().numpy()
-    return np.concatenate([part[:, columns] for part in found]) * fired[columns]
+    found *= fired[columns]
+    return found
+
+
+def _step(positions: int, heads: int, d_model: int) -> int:
+    """Rows pulled down together."""
+    return max(1, ENTRIES // (positions * max(heads * positions, d_model)))
+
+
+def answer_bytes(sizes: Sizes) -> float:
+    """Bytes that finding first-order effects takes, beside the model and the graph.
+
+    The patterns of a fresh recording as recorded and transposed, what a local model writes in which
+    gradients go everywhere, one round of rows; three dense matrices, and what differs between two
+    as a sparse one.
+    """
+    rows = sizes.explained + sizes.logits
+    sources = sizes.explained + (sizes.layers + 1) * sizes.positions
+    heads = max(layer[0] for layer in sizes.heads)
+    round_of = min(rows, _step(sizes.positions, heads, sizes.d_model))
+    pulled = sizes.positions * (HELD * heads * sizes.positions + 3 * sizes.d_model)
+    scored = 3 * sizes.columns * np.dtype(np.float64).itemsize
+    patterns = pattern_bytes(sizes)
+    whole = 2 * patterns.sum() if sizes.patterns_kept else 3 * patterns.max()
+    local = vector_bytes(replace(sizes, lifted=False)) + whole
+    matrices = rows * sources * 4.25 * np.dtype(np.float64).itemsize
+    edges = entries(replace(sizes, edge_floor=0.0))[1]
+    return float(local + round_of * (pulled * sizes.itemsize + scored) + matrices + edges * SPARSE)
 
 
 def _effects(

@@ -1,7 +1,8 @@
 """Rows pulled down with attention scores, and norm denominators, answering to the first order.
 
 The local model holds both as recorded. Here gradients also take the ways through them: through the
-softmax to queries and keys, and through the denominators. What a node adds along these ways is the
+softmax to queries and keys, through all that a layer holds where that is more (whole_layers.py),
+and through the denominators. What a node adds along these ways is the
 first-order change that the graph leaves out; nothing is conserved in it.
 """
 
@@ -18,6 +19,7 @@ from replacement_models.sites import ReadPoint, stream_number
 from tracer.attention.explained import Explained, pulled_to_stream
 from tracer.attention.plain_streams import head_gradients, join, pulled_values
 from tracer.attention.queries_keys import QueryKeyMap, Reached, Scores
+from tracer.attention.whole_layers import WholeLayer, whole_layers
 from tracer.attribution.targets import TargetRows
 
 SURE = 1e-2
@@ -34,7 +36,8 @@ class Live:
     odds: bool = False
     """Weigh scores by QK attribution instead of by their slope: what went through a key, times what
     the scores do to its log-odds against the other keys. A head that looks at one key alone has
-    almost no slope, but what made it look there counts in full."""
+    almost no slope, but what made it look there counts in full. Layers that hold more than scores
+    have no odds, and keep their slope."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +45,22 @@ class LiveLayer:
     """One layer as gradients pass it, with what was recorded there."""
 
     block: Block
+    attended: Float[Tensor, "positions d_model"]
+    """Attention's output before a post-norm."""
+    answers: "ScoredLayer | WholeLayer"
+    """Scores of queries and keys; where a layer holds more than them, all of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredLayer:
+    """What the pattern of a softmax layer answers with."""
+
     values: Float[Tensor, "positions heads d_head"]
     """What every head reads at a key, biases included."""
     pattern: Float[Tensor, "heads queries keys"]
     slope: Float[Tensor, "heads queries keys"]
     """Of the soft cap, times the scaling: of a score in query times key."""
     reached: Reached
-    attended: Float[Tensor, "positions d_model"]
-    """Attention's output before a post-norm."""
 
     @property
     def scores(self) -> Scores:
@@ -57,25 +68,39 @@ class LiveLayer:
         return self.reached.scores
 
 
-def live_layer(about: Explained, layer: int, place: QueryKeyMap, live: Live) -> LiveLayer:
-    """Record what one layer's answers depend on."""
-    block = about.model.host.blocks[layer]
-    reached = place.scores(live=live.norms)
-    scores, hidden = reached.scores, place.hidden
-    frozen = about.recording.layers[layer]
-    pattern, factors = frozen.attention_pattern(), frozen.factors
-    heads, kv_heads = len(block.output), len(block.value)
-    values = block.mixable(hidden, factors)
+def live_layers(about: Explained, live: Live) -> dict[int, LiveLayer]:
+    """Record what every layer's answers depend on."""
+    blocks, recording = about.model.host.blocks, about.recording
+    held = [layer for layer, block in enumerate(blocks) if not block.plain]
+    whole = whole_layers(about.model, recording, held)
+    scored = about.query_keys([layer for layer in range(len(blocks)) if layer not in whole])
+    found = {}
+    for layer, block in enumerate(blocks):
+        frozen, stream = recording.layers[layer], recording.residuals[layer]
+        norm, pattern = block.attention_norm, frozen.attention_pattern()
+        hidden = stream if norm is None else norm.frozen(stream, frozen.attention_scale)
+        found[layer] = LiveLayer(
+            block=block,
+            attended=block.attend(hidden, pattern, frozen.factors),
+            answers=whole[layer]
+            if layer in whole
+            else _scored(block, scored[layer], pattern, live.norms),
+        )
+    return found
+
+
+def _scored(block: Block, place: QueryKeyMap, pattern: Tensor, norms: bool) -> ScoredLayer:
+    reached = place.scores(live=norms)
+    scores = reached.scores
     slope = torch.full_like(pattern, scores.scaling)
     if scores.cap is not None:
         slope = slope * (1 - torch.tanh(scores.every().detach() / scores.cap) ** 2)
-    return LiveLayer(
-        block=block,
-        values=values.repeat_interleave(heads // kv_heads, -2),
+    values = block.mixable(place.hidden)
+    return ScoredLayer(
+        values=values.repeat_interleave(len(block.output) // len(block.value), -2),
         pattern=pattern,
         slope=slope,
         reached=reached,
-        attended=block.attend(hidden, pattern, factors),
     )
 
 
@@ -115,9 +140,7 @@ def pull_live(
         held = frozen.attention_post_scale
         if live.norms and norm is not None and not norm.fixed and held is not None:
             read = _post_norm_answers(norm, known.attended, held, read)
-        pulled = pulled_values(maps, head_gradients(maps, read))
-        if live.attention:
-            pulled = pulled + _through_scores(about, layer, known, read, live.odds)
+        pulled = _pulled(about, layer, known.answers, read, live)
         norm = known.block.attention_norm
         if live.norms and norm is not None:
             stream = recording.residuals[layer]
@@ -199,10 +222,27 @@ def _skipped(about: Explained, layer: int, above: Tensor, live: Live) -> Tensor 
     return _norm_answers(block.mlp_norm, about.recording.between[layer], frozen.mlp_scale, pulled)
 
 
+def _pulled(
+    about: Explained,
+    layer: int,
+    answers: ScoredLayer | WholeLayer,
+    read: Float[Tensor, "rows positions d_model"],
+    live: Live,
+) -> Float[Tensor, "rows positions d_model"]:
+    """A gradient of attention's output as one of the stream: by values, and by what answers."""
+    if live.attention and isinstance(answers, WholeLayer):
+        return pulled_to_stream(about, layer, answers.pulled(read))[0]
+    maps = about.local.layers[layer]
+    pulled = pulled_values(maps, head_gradients(maps, read))
+    if live.attention and isinstance(answers, ScoredLayer):
+        pulled = pulled + _through_scores(about, layer, answers, read, live.odds)
+    return pulled
+
+
 def _through_scores(
     about: Explained,
     layer: int,
-    known: LiveLayer,
+    known: ScoredLayer,
     read: Float[Tensor, "rows positions d_model"],
     odds: bool,
 ) -> Float[Tensor, "rows positions d_model"]:

@@ -123,7 +123,7 @@ class QueryKeyMap:
 
     def _run(self, hidden: Tensor, held: dict[nn.Module, Tensor], keep: bool, live: bool) -> Scores:
         hooks = [(norm.module, _holding(norm, held, keep, live)) for norm in self.norms]
-        args, kwargs = _with_hidden(self.args, self.kwargs, hidden[None])
+        args, kwargs = with_hidden(self.args, self.kwargs, hidden[None])
         with eager_attention(self.model), forward_hooks(hooks), _stopped(self.block.attention):
             try:
                 self.block.attention(*args, **kwargs)
@@ -218,12 +218,17 @@ def check_bare(model: ReplacementModel, layer: int) -> None:
     Raises:
         TraceError: there are factors or taps around its pattern, other ones for every prompt.
     """
-    if not model.host.blocks[layer].plain:
-        raise TraceError(
-            f"layer {layer} of this {model.host.family} model has gates, factors or a convolution "
-            "around its pattern, which depend on the prompt: its heads cannot be told by their "
-            "weights alone; the loadings of a traced prompt hold them"
-        )
+    block = model.host.blocks[layer]
+    if block.plain:
+        return
+    kind = (
+        "a linear-attention, state-space or convolution layer" if block.by_kernel else "attention"
+    )
+    raise TraceError(
+        f"layer {layer} of this {model.host.family} model is {kind} with gates, factors or a "
+        "convolution around its pattern, which depend on the prompt: its heads cannot be told by "
+        "their weights alone; the loadings of a traced prompt hold them"
+    )
 
 
 def norms_inside(attention: nn.Module) -> list[Norm]:
@@ -263,7 +268,8 @@ def _holding(norm: Norm, held: dict[nn.Module, Tensor], keep: bool, live: bool) 
     return hold
 
 
-def _with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Inputs:
+def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Inputs:
+    """A module's inputs with the hidden states among them replaced."""
     if args and isinstance(args[0], Tensor):
         return (hidden, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": hidden}

@@ -3,6 +3,7 @@
 Attention on random tokens repeated once: to the token before (previous), to the token that
 followed the last time (induction), to the same token the last time (duplicate). Writing, by what a
 head's output map makes of a token: the next in a series (successor), the token itself (name mover).
+The pattern of a linear layer may be negative, and its rows add up to anything.
 
 Source: Olsson et al. 2022, "In-context Learning and Induction Heads", for the first three; Wang et
 al. 2023, "Interpretability in the Wild", for copying; Gould et al. 2023, "Successor Heads".
@@ -17,10 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replacement_models import ReplacementModel
+from replacement_models import Recording, ReplacementModel
 from replacement_models.folding import written
 from replacement_models.process import one_call
-from tracer.attention.queries_keys import check_bare
 from tracer.errors import TraceError
 
 SCORES = ("previous", "induction", "duplicate", "successor", "name_mover")
@@ -218,26 +218,25 @@ def _outputs(
     """Of each layer: what every head makes of tokens, as the unembedding reads it.
 
     A head of the bottom layer reads the embedding; later ones the stream above layer 0, which has
-    what the first MLP makes of it. Tokens stand alone, after a BOS where the model has one.
+    what the first MLP makes of it. Tokens stand alone, after a BOS where the model has one; factors
+    around a pattern are those of that prompt.
     """
     start, layers = _start(model), len(model.host.blocks)
     recordings = [model.record([*start, token], last_logits=True) for token in tokens]
-    return [
-        _layer_outputs(
-            model, layer, torch.stack([one.residuals[min(layer, 1)][-1] for one in recordings])
-        )
-        for layer in range(layers)
-    ]
+    return [_layer_outputs(model, layer, recordings) for layer in range(layers)]
 
 
 def _layer_outputs(
-    model: ReplacementModel, layer: int, stream: Float[Tensor, "tokens d_model"]
+    model: ReplacementModel, layer: int, recordings: Sequence[Recording]
 ) -> Float[Tensor, "tokens heads d_model"]:
-    check_bare(model, layer)
     block, final = model.host.blocks[layer], model.host.final_norm
-    norm = block.attention_norm
-    read = stream if norm is None else norm.frozen(stream, norm.scale(stream))
-    values = block.values(read).unflatten(-1, (len(block.value), -1))
-    values = values.repeat_interleave(len(block.output) // len(block.value), -2)
-    out = written(torch.einsum("thi,hid->thd", values, block.output), block.attention_post_norm)
+    group = len(block.output) // len(block.value)
+    norm, found = block.attention_norm, []
+    for one in recordings:
+        stream, factors = one.residuals[min(layer, 1)], one.layers[layer].factors
+        read = stream if norm is None else norm.frozen(stream, norm.scale(stream))
+        values = block.mixable(read, factors).repeat_interleave(group, -2)
+        found.append(factors.of_outputs(values)[-1])
+    by_head = torch.stack(found)
+    out = written(torch.einsum("thi,hid->thd", by_head, block.output), block.attention_post_norm)
     return final.centre(out) * final.weight

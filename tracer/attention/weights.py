@@ -8,7 +8,7 @@ Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits",
 composition and virtual weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -77,7 +77,8 @@ def head_composition(model: ReplacementModel) -> pa.Table:
     """How much of what each head writes every later head reads as query, key and value.
 
     The norm of the product of two heads' maps over the product of their norms, between 0 and 1;
-    random maps have about one over the root of the stream's width.
+    random maps have about one over the root of the stream's width. Of a hybrid those of its plain
+    softmax layers.
 
     Args:
         model: the model; its dictionary takes no part.
@@ -85,8 +86,14 @@ def head_composition(model: ReplacementModel) -> pa.Table:
     Returns:
         One row a pair and kind: layer and head that write (`from_layer`, `from_head`), layer and
         head that read (`to_layer`, `to_head`), kind ("q", "k", "v"), score. Strongest first.
+
+    Raises:
+        TraceError: no layer is plain softmax attention, or one's scores are formed in a way that is
+            not known.
     """
-    every = [head_maps(model, layer) for layer in range(len(model.host.blocks))]
+    blocks = model.host.blocks
+    plain = [layer for layer, block in enumerate(blocks) if block.plain]
+    every = {layer: head_maps(model, layer) for layer in plain or range(len(blocks))}
     rows = [row for pair in _layer_pairs(every) for row in pair]
     rows.sort(key=lambda row: -row[5])
     names = ("from_layer", "from_head", "to_layer", "to_head", "kind", "score")
@@ -101,11 +108,12 @@ def head_composition(model: ReplacementModel) -> pa.Table:
 
 
 def _layer_pairs(
-    every: list[HeadMaps],
+    every: Mapping[int, HeadMaps],
 ) -> Iterator[list[tuple[int, int, int, int, str, float]]]:
-    for low, lower in enumerate(every):
-        for high in range(low + 1, len(every)):
-            upper = every[high]
+    for low, lower in every.items():
+        for high, upper in every.items():
+            if high <= low:
+                continue
             for kind, outer, inner in (
                 ("q", upper.key, upper.query),
                 ("k", upper.query, upper.key),

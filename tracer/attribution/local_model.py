@@ -477,7 +477,8 @@ def _attention_constant(
     """What an attention layer adds that no source wrote: its biases, and the norms' around it."""
     constant = block.output.new_zeros(len(frozen.attention_scale), block.output.shape[-1])
     tapped = block.taps is not None and block.taps.bias is not None
-    if not block.plain and (tapped or folded.constant is not None):
+    biased = tapped or block.mixed_bias is not None or folded.constant is not None
+    if biased and not block.plain:
         constant = constant_heads(block, frozen).flatten(1) @ block.output.flatten(0, 1)
     elif folded.constant is not None:  # patterns of long prompts are not made anew for nothing
         mass = frozen.attention_pattern().sum(-1).T  # below 1 where there are attention sinks

@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from replacement_models import DenseDecoder, Recording, ReplacementModel
+from replacement_models import DenseDecoder, FrozenLayer, Recording, ReplacementModel
 from replacement_models.errors import Setting
 from replacement_models.folding import mlp_post_norm
+from replacement_models.host import Block
 from replacement_models.speed.available import free_in_memory, free_on
+from tracer.attention.effects import answer_bytes
+from tracer.attribution.around import bare_values
 from tracer.attribution.assemble import GATHER, graph_bytes, table_bytes
 from tracer.attribution.blocks import (
     dense_bytes,
@@ -104,7 +107,13 @@ def sizes_of(
         rank_every=rank_every or max(64, math.ceil(explained / 8)),
         edge_floor=edge_floor,
         folded=folded_bytes(model, positions, explained),
+        around=tuple(map(_around, model.host.blocks, recording.layers)),
     )
+
+
+def _around(block: Block, frozen: FrozenLayer) -> tuple[int, int]:
+    values = 0 if bare_values(block, frozen) else block.value[..., 0].numel()
+    return values, 0 if frozen.factors.outputs is None else block.output[..., 0].numel()
 
 
 def _heads(model: ReplacementModel) -> tuple[tuple[int, int, int, int], ...]:
@@ -137,7 +146,7 @@ class Estimate:
     host: int
     """Beside it; on the CPU 0."""
     stage: str
-    """When the device needs most: linearise, sweep or assemble."""
+    """When the device needs most: linearise, sweep, assemble or answer (`keep_attention`)."""
 
     @property
     def whole(self) -> int:
@@ -152,7 +161,7 @@ class Estimate:
 
 def estimate(sizes: Sizes) -> Estimate:
     """The most memory the rest of a trace will take."""
-    stages = [*_linearising(sizes), *_sweeping(sizes)]
+    stages = [*_linearising(sizes), *_sweeping(sizes), *_answering(sizes)]
     fixed = FIXED + sizes.folded
     if sizes.on_cpu:
         largest = max(stages, key=lambda stage: stage.device + stage.host)
@@ -188,6 +197,16 @@ def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     gathered = max(every * row, edges * edge) + of_block * GATHER
     yield Stage("assemble", local, gathered + names / 2)
     yield Stage("assemble", local + label_bytes(sizes), names + graph_bytes(edges, edge))
+
+
+def _answering(sizes: Sizes) -> Iterator[Stage]:
+    """What steers attention, beside the finished graph; on the device what does not stand there."""
+    if not sizes.keep_attention:
+        return
+    edges = entries(sizes)[1]
+    graph = edges * (sizes.entry + INDEX.itemsize) + table_bytes(sizes)
+    need = answer_bytes(sizes)
+    yield Stage("answer", need, graph) if sizes.on_cpu else Stage("answer", need, graph + need)
 
 
 def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> Estimate:
@@ -268,7 +287,7 @@ def _proposals(model: ReplacementModel, sizes: Sizes, room: Room) -> list[Propos
     if fitting:
         return fitting
     floor = max(sizes.edge_floor, 1e-3)
-    smaller = replace(sizes, edge_floor=floor, patterns_kept=False)
+    smaller = replace(sizes, edge_floor=floor, patterns_kept=False, keep_attention=False)
     others = [one for one in _other_options(model, sizes) if one.sizes.itemsize == sizes.itemsize]
     freed = sum(one.freed for one in others)
     last = _fewer(smaller, replace(room, device=room.device + freed))
@@ -312,7 +331,10 @@ def _floor(sizes: Sizes, room: Room) -> Option | None:
 
 
 def _other_options(model: ReplacementModel, sizes: Sizes) -> Iterator[Option]:
-    """Patterns made anew, decoders left on disk, a smaller number format."""
+    """Edges alone, patterns made anew, decoders left on disk, a smaller number format."""
+    if sizes.keep_attention:
+        edges_alone = replace(sizes, keep_attention=False)
+        yield Option(Setting("keep_attention", False), edges_alone)
     if sizes.patterns_kept:
         remade = replace(sizes, patterns_kept=False)
         setting = Setting("recompute_patterns", True)

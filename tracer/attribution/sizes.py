@@ -47,6 +47,11 @@ class Sizes:
     """Share of a row below which effects are dropped."""
     folded: float = 0.0
     """Bytes of weights that the model's first trace folds and keeps."""
+    keep_attention: bool = False
+    """Whether what steers attention is found out too."""
+    around: tuple[tuple[int, int], ...] = ()
+    """Of each layer: width of its values behind taps or factors, and of its heads' outputs behind
+    factors; none where nothing stands around its pattern."""
 
     @property
     def layers(self) -> int:

@@ -439,7 +439,9 @@ def chunk_bytes(sizes: Sizes, rows: int) -> float:
     threads, chunk, most = side_by_side_sizes(sizes, rows)
     at_once = 0.0 if sizes.on_cpu else padded_bytes(sizes, chunk)
     size, pattern = sizes.itemsize, float(pattern_bytes(sizes).max())
-    largest = max(_widest(sizes, layer) for layer in sizes.heads) * chunk * size
+    around = sizes.around or ((0, 0),) * sizes.layers
+    widths = zip(sizes.heads, around, strict=True)
+    largest = max(_widest(sizes, *layer) for layer in widths) * chunk * size
     if sizes.patterns_kept:
         largest += pattern if sizes.positions <= KEYS else 0.0  # cut to the chunk's positions
     else:
@@ -449,9 +451,10 @@ def chunk_bytes(sizes: Sizes, rows: int) -> float:
     return threads * (largest + 2 * most * sizes.columns * float(sizes.entry))
 
 
-def _widest(sizes: Sizes, layer: tuple[int, int, int, int]) -> float:
+def _widest(sizes: Sizes, layer: tuple[int, int, int, int], around: tuple[int, int]) -> float:
     """Numbers a row and position at the widest place of one layer's sweep."""
     _, width, kv_heads, kv_width = layer
     mixing = width / kv_heads if sizes.positions > KEYS else 0
     after = max(2 * width, width + kv_width + mixing, width + 2 * kv_width + sizes.d_model)
-    return sizes.d_model + after + (sizes.d_model if sizes.skips else 0)
+    beside = 5 * around[0] + around[1]  # values scaled, turned, mixed by taps, turned back
+    return sizes.d_model + after + beside + (sizes.d_model if sizes.skips else 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         if on_recording is not None:
             on_recording(recording)
         logits = logit_targets(model, recording, targets, max_logits, logit_mass)
-        sizes = sizes_of(
+        counted = sizes_of(
             model,
             recording,
             skip_positions=skip_positions,
@@ -150,6 +151,7 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             rank_every=rank_every,
             edge_floor=edge_floor,
         )
+        sizes = replace(counted, keep_attention=keep_attention)
         need = _make_room(model, sizes, memory_limit, on_estimate)
         bare = skip_alone(model, recording, logits, skip_positions)
         local = linearise(model, recording, skip_positions, sizes.explained)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import eager_attention, first_of, first_tensor, replaced_first
+from replacement_models.hooks import eager_attention, first_of, replaced_first
 from replacement_models.host import Block
 from replacement_models.recording import write_hooks
 from tracer.interventions.forward import FeatureEdits, Run, run
@@ -17,7 +17,7 @@ from tracer.interventions.freezing import replaced
 from tracer.interventions.values import Intervention, Placed
 from tracer.patching.batches import rows_that_fit
 from tracer.patching.metrics import Metric
-from tracer.patching.patch_sites import Kind, PatchSite, head_values
+from tracer.patching.patch_sites import Kind, PatchSite, heads_end, heads_of
 
 Wanted = Sequence[tuple[PatchSite, Tensor]]
 """Sites of one row with the values to put there."""
@@ -68,7 +68,9 @@ def _run(model: ReplacementModel, batch: Sequence[Wanted], positions: int) -> Ru
             place = _placing(mine[Kind.ATTENTION])
             hooks.append((block.attention_end, _output(place, positions)))
         if mine[Kind.HEAD]:
-            hooks.append((block.attention, _heads(block, mine[Kind.HEAD])))
+            end = heads_end(block)
+            assert end is not None  # their values are known
+            hooks.append((end, _heads(block, mine[Kind.HEAD])))
         if mine[Kind.MLP]:
             place = _output(_placing(mine[Kind.MLP]), positions)
             hooks += write_hooks(block, model.transcoder.write_at(layer), place)
@@ -101,8 +103,8 @@ def _heads(block: Block, heads: Mine) -> Callable[..., Any]:
     """Put in the change of heads' parts."""
 
     def hook(inputs: Any, output: Any) -> Any:
-        out = output[0].clone()
-        now = head_values(block, first_tensor(inputs), output[1])
+        out = first_of(output).clone()
+        now = heads_of(block, inputs, output)
         for row, site, value in heads:
             at = slice(None) if site.position is None else site.position
             out[row, at] += (value - now[row, at, site.index]) @ block.output[site.index]

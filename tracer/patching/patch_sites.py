@@ -10,14 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import eager_attention, first_of, first_tensor
+from replacement_models.hooks import eager_attention, first_of, first_tensor, in_rows
 from replacement_models.host import Block
 from replacement_models.process import one_call
 from replacement_models.recording import write_hooks
-from tracer.attention.queries_keys import check_bare
 from tracer.errors import TraceError
 from tracer.interventions.forward import FeatureEdits, Run, run
-from tracer.interventions.freezing import rows_of
 
 
 class Kind(StrEnum):
@@ -56,16 +54,27 @@ class Values:
     """What every site holds for one prompt; lists are in layer order."""
 
     residual: list[Float[Tensor, "positions d_model"]] = field(default_factory=list)
-    attention: list[Float[Tensor, "positions d_model"]] = field(default_factory=list)
+    attention: list[Float[Tensor, "positions d_model"] | None] = field(default_factory=list)
+    """None where a layer mixes tokens in two ways side by side."""
     mlp: list[Float[Tensor, "positions d_model"]] = field(default_factory=list)
-    head: list[Float[Tensor, "positions heads d_head"]] = field(default_factory=list)
+    head: list[Float[Tensor, "positions heads d_head"] | None] = field(default_factory=list)
+    """As output maps read them; None as for attention."""
     feature: list[Float[Tensor, "positions features"]] = field(default_factory=list)
     logits: Float[Tensor, " vocabulary"] | None = None
     """Of the next token."""
 
     def at(self, site: PatchSite) -> Tensor:
-        """The value of one site: (P, ...) or that of one position."""
-        value: Tensor = getattr(self, site.kind)[site.layer]
+        """The value of one site: (P, ...) or that of one position.
+
+        Raises:
+            TraceError: the layer's attention is not one module's.
+        """
+        value: Tensor | None = getattr(self, site.kind)[site.layer]
+        if value is None:
+            raise TraceError(
+                f"layer {site.layer} runs softmax attention and a state-space scan side by side: "
+                f"sites of kind {site.kind} are not known there, patch residual, mlp or feature"
+            )
         if site.position is not None:
             value = value[site.position]
         return (
@@ -76,10 +85,30 @@ class Values:
         return 2 if site.kind is Kind.HEAD else 1
 
 
+def heads_of(
+    block: Block, inputs: tuple[Any, ...], output: Any
+) -> Float[Tensor, "rows positions heads d_head"]:
+    """What each head writes, before its output map, heard at `heads_end(block)`."""
+    if block.plain:
+        return head_values(block, first_tensor(inputs), output[1])
+    return first_tensor(inputs).unflatten(-1, block.output.shape[:2])
+
+
+def heads_end(block: Block) -> nn.Module | None:
+    """Where heads are heard; None where their output map is no one module.
+
+    At attention, whose pattern is known; where gates or norms stand behind heads, or a kernel mixes
+    them, at their output map.
+    """
+    if block.plain:
+        return block.attention
+    return block.project if isinstance(block.project, nn.Module) else None
+
+
 def head_values(
     block: Block, hidden: Float[Tensor, "rows positions d_model"], pattern: Tensor
 ) -> Float[Tensor, "rows positions heads d_head"]:
-    """What each head reads, before its output map: its pattern's mix of value vectors."""
+    """What each head of softmax attention writes, before its output map: its mix of values."""
     kv_heads, d_head, _ = block.value.shape
     values = block.values(hidden).unflatten(-1, (kv_heads, d_head))
     per_head = values.repeat_interleave(len(block.output) // kv_heads, dim=-2)
@@ -90,15 +119,13 @@ def head_values(
 @torch.no_grad()
 def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
     """Run the model once and keep the value of every site."""
-    for layer in range(len(model.host.blocks)):
-        check_bare(model, layer)
     seen = Values()
     hooks: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.host.blocks):
         hooks += [
             (block.module, _keep_residual(seen)),
-            (block.attention_end, _keep_attention(seen)),
-            (block.attention, _keep_heads(block, seen)),
+            (block.attention_end, _keep_attention(block, seen)),
+            (heads_end(block) or block.attention_end, _keep_heads(block, seen)),
             *write_hooks(block, model.transcoder.write_at(layer), _keep_mlp(seen)),
         ]
     ids = torch.tensor([list(tokens)], device=model.device)
@@ -113,19 +140,24 @@ def _keep_residual(seen: Values) -> Callable[..., None]:
     return lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])
 
 
-def _keep_attention(seen: Values) -> Callable[..., None]:
-    return lambda _, output: seen.attention.append(first_of(output)[0])
+def _keep_attention(block: Block, seen: Values) -> Callable[..., None]:
+    def keep(_: Any, output: Any) -> None:
+        whole = block.attention_beside is None
+        seen.attention.append(first_of(output)[0] if whole else None)
+
+    return keep
 
 
 def _keep_heads(block: Block, seen: Values) -> Callable[..., None]:
     def keep(inputs: Any, output: Any) -> None:
-        seen.head.append(head_values(block, first_tensor(inputs), output[1])[0])
+        known = heads_end(block) is not None
+        seen.head.append(heads_of(block, inputs, output)[0] if known else None)
 
     return keep
 
 
 def _keep_mlp(seen: Values) -> Callable[..., None]:
-    return lambda _, output: seen.mlp.append(rows_of(output, seen.attention[-1][None])[0])
+    return lambda _, output: seen.mlp.append(in_rows(first_of(output), 1)[0])
 
 
 def sites_of(
