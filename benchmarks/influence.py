@@ -33,13 +33,15 @@ from replacement_models.tiny.recipe.influence import (
     Rows,
     asked,
     drawn,
-    influences,
+    influences_under,
     language_model,
     rows_of,
 )
 from tracer.validation.correlation import spearman
 
 SEED, DRAWS = 5, 2000
+DAMPINGS = {"influence": None, "influence, damping 0.001": 1e-3, "gradients alone": 1e3}
+"""Under the heaviest the curvature is nothing beside it."""
 RATE, BATCH = 3e-4, 40
 """Of the pass: peak of AdamW's rate, which falls to nothing, and sentences a step."""
 BEHAVIOURS = {
@@ -189,9 +191,12 @@ def measured(sizes: Sizes) -> dict[str, Any]:
     start = time.process_time()
     whole = passed(model, rows)
     before, between = said(whole, answers), time.process_time()
-    scores = influences(whole, rows, answers).double().numpy()
+    scores = influences_under(whole, rows, answers, tuple(DAMPINGS.values())).double().numpy()
     after = time.process_time()
-    predicted = np.stack([scores[:, group].sum(1) for group in cut.groups.values()], 1)
+    predicted = {
+        name: np.stack([one[:, group].sum(1) for group in cut.groups.values()], 1)
+        for name, one in zip(DAMPINGS, scores, strict=True)
+    }
     losses = np.stack(
         [before - said(passed(model, rows, group), answers) for group in cut.groups.values()], 1
     )
@@ -206,13 +211,12 @@ def measured(sizes: Sizes) -> dict[str, Any]:
             "factors and scores": round(after - between, 1),
         },
         "rank correlation, low, high": {
-            name: correlations(values, losses)
-            for name, values in {"influence": predicted, **others}.items()
+            name: correlations(values, losses) for name, values in {**predicted, **others}.items()
         },
         "questions whose own group matters most": int(
             (losses.argmax(1) == np.arange(len(losses))).sum()
         ),
-        "predicted": rounded(predicted),
+        "predicted": rounded(predicted["influence"]),
         "measured": rounded(losses),
     }
 

@@ -15,6 +15,7 @@ from replacement_models.tiny.recipe.influence import (
     asked,
     drawn,
     influences,
+    influences_under,
     language_model,
     rows_of,
     with_linear,
@@ -67,7 +68,9 @@ def test_under_heavy_damping_influence_is_the_product_of_gradients():
     pytest.importorskip("kronfluence")
     net, trained, answers = model(), some_rows(9, 1), some_rows(2, 2)
     damping = 1e5
-    found = influences(net, trained, answers, damping=damping) * damping * len(trained)
+    light, found = influences_under(net, trained, answers, (None, damping))
+    found = found * damping * len(trained)
+    assert not torch.allclose(light, found)
     expected = gradients(net, answers) @ gradients(net, trained).T
     assert torch.allclose(found, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
 
@@ -152,8 +155,14 @@ def test_correlations_leave_out_a_questions_own_group():
 
 def test_every_part_of_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        benchmark, "influences", lambda model, rows, answers: torch.rand(len(answers), len(rows))
+        benchmark,
+        "influences_under",
+        lambda model, rows, answers, dampings: torch.rand(len(dampings), len(answers), len(rows)),
     )
     found = benchmark.measured(benchmark.Sizes(120, 2, 1, 2, 1))
     assert np.shape(found["predicted"]) == np.shape(found["measured"]) == (3, 4)
-    assert set(found["rank correlation, low, high"]) == {"influence", "words in common", "chance"}
+    assert set(found["rank correlation, low, high"]) == {
+        *benchmark.DAMPINGS,
+        "words in common",
+        "chance",
+    }

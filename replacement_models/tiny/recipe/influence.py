@@ -154,7 +154,8 @@ def influences(
         model: as it stands after training on the sentences.
         trained: sentences it was trained on; the curvature is theirs too.
         answers: prompts with answers (`asked`).
-        damping: added to every eigenvalue; None: a tenth of their mean in each matrix.
+        damping: added to every eigenvalue of the curvature; None: a tenth of their mean in each
+            matrix.
         seed: of the next tokens that curvature is drawn with.
 
     Returns:
@@ -164,10 +165,28 @@ def influences(
     Raises:
         ModelError: kronfluence is not installed.
     """
+    return influences_under(model, trained, answers, (damping,), seed)[0]
+
+
+def influences_under(
+    model: GPT2LMHeadModel,
+    trained: Rows,
+    answers: Rows,
+    dampings: Sequence[float | None],
+    seed: int = 0,
+) -> Float[Tensor, "dampings answers sentences"]:
+    """`influences` under several dampings, of one fit.
+
+    Returns:
+        As there, one after the other.
+
+    Raises:
+        ModelError: kronfluence is not installed.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _scores(model, trained, answers, damping, seed) / len(trained)
+            return _scores(model, trained, answers, dampings, seed) / len(trained)
     except ModuleNotFoundError as error:
         raise ModelError(
             f"influence of training data needs {error.name}: pip install 'tracer[influence]'"
@@ -175,7 +194,11 @@ def influences(
 
 
 def _scores(
-    model: GPT2LMHeadModel, trained: Rows, answers: Rows, damping: float | None, seed: int
+    model: GPT2LMHeadModel,
+    trained: Rows,
+    answers: Rows,
+    dampings: Sequence[float | None],
+    seed: int,
 ) -> Tensor:
     """What the library calls scores, of which it wants everything in files."""
     from kronfluence import Analyzer, FactorArguments, ScoreArguments, Task, prepare_model
@@ -212,9 +235,12 @@ def _scores(
             per_device_batch_size=BATCH,
             factor_args=FactorArguments("ekfac", lambda_max_examples=FITTED),
         )
-        analyzer.compute_pairwise_scores(
-            "scores", "curvature", wanted, data,
-            per_device_query_batch_size=len(answers), per_device_train_batch_size=BATCH,
-            score_args=ScoreArguments(damping_factor=damping),
-        )  # fmt: skip
-        return analyzer.load_pairwise_scores("scores")["all_modules"]
+        found = []
+        for number, damping in enumerate(dampings):
+            analyzer.compute_pairwise_scores(
+                f"scores{number}", "curvature", wanted, data,
+                per_device_query_batch_size=len(answers), per_device_train_batch_size=BATCH,
+                score_args=ScoreArguments(damping_factor=damping),
+            )  # fmt: skip
+            found.append(analyzer.load_pairwise_scores(f"scores{number}")["all_modules"])
+        return torch.stack(found)
