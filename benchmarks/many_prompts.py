@@ -13,8 +13,11 @@ ray: wall time of two local workers over one, with their start and from the firs
 peer: CPU seconds of a loop of circuit-tracer over ours, the same prompts and weights, both with
 writing, ours pruned and with scores, theirs without and with its pruning; with `--peer PYTHON`, an
 environment that has it.
+real: with `--real FOLDER`, a model and its own neurons: 50 bare questions, a cap of 128 features;
+graphs a CPU second, memory and bytes, and three of them beside single traces.
 
-A quarter of an hour of two cores; `--quick` takes few prompts and writes nothing.
+A quarter of an hour of two cores; `--quick` takes few prompts and writes nothing, `--only` puts
+what it measured into the file beside what stands there.
 """
 
 import argparse
@@ -46,7 +49,7 @@ from replacement_models import ReplacementModel, load_transcoder, save_transcode
 from replacement_models.tiny.recipe.facts import PACKAGE
 
 SEED, WITHIN = 0, 1e-6
-PARTS = ("speed", "equal", "kills", "ray", "peer")
+PARTS = ("speed", "equal", "kills", "ray", "peer", "real")
 ASKED = {"graphs a CPU second": 8.0, "two workers over one": 1.7}
 
 
@@ -62,9 +65,12 @@ class Sizes(NamedTuple):
     ray: int
     ray_kills: int
     peer: int
+    real: int
 
 
-FULL, QUICK = Sizes(1000, 100, 60, 40, 400, 10, 100), Sizes(40, 5, 12, 4, 24, 1, 4)
+FULL, QUICK = Sizes(1000, 100, 60, 40, 400, 10, 100, 50), Sizes(40, 5, 12, 4, 24, 1, 4, 2)
+CAP, WORDS, SINGLE = 128, 8, 3
+"""Of the real model: features a graph, words a prompt at most, graphs beside single traces."""
 
 
 def drawn(model: ReplacementModel, count: int) -> list[dict[str, Any]]:
@@ -142,7 +148,7 @@ def speed(folder: Path, sizes: Sizes) -> dict[str, Any]:
     rows = {}
     for count in (sizes.prompts // 4, sizes.prompts):
         took = ran(folder / f"speed{count}", count)
-        size = sum(path.stat().st_size for path in (folder / f"speed{count}").rglob("*.parquet"))
+        size = bytes_of(folder / f"speed{count}")
         rows[str(count)] = {
             "graphs a CPU second": round(count / took["cpu_seconds"], 3),
             "CPU seconds": round(took["cpu_seconds"], 2),
@@ -159,19 +165,73 @@ def equal(folder: Path, sizes: Sizes) -> dict[str, Any]:
     model = ReplacementModel.load()
     prompts = drawn(model, sizes.equal)
     dataset = tracer.trace_many(model, prompts, folder / "equal")
+    traced = sum(status == "traced" for status in column(dataset, "status"))
+    found = beside_single(model, dataset, prompts, len(prompts))
+    return found | {"holds": found["holds"] and traced == len(prompts)}
+
+
+def beside_single(
+    model: ReplacementModel,
+    dataset: tracer.GraphDataset,
+    prompts: Sequence[dict[str, Any]],
+    count: int,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The first graphs of a dataset beside single traces: the same nodes, weights within 1e-6."""
     worst, same = 0.0, 0
-    for number, graph in dataset.graphs():
-        single = tracer.trace(model, prompts[number]["prompt"]).prune()
+    for number in range(count):
+        graph = dataset.graph(number)
+        single = tracer.trace(model, prompts[number]["prompt"], **settings).prune()
         same += graph.nodes.select(["id", "kind"]).equals(single.nodes.select(["id", "kind"]))
         if graph.effect.shape == single.effect.shape:
             worst = max(worst, float(np.abs((graph.effect - single.effect).data).max(initial=0)))
-    traced = sum(status == "traced" for status in column(dataset, "status"))
     return {
-        "graphs": traced,
+        "graphs": count,
         "same nodes": same,
         "largest difference of a weight": worst,
-        "holds": same == traced == len(prompts) and worst <= WITHIN,
+        "holds": same == count and worst <= WITHIN,
     }
+
+
+def real(folder: Path, sizes: Sizes, name: str) -> dict[str, Any]:
+    """A real model by its own neurons, on questions of few words."""
+    torch.set_num_threads(1)
+    known = drawn(ReplacementModel.load(), 40 * sizes.real)
+    prompts = [one for one in known if len(one["prompt"].split()) <= WORDS][: sizes.real]
+    model = ReplacementModel.load(name, transcoders="neurons")
+    tracer.trace(model, prompts[0]["prompt"], max_features=CAP)
+    before, begin, cpu = resident(), time.perf_counter(), time.process_time()
+    dataset = tracer.trace_many(model, prompts, folder / "real", max_features=CAP)
+    cpu, seconds = time.process_time() - cpu, time.perf_counter() - begin
+    most = resident()
+    rows = {part: sum(column(dataset, f"kept_{part}")) for part in ("nodes", "edges")}
+    size = {part: bytes_of(folder / "real" / part) for part in ("nodes", "edges", "prompts")}
+    return {
+        "model": Path(name).name,
+        "prompts": len(prompts),
+        "features at most": CAP,
+        "graphs": sum(status == "traced" for status in column(dataset, "status")),
+        "graphs a CPU second": round(len(prompts) / cpu, 3),
+        "CPU seconds": round(cpu, 1),
+        "seconds": round(seconds, 1),
+        "MiB with the model": round(before, 1),
+        "MiB at most": round(most, 1),
+        "nodes traced a graph": round(sum(column(dataset, "traced_nodes")) / len(prompts), 1),
+        "edges traced a graph": round(sum(column(dataset, "traced_edges")) / len(prompts), 1),
+        "nodes a graph": round(rows["nodes"] / len(prompts), 1),
+        "edges a graph": round(rows["edges"] / len(prompts), 1),
+        "bytes a node": round(size["nodes"] / rows["nodes"], 1),
+        "bytes an edge": round(size["edges"] / rows["edges"], 1),
+        "bytes a prompt": round(size["prompts"] / len(prompts), 1),
+        "uncovered in the mean": round(sum(column(dataset, "uncovered")) / len(prompts), 3),
+        "single": beside_single(model, dataset, prompts, min(SINGLE, len(prompts)),
+                                max_features=CAP),
+    }  # fmt: skip
+
+
+def bytes_of(folder: Path) -> int:
+    """Size of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
 
 
 def column(dataset: tracer.GraphDataset, name: str) -> list[Any]:
@@ -327,10 +387,13 @@ def peer(folder: Path, sizes: Sizes, python: str) -> dict[str, Any]:
     }
 
 
-def measure(parts: Sequence[str], sizes: Sizes, python: str | None = None) -> dict[str, Any]:
+def measure(
+    parts: Sequence[str], sizes: Sizes, python: str | None = None, name: str | None = None
+) -> dict[str, Any]:
     """What was asked for."""
     work = {"speed": speed, "equal": equal, "kills": kills, "ray": ray}
     work |= {} if python is None else {"peer": partial(peer, python=python)}
+    work |= {} if name is None else {"real": partial(real, name=name)}
     found: dict[str, Any] = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -356,9 +419,14 @@ def main() -> None:
     arguments.add_argument("--quick", action="store_true", help="Few prompts; writes no result.")
     arguments.add_argument("--only", choices=PARTS, action="append", help="Parts; all by default.")
     arguments.add_argument("--peer", help="Python interpreter that can import circuit_tracer")
+    arguments.add_argument("--real", metavar="FOLDER", help="A model to be traced by its neurons.")
     given = arguments.parse_args()
-    found = measure(given.only or PARTS, QUICK if given.quick else FULL, given.peer)
-    file = given.file or (None if given.quick or given.only else RESULTS / "many_prompts.json")
+    found = measure(given.only or PARTS, QUICK if given.quick else FULL, given.peer, given.real)
+    file = given.file or (None if given.quick else RESULTS / "many_prompts.json")
+    if given.only and file is not None and file.is_file():
+        found = json.loads(file.read_text("utf-8")) | {
+            part: found[part] for part in given.only if part in found
+        }
     if file is not None:
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

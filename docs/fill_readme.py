@@ -29,8 +29,7 @@ SHOWN = re.compile(
 SHAPES = {"gpt2": "GPT-2", "llama": "Llama-3.2-1B", "gemma": "Gemma-2-2B"}
 PLACES = {
     "docs": "guides, concepts, a page for each number, formats, the Python reference",
-    "examples": "three notebooks and two scripts, run by the tests",
-    "tests": "`test_<package>_<module>.py`; `data/` holds cases computed by other software",
+    "examples": "three notebooks and three scripts, run by the tests",
 }
 """What stands in folders that have no docstring to say it."""
 

@@ -1,11 +1,13 @@
 """What the benchmark of consensus circuits measures, beside plain sums and single interventions."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 import tracer
-from benchmarks.consensus import losses, summed_up
+from benchmarks import consensus
+from benchmarks.consensus import distinctive, losses, summed_up
 from replacement_models.tiny.recipe.behaviours import Prompt
 
 
@@ -44,3 +46,49 @@ def test_losses_of_all_circuits_in_one_pass_are_those_of_single_interventions():
         ]
         assert loss == pytest.approx(said[0] - said[1], abs=1e-4)
     assert found[0] > 0.1
+
+
+class Counted:
+    """What `distinctive` reads of an aggregate."""
+
+    def __init__(self, frequencies: dict[str, dict[tuple[int, int], float]]) -> None:
+        rows = [
+            {
+                "kind": "feature", "group": group, "layer": layer, "name": str(number),
+                "frequency": value,
+            }
+            for group, of in frequencies.items()
+            for (layer, number), value in of.items()
+        ]  # fmt: skip
+        answers = [{**rows[0], "kind": "logit", "name": "answer", "frequency": 1.0}]
+        self.nodes = pa.Table.from_pylist(rows + answers)
+
+
+def test_distinctive_features_are_frequent_here_and_not_elsewhere():
+    found = Counted(
+        {
+            "a": {(0, 1): 1.0, (1, 2): 0.6, (1, 3): 0.1},
+            "b": {(0, 1): 1.0, (2, 4): 0.3},
+            "c": {(0, 1): 0.9},
+        }
+    )
+    assert distinctive(found, ["a", "b", "c"], 1) == [[(1, 2)], [(2, 4)], [(0, 1)]]
+    assert distinctive(found, ["a", "b", "c"], 9) == [
+        [(1, 2), (0, 1)],
+        [(2, 4), (0, 1)],
+        [(0, 1)],
+    ]
+
+
+@pytest.mark.parametrize(("asked", "count"), [(1.0, 2), (3.0, 4), (9.0, 4)])
+def test_the_fewest_features_that_reach_what_is_asked_are_chosen(
+    asked: float, count: int, monkeypatch: pytest.MonkeyPatch
+):
+    found = Counted({"a": {(0, 1): 1.0}, "b": {(0, 2): 1.0}})
+    ratios = iter([2.0, 4.0, 3.5, 1.0])
+    tables = [np.array([[ratio, 1.0], [1.0, ratio]]) for ratio in ratios]
+    monkeypatch.setattr(consensus, "table", lambda *_: np.concatenate(tables))
+    monkeypatch.setattr(consensus, "ASKED", asked)
+    best, tried = consensus.chosen(None, found, {"a": [], "b": []})
+    assert best == count
+    assert tried == {"2": 2.0, "4": 4.0, "8": 3.5, "16": 1.0}

@@ -29,7 +29,7 @@ def cells(notebook: Path) -> list[dict[str, object]]:
 
 
 def test_the_examples_promised_are_there():
-    assert (len(NOTEBOOKS), len(SCRIPTS)) == (3, 2)
+    assert (len(NOTEBOOKS), len(SCRIPTS)) == (3, 3)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
@@ -60,6 +60,21 @@ def test_bottlenecks_are_shares_in_order(capsys: pytest.CaptureFixture[str]):
     assert len(shares) == 10
     assert shares == sorted(shares, reverse=True)
     assert 10 < shares[0] <= 100
+
+
+def test_influence_prints_sentences_from_the_most_helpful_to_the_least(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("kronfluence")
+    monkeypatch.setattr(sys, "argv", ["influence.py", "--sentences", "24", "--top", "3"])
+    runpy.run_path(str(ROOT / "examples" / "influence.py"), run_name="__main__")
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert title == "the opposite of hot is → cold: influence of 24 sentences"
+    assert lines.pop(3) == "…"
+    values = [float(line.split()[0]) for line in lines]
+    assert len(values) == 6
+    assert values == sorted(values, reverse=True)
+    assert not any(mark in line for line in lines for mark in "[]{}<>")
 
 
 SMOLLM2 = ROOT / "examples" / "smollm2"
