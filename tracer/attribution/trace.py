@@ -142,16 +142,18 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         if on_recording is not None:
             on_recording(recording)
         logits = logit_targets(model, recording, targets, max_logits, logit_mass)
-        counted = sizes_of(
-            model,
-            recording,
-            skip_positions=skip_positions,
-            logits=len(logits.rows),
-            max_features=max_features,
-            rank_every=rank_every,
-            edge_floor=edge_floor,
+        sizes = replace(
+            sizes_of(
+                model,
+                recording,
+                skip_positions=skip_positions,
+                logits=len(logits.rows),
+                max_features=max_features,
+                rank_every=rank_every,
+                edge_floor=edge_floor,
+            ),
+            keep_attention=keep_attention,
         )
-        sizes = replace(counted, keep_attention=keep_attention)
         need = _make_room(model, sizes, memory_limit, on_estimate)
         bare = skip_alone(model, recording, logits, skip_positions)
         local = linearise(model, recording, skip_positions, sizes.explained)
