@@ -1,5 +1,7 @@
 """One graph of a dataset, asked for on the command line."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from graphs import AttributionGraph
 from graphs.collections.dataset import GraphDataset
 from tests.test_cli import refused, succeed
 from tests.test_graphs_aggregate import FAILED, written
+from tests.test_graphs_viewer import packed_in
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,19 @@ def test_one_is_taken_out_as_a_graph(dataset: GraphDataset, tmp_path: Path):
     taken = AttributionGraph.load(place)
     assert taken.nodes.equals(dataset.graph(4).nodes)
     assert taken.edges.equals(dataset.graph(4).edges)
+
+
+def test_a_page_is_called_as_the_folder_and_of_a_dataset_as_the_prompt_too(
+    dataset: GraphDataset, one: Path, tmp_path: Path
+):
+    for given, name in (
+        ([str(dataset.path), "--prompt", "4"], f"{dataset.path.name}, prompt 4"),
+        ([str(one)], one.name),
+    ):
+        succeed("export", *given, "-o", str(tmp_path / "a.html"))
+        packed = gzip.decompress(packed_in(tmp_path / "a.html")[0])
+        header = json.loads(packed[4 : 4 + int.from_bytes(packed[:4], "little")])
+        assert header["name"] == name
 
 
 def test_a_dataset_is_no_graph_and_a_graph_no_dataset(dataset: GraphDataset, one: Path):

@@ -190,3 +190,11 @@ def test_a_folder_has_a_file_a_head_with_its_pattern_its_edges_and_its_reasons()
     uniform = -sum(at / 9 * np.log(1 / 9) for at in range(2, 10)) / 8
     assert rows[0, 0]["entropy"] == pytest.approx(uniform, abs=1e-4)
     assert rows[0, 0]["previous"] == rows[0, 0]["first"] == pytest.approx(1 / 9, abs=1e-4)
+
+
+def test_a_folder_of_a_model_without_layers_shows_nothing():
+    graph = dallas().prune()
+    made = head_files([], (graph.nodes, graph.edges, graph.metadata), {})
+    files = {name: json.loads(content) for name, content in made.items()}
+    assert files.keys() == {"config.json", "scatter_data.json"}
+    assert [files["config.json"][name] for name in ("tokens", "layers", "heads")] == [[], 0, []]

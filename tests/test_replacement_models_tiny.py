@@ -417,7 +417,7 @@ TEXTS = {
 }
 """SHA-256 of the recipe's texts, their beginning: published figures were measured on these."""
 
-NUMBERS = "0"
+NUMBERS = "8571ef93ccf1b95f"
 """The same of the recipe's numbers: the embedded default was trained with these."""
 
 

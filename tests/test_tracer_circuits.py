@@ -17,14 +17,21 @@ from tests.random_models import LAYERS, PROMPT, replacement_model
 from tracer import Intervention
 from tracer.validation.circuit import Circuit, circuit_of, leads
 from tracer.validation.composition import composition
-from tracer.validation.faithfulness import THRESHOLDS, above, faithfulness
+from tracer.validation.faithfulness import (
+    THRESHOLDS,
+    _columns,
+    _minimal,
+    _Plan,
+    above,
+    faithfulness,
+)
 from tracer.validation.held import ATTENTION, HELD, NORMS, NOTHING
 from tracer.validation.means import Means, corpus_means
 from tracer.validation.response import Prediction
 from tracer.validation.specificity import specificity
 from tracer.validation.spread import spread
 from tracer.validation.subject import Subject, subject
-from tracer.validation.verdict import verdict
+from tracer.validation.verdict import _scrubbing, verdict
 
 CORPUS = [PROMPT, (1, 3, 12, 8, 22, 4), (1, 6, 2, 11), (1, 20, 13, 5)]
 NAMES = {"target": " Austin", "rival": " Dallas", "answer": " Austin"}
@@ -215,6 +222,24 @@ def test_nodes_matter_whichever_way_they_move_the_lead():
     assert (moved < -0.01).any()
     expected = (np.abs(moved) >= 0.01).mean()
     assert faithfulness(about, means, 1).summary()["minimal"] == pytest.approx(expected)
+
+
+def test_a_node_matters_from_a_hundredth_of_the_lead_on():
+    smaller = [Circuit(frozenset(), frozenset())] * 4
+    plan = _Plan([], [[] for _ in THRESHOLDS], [], smaller)
+    kept = np.array([9.0, 0.0, 0.01, -0.01, 0.0099, 0.0])  # nothing, the default, without a node
+    assert _minimal(plan, kept, 2) == 0.5
+    assert _minimal(_Plan([], plan.rows, [], []), kept[:2], 2) is None
+
+
+def test_what_is_the_same_whatever_is_held_has_one_column():
+    parts = {"lower": 0.1, "median": 0.2, "upper": 0.3, "below_half": 0.4}
+    row = {"nodes": 0.8, "features": 7, "circuit": 0.9, "random": 0.2, "random_spread": parts}
+    shares = {"circuit": 0.9, "random": 0.2}
+    shares |= {f"random_{name}": value for name, value in parts.items()}
+    assert dict(_columns(row, "")) == {"nodes": 0.8, "features": 7, **shares}
+    held = {f"{name}_held": value for name, value in shares.items()}
+    assert dict(_columns(row, "_held")) == held
 
 
 def test_a_circuit_taken_away_leaves_all_else_as_it_was():
@@ -416,6 +441,18 @@ def test_another_answer_is_named_and_nothing_measured_is_said():
     assert all(one["says"].startswith("not measured: ") for one in found["evidence"])
     few = bare | {"spearman": {"influence": None}}
     assert "too few features to compare" in verdict(few, NAMES)["text"]
+
+
+def test_scrubbing_counts_by_its_worst_hypothesis():
+    one, two = ({"name": name, "survives": survives, "control": 0.1}
+                for name, survives in (("texas", 0.9), ("capital", 0.4)))  # fmt: skip
+    alone = _scrubbing([one])
+    assert (alone["measured"], alone["value"], alone["control"]) == (True, 0.9, 0.1)
+    assert alone["says"] == "of the gap under 'texas'; control: the prompt mislabelled"
+    worst = _scrubbing([one, two, {"name": "none", "survives": None, "control": None}])
+    assert worst["value"] == 0.4
+    assert "under 'capital', the worst of 2 hypotheses; control" in worst["says"]
+    assert _scrubbing([])["says"] == "not measured: needs hypotheses"
 
 
 def test_a_summary_of_an_older_version_can_be_read():

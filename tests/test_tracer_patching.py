@@ -1,5 +1,6 @@
 """Patching: exact, to first order, along edges; ablations; one table and one picture."""
 
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -92,6 +93,39 @@ def test_a_row_is_reckoned_with_what_it_takes():
     least = len(OTHER) * model.dtype.itemsize * (vocabulary + width + model.host.d_model)
     assert batches.row_bytes(model, len(OTHER)) > least
     assert batches.row_bytes(model, longer) > 2 * batches.row_bytes(model, len(OTHER))
+
+
+def sized(device: str, dtype: torch.dtype = torch.float32) -> Any:
+    """What memory is reckoned from: 2 layers of 5 and 7 features, of 2 and 3 heads."""
+    return SimpleNamespace(
+        device=torch.device(device), dtype=dtype,
+        host=SimpleNamespace(vocabulary=10, d_model=4,
+                             blocks=[SimpleNamespace(output=range(heads)) for heads in (2, 3)]),
+        transcoder=SimpleNamespace(layers=[SimpleNamespace(b_enc=range(n)) for n in (5, 7)],
+                                   targets=lambda layer: range(layer, 2)),
+    )  # fmt: skip
+
+
+def test_the_bytes_of_a_row_by_hand():
+    """6 positions of logits and features twice, 16 + 2 vectors; three patterns of 3 heads."""
+    numbers = 6 * (2 * 10 + 2 * 7 + (16 + 2) * 4) + 3 * 3 * 6**2
+    assert batches.row_bytes(sized("cpu"), 6) == 4 * numbers
+    assert batches.row_bytes(sized("cpu", torch.float64), 6) == 8 * numbers
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "rows"),
+    [("cpu", None, 64), ("cpu", 1e12, 64), ("cuda", None, 64), ("cuda", 1e12, 1024),
+     ("cpu", 20.5, 10), ("cuda", 20.5, 10), ("cpu", 0.1, 1), ("cuda", 0.0, 1)],
+)  # fmt: skip
+def test_half_of_the_free_memory_is_taken_up_to_what_keeps_a_device_busy(
+    device: str, free: float | None, rows: int, monkeypatch: pytest.MonkeyPatch
+):
+    """`free` in rows."""
+    model = sized(device)
+    held = None if free is None else int(free * batches.row_bytes(model, 6))
+    monkeypatch.setattr(batches, "free_on", lambda device: held)
+    assert batches.rows_that_fit(model, 6) == rows
 
 
 def test_a_patched_feature_is_a_free_intervention():
@@ -253,6 +287,21 @@ def test_a_receiver_is_set_to_what_it_does_not_to_what_it_reads():
         assert row["patched_activation"] == pytest.approx(float(change.activations[at]), abs=1e-12)
         silenced += row["patched_activation"] == 0.0
     assert silenced  # below its threshold a feature reads something and does nothing
+
+
+def test_a_path_ends_at_the_token_that_its_graph_explains():
+    model = replacement_model("gpt2", kind="cross_layer")
+    earlier, cut = tracer.trace(model, PROMPT, position=3), tracer.trace(model, PROMPT[:4])
+    features = [node for node in cut.nodes.to_pylist() if node["kind"] == NodeKind.FEATURE]
+    start, end = features[0], next(node for node in features if node["layer"] > 0)
+    metric, edges = logit_difference(model, 3, 4), [(start["id"], end["id"])]
+    [row] = path_patch(model, cut, edges, metric, scale=5.0).to_pylist()
+    assert path_patch(model, earlier, edges, metric, scale=5.0).to_pylist() == [row]
+    place = {name: end[name] for name in ("layer", "position", "feature")}
+    set_to = [Intervention(**place, value=row["patched_activation"])]
+    logits = tracer.intervene(model, PROMPT[:4], set_to, "free").logits
+    assert row["after"] == pytest.approx(float(metric(logits[-1:])[0]), abs=1e-12)
+    assert row["before"] == pytest.approx(float(metric(model.record(PROMPT[:4]).logits[-1:])[0]))
 
 
 def test_metrics_are_what_they_say():

@@ -50,10 +50,10 @@ SEEDS = 1 << 62
 class Sampling:
     """How next tokens are chosen."""
 
-    max_new_tokens: int = 20
-    temperature: float = 0.0
+    max_new_tokens: int
+    temperature: float
     """0 takes the likeliest."""
-    seed: int = 0
+    seed: int
     """Prompt number i draws with seed + i, whatever else is in the batch."""
 
     def __post_init__(self) -> None:
