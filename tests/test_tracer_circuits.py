@@ -1,11 +1,13 @@
 """Circuits: what is held, what is subtracted, the evidence for them, and what is said of it."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 import tracer
 from graphs import AttributionGraph
@@ -222,6 +224,15 @@ def test_nodes_matter_whichever_way_they_move_the_lead():
     assert (moved < -0.01).any()
     expected = (np.abs(moved) >= 0.01).mean()
     assert faithfulness(about, means, 1).summary()["minimal"] == pytest.approx(expected)
+
+
+def test_effects_of_a_prediction_are_in_the_models_numbers():
+    """A graph is in float32 where the model is in bfloat16: products of both would be refused."""
+    graph = SimpleNamespace(effect=sparse.csr_array(np.float32([[0, 0, 0], [3, 0, 0], [0, 2, 0]])))
+    model = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cpu"))
+    about: Any = SimpleNamespace(graph=graph, rows=np.array([0, 1]), model=model)
+    expected = torch.tensor([[0.0, 0.0], [3.0, 0.0]], dtype=torch.bfloat16)
+    assert torch.equal(Prediction(about).effects, expected)
 
 
 def test_a_node_matters_from_a_hundredth_of_the_lead_on():
