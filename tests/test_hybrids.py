@@ -19,6 +19,7 @@ from replacement_models import ModelError, ReplacementModel
 from replacement_models.around import Call, Factors
 from replacement_models.dictionaries.neurons import neurons
 from replacement_models.kernel_patterns import KernelPattern, kernel_patterns
+from tests.family_configs import model_of_family
 from tests.local_forward import LocalForward
 from tests.random_hybrids import HYBRIDS, hybrid, hybrid_language_model
 from tests.random_models import PROMPT, replacement_model, transcoder
@@ -182,9 +183,18 @@ def test_heads_of_linear_layers_are_scored_by_their_pattern_and_what_they_write(
     assert relative(made, expected) < KERNEL
 
 
-@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "jamba", "kimi_linear", "qwen3_next"])
+HYBRID = ("bamba", "falcon_h1", "jamba", "kimi_linear", "qwen3_next")
+GATED, LATENT = "afmoe", "deepseek_v3"
+"""Softmax layers that hold more than patterns."""
+
+
+@pytest.mark.parametrize("family", [*HYBRID, GATED, LATENT])
 def test_first_order_effects_are_the_derivative_with_all_that_layers_hold_answering(family: str):
-    model = model_of(family)
+    if family in HYBRID:
+        model = model_of(family)
+    else:
+        language_model = model_of_family(family)
+        model = ReplacementModel.from_huggingface(language_model, None, transcoder())
     graph = tracer.trace(model, PROMPT, max_features=20)
     found = tracer.attention_effects(model, graph)
     nodes, off, moved = graph.nodes.to_pylist(), 0.0, 0.0
