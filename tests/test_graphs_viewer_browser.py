@@ -573,8 +573,8 @@ def test_another_exported_page_can_be_opened_to_compare(
     assert "In both:" in viewer.settle().panel()
     (tmp_path / "no.html").write_text("<p>no</p>")
     viewer.page.get_by_label("Another exported page").set_input_files(tmp_path / "no.html")
-    viewer.page.wait_for_timeout(100)
-    assert "is no page that tracer exported" in viewer.live()
+    said = viewer.page.locator(".live", has_text="is no page that tracer exported")
+    said.wait_for(state="attached")
 
 
 def test_the_address_holds_the_whole_view(opened: Callable[..., Viewer]):

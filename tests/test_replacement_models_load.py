@@ -153,8 +153,8 @@ def test_a_foreign_folder_is_refused_as_model_and_as_transcoders(tmp_path: Path)
 def test_an_unsupported_family_is_refused_before_its_weights_are_read(tmp_path: Path):
     folder = copied(tmp_path)
     (folder / "model.safetensors").unlink()
-    (folder / "config.json").write_text('{"model_type": "jamba"}')
-    assert "jamba" in refusal(folder, LLAMA / "transcoders")
+    (folder / "config.json").write_text('{"model_type": "rwkv"}')
+    assert "rwkv" in refusal(folder, LLAMA / "transcoders")
 
 
 @pytest.mark.parametrize("keep", [0, 100, -4])
