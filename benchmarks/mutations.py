@@ -10,6 +10,7 @@ was killed stays so while its file is as it was. Prints a table and writes JSON.
 """
 
 import argparse
+import ast
 import json
 import os
 import shutil
@@ -107,15 +108,14 @@ class Covered:
         text = path.read_text(encoding="utf-8")
         return cls(json.loads(text.replace(json.loads(text)["tree"], str(tree))))
 
-    def of(self, path: str, first: int, last: int) -> tuple[list[str], float]:
+    def of(self, path: str, lines: Iterable[int]) -> tuple[list[str], float]:
         """Tests that run one of some lines, and the seconds they take.
 
         What tests of a file share is run by the first of them that needs it, so the others of the
-        file follow. Lines that run on import are of no test: those that run any line of the file
-        are tried.
+        file follow. Without lines, or where none is any test's, those that run any of the file.
         """
         by_line = self.lines.get(path, {})
-        every = {one for line in range(first, last + 1) for one in by_line.get(str(line), ())}
+        every = {one for line in lines for one in by_line.get(str(line), ())}
         every = every or {one for some in by_line.values() for one in some}
         files = {name.partition("::")[0] for name in every}
         beside = {name for name in self.seconds if name.partition("::")[0] in files} - every
@@ -189,11 +189,11 @@ def counts(total: int) -> dict[str, int]:
 
 def tried(tree: Path, one: Mutant, tests: Covered) -> str:
     """What becomes of one fault; a line that no test runs keeps any."""
-    last = one.line + one.before.count("\n")
-    chosen, seconds = tests.of(one.path, one.line, last)
+    file, source = tree / one.path, (ROOT / one.path).read_text(encoding="utf-8")
+    lines = range(one.line, one.line + one.before.count("\n") + 1)
+    chosen, seconds = tests.of(one.path, () if on_import(source, one.line) else lines)
     if not chosen:
         return "survived: no test runs it"
-    file, source = tree / one.path, (ROOT / one.path).read_text(encoding="utf-8")
     file.write_text(one.applied(source), encoding="utf-8")
     try:
         found = outcome(tree, chosen, seconds, tree.parent / "log")
@@ -201,6 +201,15 @@ def tried(tree: Path, one: Mutant, tests: Covered) -> str:
         file.write_text(source, encoding="utf-8")
     print(found, one.name.replace("\n", " "), file=sys.stderr, flush=True)
     return found
+
+
+def on_import(source: str, line: int) -> bool:
+    """Whether a line runs as its module is imported, by whichever test comes first."""
+    return not any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body[0].lineno <= line <= (node.end_lineno or 0)
+        for node in ast.walk(ast.parse(source))
+    )
 
 
 def set_aside() -> dict[str, str]:

@@ -81,3 +81,13 @@ def test_a_run_that_was_broken_off_tries_again_only_what_survived(
     file.write_text(f"{SOURCE}\n", encoding="utf-8")
     outcomes.of(tmp_path, one, mutations.Covered({"seconds": {}, "lines": {}}))
     assert asked[-1] == one
+
+
+def test_what_runs_on_import_is_tried_with_any_test_of_its_file(tmp_path: Path):
+    source = "LIMIT = 3\n\n\ndef above(x: int, least: int = 1) -> bool:\n    return x > LIMIT\n"
+    assert [mutations.on_import(source, line) for line in (1, 4, 5)] == [True, True, False]
+    lines = {"one.py": {"1": ["first"], "5": ["second", "third"]}}
+    seconds = {"first": 1.0, "second": 3.0, "third": 2.0}
+    tests = mutations.Covered({"seconds": seconds, "lines": lines})
+    assert tests.of("one.py", ()) == (["first", "third", "second"], 6.0)
+    assert tests.of("one.py", [5]) == (["third", "second"], 5.0)
