@@ -29,6 +29,8 @@ $(INSTALLED): pyproject.toml constraints.txt install_graphviz.sh
 	@test -n "$(PYTHON)" || { echo "tracer needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,docs]"
+# By itself: it asks for torchvision, which it does not use and which must be of torch's own build.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps kronfluence
 	sh install_graphviz.sh
 	@touch $@
 
