@@ -4,9 +4,10 @@ Faults are drawn by the seed over all packages (benchmarks/mutants/draw.py), eac
 copy of the tree, and the tests that run its line in this process are started, the quickest first,
 until one fails. A fault that none notices survives. Some are no faults at all, such as a limit that
 nothing reaches: those are set aside in results/mutations_aside.json, each with its reason, a tenth
-at most. Which tests run which line is measured first, with the package coverage, in minutes
-(`--covering FILE` keeps it). Hours; with `--kept FILE` a run that was broken off goes on, and what
-was killed stays so while its file is as it was. Prints a table and writes JSON.
+at most; why others survive stands in results/mutations_survived.json. Which tests run which line is
+measured first, with the package coverage, in minutes (`--covering FILE` keeps it). Hours; with
+`--kept FILE` a run that was broken off goes on, and what was killed stays so while its file is as
+it was. Prints a table and writes JSON.
 """
 
 import argparse
@@ -36,7 +37,7 @@ QUICK = 2000
 """Tests tried without a fault first, the quickest."""
 LONGEST = 120.0
 """Seconds of tests a fault, those that take least: one that none of them notices survives."""
-ASIDE = RESULTS / "mutations_aside.json"
+ASIDE, SURVIVED = RESULTS / "mutations_aside.json", RESULTS / "mutations_survived.json"
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
             for group, some in drawn.items()
             for one in some
         ]
-    told = summary(found, set_aside())
+    told = summary(found, reasons(ASIDE), reasons(SURVIVED))
     told["seed"] = options.seed
     options.output.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
     for group, row in told["groups"].items():
@@ -212,16 +213,18 @@ def on_import(source: str, line: int) -> bool:
     )
 
 
-def set_aside() -> dict[str, str]:
-    """Faults that are none, by name, and why."""
-    if not ASIDE.exists():
+def reasons(file: Path) -> dict[str, str]:
+    """Names of faults, and a line on each."""
+    if not file.exists():
         return {}
-    found: dict[str, str] = json.loads(ASIDE.read_text(encoding="utf-8"))
+    found: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
-def summary(found: Iterable[Mapping[str, Any]], aside: Mapping[str, str]) -> dict[str, Any]:
-    """Counts by group, and every survivor."""
+def summary(
+    found: Iterable[Mapping[str, Any]], aside: Mapping[str, str], survived: Mapping[str, str]
+) -> dict[str, Any]:
+    """Counts by group, and every survivor with its reason, where one was given."""
     groups: dict[str, dict[str, int]] = {}
     survivors = []
     for one in found:
@@ -233,7 +236,7 @@ def summary(found: Iterable[Mapping[str, Any]], aside: Mapping[str, str]) -> dic
         row["faults"] += 1
         row["killed"] += not survived
         if survived:
-            survivors.append(dict(one))
+            survivors.append({**one, "why": survived.get(one["name"])})
     return {"groups": groups, "aside": dict(aside), "survivors": survivors}
 
 
