@@ -222,7 +222,7 @@ def reasons(file: Path) -> dict[str, str]:
 
 
 def summary(
-    found: Iterable[Mapping[str, Any]], aside: Mapping[str, str], survived: Mapping[str, str]
+    found: Iterable[Mapping[str, Any]], aside: Mapping[str, str], why: Mapping[str, str]
 ) -> dict[str, Any]:
     """Counts by group, and every survivor with its reason, where one was given."""
     groups: dict[str, dict[str, int]] = {}
@@ -236,7 +236,7 @@ def summary(
         row["faults"] += 1
         row["killed"] += not survived
         if survived:
-            survivors.append({**one, "why": survived.get(one["name"])})
+            survivors.append({**one, "why": why.get(one["name"])})
     return {"groups": groups, "aside": dict(aside), "survivors": survivors}
 
 

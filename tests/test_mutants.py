@@ -91,3 +91,18 @@ def test_what_runs_on_import_is_tried_with_any_test_of_its_file(tmp_path: Path):
     tests = mutations.Covered({"seconds": seconds, "lines": lines})
     assert tests.of("one.py", ()) == (["first", "third", "second"], 6.0)
     assert tests.of("one.py", [5]) == (["third", "second"], 5.0)
+
+
+def test_what_survives_is_counted_unless_set_aside_and_says_why():
+    found = [
+        {"group": "a", "name": name, "outcome": outcome}
+        for name, outcome in (
+            ("one", "killed"),
+            ("two", "survived"),
+            ("three", "survived: no test runs it"),
+            ("four", "killed by time"),
+        )
+    ]
+    told = mutations.summary(found, {"two": "none"}, {"three": "slow"})
+    assert told["groups"] == {"a": {"faults": 3, "killed": 2, "aside": 1}}
+    assert [(one["name"], one["why"]) for one in told["survivors"]] == [("three", "slow")]
