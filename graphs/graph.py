@@ -597,9 +597,9 @@ class AttributionGraph:
             `nodes` and `edges` as attributes and the metadata as those of the graph, `groups`
             among them where there are any.
         """
-        known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
         from graphs.exchange import networks
 
+        known = {"groups": grouping.to_json(self.groups)} if self.groups else {}
         return networks.to_networkx(self.nodes, self.edges, self.metadata | known)
 
     @classmethod

@@ -26,6 +26,7 @@ from scipy import sparse
 
 from graphs import words
 from graphs.groups import Group
+from graphs.paths import solved
 from graphs.scores import ROUNDING, ScorePair
 
 ELSEWHERE = re.compile(r"(≈ )?(mostly|e\.g\.) ")
@@ -163,9 +164,7 @@ def _solved(share: sparse.csr_array, weight: np.ndarray) -> np.ndarray:
     if not len(weight):
         return weight
     system = sparse.csc_array(sparse.eye_array(len(weight)) - share.T)
-    from scipy.sparse import linalg
-
-    return np.asarray(linalg.spsolve(system, weight)).reshape(-1)
+    return solved(system, weight)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -154,9 +154,9 @@ def without_skips(
 
     def step(low: int, high: int) -> int | None:
         if low not in columns:
-            columns[low] = _solved(system, low)
+            columns[low] = _column(system, low)
         if high not in rows:
-            rows[high] = _solved(sparse.csc_array(system.T), high)
+            rows[high] = _column(sparse.csc_array(system.T), high)
         by_way = columns[low] * rows[high]
         by_way[[low, high]] = 0
         best = int(by_way.argmax())
@@ -173,13 +173,28 @@ def without_skips(
     return tuple(path)
 
 
-def _solved(system: sparse.csc_array, node: int) -> np.ndarray:
+def _column(system: sparse.csc_array, node: int) -> np.ndarray:
     """The column of the inverse that belongs to a node."""
-    from scipy.sparse import linalg
-
     unit = np.zeros(system.shape[0])
     unit[node] = 1
-    return np.asarray(linalg.spsolve(system, unit)).reshape(-1)
+    return solved(system, unit)
+
+
+def solved(
+    system: sparse.csc_array, right: Float[np.ndarray, " nodes"]
+) -> Float[np.ndarray, " nodes"]:
+    """Solve a sparse system; the solver is imported here, since that takes long.
+
+    Args:
+        system: (nodes, nodes).
+        right: its right side.
+
+    Returns:
+        (nodes,) the solution.
+    """
+    from scipy.sparse import linalg
+
+    return np.asarray(linalg.spsolve(system, right)).reshape(-1)
 
 
 def _largest(value: Float[np.ndarray, " values"], count: int) -> np.ndarray:

@@ -134,14 +134,11 @@ class ReplacementModel:
             name=public_name(name),
             revision=revision,
             folder=folder,
-            transcoder_name=public_name(transcoders),
-            transcoder_hash="" if place is None else content_hash(place),
-            labels={} if place is None else read_labels(place),
-            dictionary_folder=place or folder,
             corpus=_own_corpus(folder, tokenizer),
             swaps=_own_swaps(folder, tokenizer),
             notes=_notes(file, dtype),
             loaded_with=again,
+            **_origin(transcoders, place, folder),
         )
 
     @classmethod
@@ -247,11 +244,8 @@ class ReplacementModel:
             self,
             transcoder=covering,
             elsewhere="" if elsewhere is None or covering is fitted else elsewhere,
-            transcoder_name=public_name(transcoders),
-            transcoder_hash="" if place is None else content_hash(place),
-            labels={} if place is None else read_labels(place),
-            dictionary_folder=place or self.folder,
             loaded_with=None if self.loaded_with is None else {**self.loaded_with, **given},
+            **_origin(transcoders, place, self.folder),
         )
 
     @property
@@ -407,6 +401,16 @@ def _anywhere(name: str | Path | None) -> str | None:
         return name
     path = local_path(name)
     return str(path.absolute() if path.exists() else name)
+
+
+def _origin(transcoders: str | Path, place: Path | None, model: Path | None) -> dict[str, Any]:
+    """Fields that say where a dictionary came from; a model's own neurons have no place."""
+    return {
+        "transcoder_name": public_name(transcoders),
+        "transcoder_hash": "" if place is None else content_hash(place),
+        "labels": {} if place is None else read_labels(place),
+        "dictionary_folder": place or model,
+    }
 
 
 def _notes(file: Path | None, dtype: str) -> tuple[str, ...]:
