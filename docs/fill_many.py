@@ -85,7 +85,7 @@ TWINS = ("two hops, seen cities", "two hops, TEST cities")
 
 
 def losses(found: dict[str, Any]) -> str:
-    """The two definitions beside each other."""
+    """The definitions beside each other."""
     whole, own = found["consensus"], found["own"]
     empty = sum(circuit["own"] == 0 for circuit in found["circuits"].values())
     return (
@@ -94,7 +94,20 @@ def losses(found: dict[str, Any]) -> str:
         f"wanted; {apart(found):.2f} times if the two kinds of two hops, one behaviour asked about "
         "two sets of cities, are not held against each other. Without the features that stand in "
         f"another behaviour's circuit too it is {own['diagonal']:.2f} and {own['beside']:.3f}, but "
-        f"{empty} of {len(found['circuits'])} circuits are then empty."
+        f"{empty} of {len(found['circuits'])} circuits are then empty. {distinctive(found)}"
+    )
+
+
+def distinctive(found: dict[str, Any]) -> str:
+    """The third definition, which leaves no circuit empty."""
+    one, count = found["distinctive"], len(found["behaviours"])
+    return (
+        f"Of each behaviour the {one['features a circuit']} features whose frequency is furthest "
+        "above the mean of the others (so many because it reached what was wanted on "
+        f"{one['chosen on prompts of each behaviour']} of the traced prompts of each): "
+        f"{one['diagonal']:.2f} and {one['beside']:.2f} on the other prompts, {one['ratio']:.1f} "
+        f"times, and {one['circuits whose own behaviour loses most']} of {count} hit their own "
+        "behaviour most; behaviours of one kind, such as those that count on, share their features."
     )
 
 
