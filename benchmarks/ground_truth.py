@@ -1,6 +1,6 @@
 """Circuits that are known, beside those that tracer finds in the models they were compiled into.
 
-    python -m benchmarks.ground_truth
+    python -m benchmarks.ground_truth [--parts neurons dictionaries planted]
 
 Sixteen causal programs compiled by Tracr (benchmarks/tracr): on each prompt the compiler's labels
 and RASP's own values say which variable at which position the output comes from, and over which
@@ -15,28 +15,31 @@ no effect of it leads to the output even unpruned: rectified units that are off,
 between its steps; the output then stands on constants. A skip is an edge found that the program has
 as a way over other nodes only. Early is the share of what MLPs write of their variables that the
 dictionary lets features of earlier layers write. Steps are `graph.steps`: features passed between a
-token and the output.
+token and the output. At last the same on models with planted features (`planted.py`).
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import torch
 
 import tracer
+from benchmarks import planted
+from benchmarks.brief_training import Brief
+from benchmarks.found_circuits import Tally, edges_at_random, merged
 from benchmarks.output import RESULTS, output_file
-from benchmarks.tracr.truth import OUTPUT, TOKENS, Circuit, Edge, Node, Program, programs
+from benchmarks.tracr.truth import OUTPUT, TOKENS, Circuit, Edge, Program, programs
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
 
+PARTS = ("neurons", "dictionaries", "planted")
 PRUNINGS = {"all": (1.0, 1.0), "kept": (0.8, 0.98), "wide": (0.95, 0.99)}
 DRAWS = 20
 SEEDS = (0, 1)
@@ -45,62 +48,6 @@ STARTS = ("neurons", "data")
 """First features: the MLPs' own neurons, `tracer train`'s default, or at tokens."""
 TRAINED = ("map_shift_map", "pattern_ab", "pattern_abc", "three_maps")
 """Programs of letters with MLPs that read what MLPs before them wrote."""
-DOCUMENTS, FEATURES, STEPS, BATCH = 1500, 32, 400, 256
-
-
-@dataclass
-class Counts:
-    """Of nodes or edges, over prompts."""
-
-    right: int = 0
-    found: int = 0
-    true: int = 0
-
-    def add(self, found: Iterable[Any], true: Iterable[Any]) -> None:
-        """One prompt more."""
-        found, true = set(found), set(true)
-        self.right += len(found & true)
-        self.found += len(found)
-        self.true += len(true)
-
-    @property
-    def precision(self) -> float:
-        """Of what was found, how much is true; 1 where nothing was."""
-        return self.right / self.found if self.found else 1.0
-
-    @property
-    def recall(self) -> float:
-        """Of what is true, how much was found."""
-        return self.right / self.true
-
-
-@dataclass
-class Tally:
-    """One way of finding circuits, over prompts."""
-
-    nodes: Counts = field(default_factory=Counts)
-    edges: Counts = field(default_factory=Counts)
-    skips: int = 0
-
-    def add(self, edges: set[Edge], true: Circuit) -> None:
-        """One prompt more."""
-        self.nodes.add({source for source, _ in edges}, true.nodes)
-        self.edges.add(edges, true.edges)
-        ways = nx.DiGraph(list(true.edges))
-        self.skips += sum(
-            source in ways and target in ways and nx.has_path(ways, source, target)
-            for source, target in edges - true.edges
-        )
-
-    def figures(self) -> dict[str, float]:
-        """As they are written down."""
-        return {
-            "node_precision": self.nodes.precision,
-            "node_recall": self.nodes.recall,
-            "edge_precision": self.edges.precision,
-            "edge_recall": self.edges.recall,
-            "skips": self.skips / max(1, self.edges.found),
-        }
 
 
 @dataclass(frozen=True)
@@ -137,32 +84,7 @@ def cases(program: Program, model: ReplacementModel) -> list[Case]:
     return found
 
 
-def merged(graph: AttributionGraph, names: dict[tuple[int, int], str]) -> set[Edge]:
-    """Edges between variables at positions, of what leads from a token to the output.
-
-    Args:
-        graph: traced or pruned.
-        names: the variable of a feature, by (layer, feature).
-    """
-    columns = ("kind", "layer", "position", "feature")
-    rows = zip(*(graph.nodes[name].to_pylist() for name in columns), strict=True)
-    at: list[Node] = []
-    for kind, layer, position, feature in rows:
-        name = names[layer, feature] if kind == "feature" else kind
-        at.append(({"embedding": TOKENS, "logit": OUTPUT}.get(name, name), position))
-    coo = graph.effect.tocoo()
-    there = abs(coo.data) > 1e-6 * abs(coo.data).max(initial=0)
-    ways = nx.DiGraph(list(zip(coo.col[there].tolist(), coo.row[there].tolist(), strict=True)))
-    roots = [node for node in ways if at[node][0] == TOKENS]
-    ends = [node for node in ways if at[node][0] == OUTPUT]
-    above = {*roots}.union(*(nx.descendants(ways, node) for node in roots))
-    below = {*ends}.union(*(nx.ancestors(ways, node) for node in ends))
-    lead = above & below
-    edges = {(at[s], at[t]) for s, t in ways.edges if s in lead and t in lead}
-    return {(source, target) for source, target in edges if source != target}
-
-
-def at_random(case: Case, count: int, generator: np.random.Generator) -> set[Edge]:
+def at_random(case: Case, count: int, generator: np.random.Generator) -> dict[Edge, float]:
     """As many edges, of all that go up a layer or more and to no earlier position."""
     program, last = case.program, case.position
     variables = {
@@ -171,18 +93,8 @@ def at_random(case: Case, count: int, generator: np.random.Generator) -> set[Edg
         for name in part["neurons"]
         if not name.startswith("_hidden_clean_bos_")
     }
-    layer = {TOKENS: -1, OUTPUT: 1 << 30} | {name: program.layer_of(name) for name in variables}
-    nodes = [
-        (name, position) for name in (TOKENS, *sorted(variables)) for position in range(last + 1)
-    ]
-    every = [
-        (source, target)
-        for source in nodes
-        for target in [*nodes, (OUTPUT, last)]
-        if layer[source[0]] < layer[target[0]] and source[1] <= target[1]
-    ]
-    chosen = generator.choice(len(every), min(count, len(every)), replace=False)
-    return {every[at] for at in chosen}
+    layers = {name: program.layer_of(name) for name in variables}
+    return edges_at_random(layers, last, count, generator)
 
 
 def with_neurons(program: Program) -> dict[str, Any]:
@@ -204,7 +116,7 @@ def with_neurons(program: Program) -> dict[str, Any]:
             edges = merged(graph.prune(*pruning), names)
             tallies[name].add(edges, case.true)
             if name == "all":
-                flat += len(case.true.edges - edges)
+                flat += len(case.true.edges - set(edges))
             if name == "kept":
                 for seed in range(DRAWS):
                     generator = np.random.default_rng([seed, *case.prompt["tokens"]])
@@ -277,16 +189,6 @@ class Trained:
                 )
 
 
-def corpus(program: Program, file: Path) -> int:
-    """Prompts of letters at random, as many as are trained on; and how long they are."""
-    names = program.known["tokens"]
-    letters = [at for at, name in enumerate(names) if name not in ("bos", "pad")]
-    longest = max(len(prompt["tokens"]) for prompt in program.prompts) - 1
-    rows = np.random.default_rng(0).choice(letters, (DOCUMENTS, longest)).tolist()
-    file.write_text("".join(f"{json.dumps({'text': row})}\n" for row in rows), "utf-8")
-    return longest
-
-
 def trained(
     program: Program, kind: str, seed: int, scratch: Path, start: str = "neurons"
 ) -> Trained:
@@ -294,37 +196,12 @@ def trained(
     known = program.known["layers"]
     layers = [layer for layer, part in enumerate(known) if part["neurons"]]
     computed = [{program.of_dimension(name) for name in part["neurons"]} for part in known]
-    file = scratch / "corpus.jsonl"
-    longest = corpus(program, file)
-    run = tracer.train(
-        {
-            "output": str(scratch / "run"),
-            "model": str(program.folder),
-            "dictionary": {
-                "kind": kind,
-                "features": FEATURES,
-                "layers": layers,
-                "l0": [
-                    float(len(computed[layer] & {*program.known["variables"]})) for layer in layers
-                ],
-            },
-            "start": {"features": start},
-            "optimiser": {"rate": 3e-3},
-            "data": {
-                "corpus": str(file),
-                "alone": True,
-                "context": longest + 1,
-                "buffer": 8 * BATCH,
-                "prompts": 0,
-            },
-            "run": {"tokens": STEPS * BATCH, "batch": BATCH, "seed": seed},
-        }
-    )
-    elsewhere = None if len(layers) == len(known) else "error"
-    model = ReplacementModel.load(
-        program.folder, run.transcoder, dtype="float64", elsewhere=elsewhere
-    )
-    return Trained(program, model, float(np.mean(run.worth.error)))
+    names = program.known["tokens"]
+    letters = [at for at, name in enumerate(names) if name not in ("bos", "pad")]
+    longest = max(len(prompt["tokens"]) for prompt in program.prompts) - 1
+    l0 = [float(len(computed[layer] & {*program.known["variables"]})) for layer in layers]
+    briefly = Brief(program.folder, letters, longest, layers, l0)
+    return Trained(program, *briefly.trained(kind, start, seed, scratch))
 
 
 def with_dictionary(found: Trained) -> dict[str, Any]:
@@ -353,22 +230,30 @@ def dictionaries(start: str, seed: int) -> Iterator[dict[str, Any]]:
             yield {"program": program.name, "kind": kind, "start": start, "seed": seed, **figures}
 
 
+def measured(part: str) -> Iterator[dict[str, Any]]:
+    """The rows of a part of the result."""
+    if part == "neurons":
+        yield from map(with_neurons, programs())
+    elif part == "dictionaries":
+        for start, seed in product(STARTS, SEEDS):
+            yield from dictionaries(start, seed)
+    else:
+        yield from planted.rows()
+
+
 def main() -> None:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "ground_truth.json")
-    parser.add_argument("--neurons", action="store_true", help="train no dictionaries")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="others stay")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"neurons": [], "dictionaries": []}
-    for program in programs():
-        found["neurons"].append(with_neurons(program))
-        print(found["neurons"][-1], flush=True)
-    args.out.write_text(f"{json.dumps(found, indent=1)}\n", "utf-8")
-    for start, seed in () if args.neurons else product(STARTS, SEEDS):
-        for figures in dictionaries(start, seed):
-            print(figures, flush=True)
-            found["dictionaries"].append(figures)
+    found = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
+    for part in args.parts:
+        found[part] = []
+        for row in measured(part):
+            print(row, flush=True)
+            found[part].append(row)
             args.out.write_text(f"{json.dumps(found, indent=1)}\n", "utf-8")
 
 

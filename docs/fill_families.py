@@ -89,12 +89,34 @@ def parts(host: Host) -> list[str]:
     return [name for name, there in named.items() if there]
 
 
+def built_and_measured(model_type: str, build: Callable[[], Any]) -> dict[str, Any] | None:
+    """As `measured`; None, and the reason said, where this release cannot build or run it.
+
+    Older releases lack types, and mix float32 into some models of float64, which run in float32.
+    """
+    try:
+        model = build()
+    except (AttributeError, TypeError, ValueError) as error:
+        sys.stderr.write(f"{model_type}: not built here ({error})"[:160] + "\n")
+        return None
+    try:
+        return measured(model)
+    except ModelError as error:
+        sys.stderr.write(f"{model_type}: refused ({error})"[:160] + "\n")
+        return None
+    except RuntimeError as error:
+        sys.stderr.write(f"{model_type}: in float32 ({error})"[:160] + "\n")
+        return measured(model.float())
+
+
 def measure() -> None:
     """Add the installed release to the results."""
     known = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
     found: dict[str, dict[str, Any]] = {}
     for model_type, build in cases():
-        new = measured(build())
+        new = built_and_measured(model_type, build)
+        if new is None:
+            continue
         old = found.setdefault(model_type, new)
         for worst in ("law", "own"):
             old[worst] = max(old[worst], new[worst])
@@ -112,17 +134,25 @@ def table() -> str:
     for model_type in sorted({name for release in known.values() for name in release}):
         rows = {v: release[model_type] for v, release in known.items() if model_type in release}
         last = rows[max(rows)]
+        alike = [row for row in rows.values() if row["dtype"] == last["dtype"]]
         single = "" if last["dtype"] == "float64" else f" ({last['dtype']})"
         cells = [
             f"`{model_type}`{single}",
             ", ".join(last["parts"]) or "as Llama",
-            f"{max(row['law'] for row in rows.values()):.0e}",
-            f"{max(row['own'] for row in rows.values()):.0e}",
-            "yes" if all(row["neurons"] for row in rows.values()) else "no",
+            f"{max(row['law'] for row in alike):.0e}",
+            f"{max(row['own'] for row in alike):.0e}",
+            in_releases({v for v, row in rows.items() if row["neurons"]}, set(rows)),
             ", ".join(sorted(rows)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def in_releases(having: set[str], every: set[str]) -> str:
+    """Yes, no, or the releases in which it is so."""
+    if having == every:
+        return "yes"
+    return f"in {', '.join(sorted(having))}" if having else "no"
 
 
 def main() -> None:

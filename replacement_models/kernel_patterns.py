@@ -9,7 +9,7 @@ the kernel is made for.
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -91,20 +91,30 @@ def kernel_patterns(host: Host, into: dict[int, Any], make: bool) -> Iterator[No
         make: make them at once; otherwise keep what makes them.
 
     Raises:
-        ModelError: a kernel is not where this release of transformers should have it.
+        ModelError: a kernel is not where this release of transformers should have it, or is not
+            called.
     """
     entered: list[int] = []
+    heard: set[int] = set()
     known = {layer: block for layer, block in enumerate(host.blocks) if block.by_kernel}
 
     def keep(found: KernelPattern) -> None:
         into[entered[-1]] = found() if make else found
+        heard.add(entered[-1])
 
     with ExitStack() as stack:
         hooks = [(_mixer(block), _entering(entered, layer)) for layer, block in known.items()]
         stack.enter_context(forward_pre_hooks(hooks))
+        mixers = [_mixer(block) for block in known.values()]
         for place, kernel in dict.fromkeys(_place(block) for block in known.values()):
-            stack.enter_context(_watched(place, kernel, keep))
+            stack.enter_context(_watched(place, kernel, mixers, keep))
         yield
+    for layer in sorted(known.keys() - heard):
+        place, kernel = _place(known[layer])
+        raise ModelError(
+            f"layer {layer} did not call {place}.{kernel.name}, whose pattern is traced; another "
+            "kernel stands in its place: leave out what brings it (fla, causal-conv1d, mamba-ssm)"
+        )
 
 
 def _entering(entered: list[int], layer: int) -> Callable[..., None]:
@@ -125,8 +135,13 @@ def _place(block: Block) -> tuple[str, Kernel]:
 
 
 @contextmanager
-def _watched(place: str, kernel: Kernel, keep: Callable[[KernelPattern], None]) -> Iterator[None]:
-    """Hear of every call of a function of a module, which is put back afterwards."""
+def _watched(
+    place: str, kernel: Kernel, mixers: Sequence[nn.Module], keep: Callable[[KernelPattern], None]
+) -> Iterator[None]:
+    """Hear of every call of a function of a module, which is put back afterwards.
+
+    In transformers 4.57 layers hold the function themselves.
+    """
     module: Any = sys.modules[place]
     name = kernel.name
     function = getattr(module, name, None)
@@ -140,8 +155,11 @@ def _watched(place: str, kernel: Kernel, keep: Callable[[KernelPattern], None]) 
         keep(KernelPattern(function, signature.bind(*args, **kwargs), kernel))
         return function(*args, **kwargs)
 
-    setattr(module, name, watched)
+    held = [(one, at) for one in mixers for at, value in vars(one).items() if value is function]
+    for owner, at in [(module, name), *held]:
+        setattr(owner, at, watched)
     try:
         yield
     finally:
-        setattr(module, name, function)
+        for owner, at in [(module, name), *held]:
+            setattr(owner, at, function)

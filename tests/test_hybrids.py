@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -394,6 +394,35 @@ def test_a_pattern_is_the_kernels_own_for_prompts_of_any_length(family: str, pos
     heads = {"qwen3_next": 4, "kimi_linear": 3}[family]
     assert pattern.shape == (heads, positions, positions)
     assert torch.equal(pattern, pattern.tril())
+
+
+def calling_what_it_holds(mixer: Any, kernel: Callable[..., Any]) -> None:
+    """As layers of transformers 4.57 do."""
+    mixer.held = kernel
+    forward = type(mixer).forward
+    forward = getattr(forward, "__wrapped__", forward)
+    name = "torch_chunk_gated_delta_rule"
+    names = {**forward.__globals__, name: lambda *args, **kwargs: mixer.held(*args, **kwargs)}
+    own = FunctionType(forward.__code__, names, None, forward.__defaults__, forward.__closure__)
+    mixer.forward = MethodType(own, mixer)
+
+
+def test_layers_that_hold_their_kernel_are_heard_and_other_kernels_are_named():
+    model = ReplacementModel.from_huggingface(
+        hybrid_language_model("qwen3_next"), None, transcoder()
+    )
+    known = model.record(PROMPT)
+    mixers = [block.attention for block in model.host.blocks if block.by_kernel]
+    kernel = sys.modules[type(mixers[0]).__module__].torch_chunk_gated_delta_rule
+    for mixer in mixers:
+        calling_what_it_holds(mixer, kernel)
+    again = model.record(PROMPT)
+    for one, other in zip(known.layers, again.layers, strict=True):
+        assert torch.equal(one.attention_pattern(), other.attention_pattern())
+    assert all(mixer.held is kernel for mixer in mixers)
+    mixers[0].held = lambda *args, **kwargs: kernel(*args, **kwargs)
+    with pytest.raises(ModelError, match=r"layer 0 did not call .*torch_chunk_gated_delta_rule"):
+        model.record(PROMPT)
 
 
 def test_the_kernel_is_put_back_after_an_error():

@@ -205,6 +205,17 @@ def test_outliers_weigh_less_and_scales_are_of_the_rest():
     assert abs(float(normal.square().sum(1).mean()) / WIDTH - 1) < 1e-3
 
 
+@pytest.mark.parametrize("silent", [0.0, 0.6, 0.99, 1.0])
+def test_an_mlp_that_writes_nothing_at_most_tokens_has_a_scale(silent: float):
+    torch.manual_seed(0)
+    data = torch.randn(1000, WIDTH)
+    data[: int(silent * len(data))] = 0
+    scale = Scale.of(data, 20.0)
+    assert all(part.isfinite().all() for part in scale.tensors().values())
+    assert scale.normalised(data).isfinite().all()
+    assert scale.weight(data, 20.0).eq(1).float().mean() > 0.9
+
+
 def test_the_affine_map_is_found_where_there_is_one():
     torch.manual_seed(0)
     x, matrix = torch.randn(400, 6), torch.randn(6, 3)

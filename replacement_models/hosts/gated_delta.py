@@ -95,7 +95,8 @@ def _gated(attention: Any, config: Any, like: Tensor) -> dict[str, Any]:
 
 
 def _delta(layer: Any, like: Tensor) -> dict[str, Any]:
-    check_silu(layer.activation, layer.norm.activation)
+    gate = getattr(layer.norm, "activation", "silu")  # written out in transformers 4.57
+    check_silu(layer.activation, gate)
     fused = hasattr(layer, "in_proj_qkvz")
     read_by = layer.in_proj_qkvz if fused else layer.in_proj_qkv
     pick = _from_fused(layer) if fused else _last(layer.value_dim)

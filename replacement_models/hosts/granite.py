@@ -48,8 +48,11 @@ def _with_shared(module: Any, plain: Block) -> Block:
     if shared is None:
         return plain
     routed: Any = plain.mlp
+    beside = replace(plain, mlp_beside=routed, mlp_out=shared)
+    if not hasattr(routed, "experts"):  # transformers 4.57 has experts in maps of their own kind
+        return beside
     maps = SimpleNamespace(experts=routed.experts, router=routed.router, shared_mlp=shared)
-    return replace(plain, mlp_beside=routed, mlp_out=shared, mlp_maps=maps)
+    return replace(beside, mlp_maps=maps)
 
 
 def _hyperclovax_block(module: Any, config: Any) -> Block:

@@ -30,6 +30,9 @@ class Scale:
         exact = data.double()
         squares = exact.square().sum(1)
         median = squares.median()
+        if median == 0:  # an MLP that writes nothing at most tokens
+            there = squares[squares > 0]
+            median = there.median() if len(there) else exact.new_ones(())
         weight = (outliers * median / squares.clamp_min(1e-30)).clamp(max=1)[:, None]
         mean = (weight * exact).sum(0) / weight.sum()
         spread = (weight * (exact - mean).square()).sum() / (weight.sum() * data.shape[1])
