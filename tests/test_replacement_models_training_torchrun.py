@@ -100,22 +100,6 @@ def test_every_rank_of_a_machine_needs_a_card_of_its_own(
         assert taken == ["cuda:1"]
 
 
-@pytest.mark.parametrize("watched", [True, False])
-def test_only_a_rank_that_is_watched_ends_with_what_started_it(
-    watched: bool, monkeypatch: pytest.MonkeyPatch
-):
-    rank(monkeypatch)
-    followed: list[int] = []
-    monkeypatch.setattr(torchrun, "_end_with", followed.append)
-    monkeypatch.setattr(torchrun, "_store", lambda config: Notes())
-    monkeypatch.setattr(torchrun, "_meet", lambda config, store: ALONE)
-    if watched:
-        monkeypatch.setenv(torchrun.WATCHED, "1")
-    with torchrun.ranks_begun(CONFIG) as ranks:
-        assert ranks is ALONE
-    assert followed == [os.getppid()] * watched
-
-
 def test_what_follows_its_parent_ends_once_that_is_gone(monkeypatch: pytest.MonkeyPatch):
     parents, ended = iter([5, 5, 1]), []
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
