@@ -5,7 +5,7 @@ embeddings and sentences are other ones) with a third of the steps, and one is d
 untrained, which is the control. `tracer.match` then says on the same sentences how far their
 streams and the default's are one space (CKA, best rotation) and which of the default's neurons are
 found again. FOLDER keeps what is trained, stage by stage, and the same command goes on; a quarter
-of an hour of one core. `--stages N` ends after some stages (the committed figures: after one),
+of an hour of one core. `--stages N` ends after some stages,
 `--quick` takes few steps and writes no result.
 """
 
