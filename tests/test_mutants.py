@@ -93,6 +93,21 @@ def test_what_runs_on_import_is_tried_with_any_test_of_its_file(tmp_path: Path):
     assert tests.of("one.py", [5]) == (["third", "second"], 5.0)
 
 
+def test_tests_of_files_named_like_the_module_come_first():
+    seconds = {
+        "tests/test_other.py::quick": 0.1,
+        "tests/test_tracer_features.py::second": 3.0,
+        "tests/test_tracer_features_search.py::first": 2.0,
+        "tests/test_tracer_features_search.py::slow": 30.0,
+        "tests/test_graphs_search_and_much_else.py::third": 0.2,
+    }
+    tests = mutations.Covered({"seconds": seconds, "lines": {}})
+    chosen = sorted(seconds, key=lambda one: seconds[one])
+    near = tests.near("tracer/features/search.py", chosen)
+    assert near == ([chosen[2], chosen[3]], 5.0)
+    assert tests.near("tracer/features/search.py", chosen[-1:]) == (chosen[-1:], 30.0)
+
+
 def test_what_survives_is_counted_unless_set_aside_and_says_why():
     found = [
         {"group": "a", "name": name, "outcome": outcome}
