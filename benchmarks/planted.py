@@ -100,12 +100,7 @@ class Planted:
                 weight.zero_()
             model.embed_tokens.weight[: WORDS + 1, :DIMENSIONS] = known["tokens"]
             model.embed_positions.weight[:, DIMENSIONS:] = torch.eye(places)
-            attention = model.layers[1].attention
-            at = torch.arange(places - 1)
-            attention.k_proj.weight[at, DIMENSIONS + at] = SHARP * DIMENSIONS**0.5
-            attention.q_proj.weight[at, DIMENSIONS + at + 1] = 1.0
-            attention.v_proj.weight[:, :DIMENSIONS] = known["turn"].T
-            attention.o_proj.weight[:DIMENSIONS] = torch.eye(DIMENSIONS)
+            self._look_back(model.layers[1].attention)
             self._plant(model.layers[0].mlp, "classes", ["tokens"], self._of_tokens())
             before = ["tokens", "classes", "tokens before", "classes before"]
             self._plant(model.layers[1].mlp, "pairs", before, self._of_classes())
@@ -114,6 +109,14 @@ class Planted:
             rows = self._reading([*before, "pairs"], {"pairs": answers})
             model.lm_head.weight[WORDS + 1 :, :DIMENSIONS] = rows
         return model
+
+    def _look_back(self, attention: Any) -> None:
+        """Every position looks at the one before, and turns what it takes from there."""
+        at = torch.arange(LENGTH)
+        attention.k_proj.weight[at, DIMENSIONS + at] = SHARP * DIMENSIONS**0.5
+        attention.q_proj.weight[at, DIMENSIONS + at + 1] = 1.0
+        attention.v_proj.weight[:, :DIMENSIONS] = self.directions["turn"].T
+        attention.o_proj.weight[:DIMENSIONS] = torch.eye(DIMENSIONS)
 
     def _of_tokens(self) -> dict[str, Tensor]:
         """What each class is asked to read of every direction."""
