@@ -5,7 +5,7 @@ turns, after one untimed trace; the least CPU seconds of each count. The cases a
 models and, beside them, shapes drawn at random anew in every run; `--seed` draws given ones. The
 graphs must be the same up to rounding. Beside each ratio stands its bound: what share of a large
 product's rate this checkout's sweep reaches (`stages.py`), and the ratio if it reached all of it.
-`--long` adds a prompt of 512 tokens with 8,192 rows: `LONG_MINUTES` a trace, four of them in a run.
+`--long` adds a prompt of 512 tokens with 8,192 rows: `LONG_MINUTES` a trace, three of them in a run.
 Prints a line a case and writes JSON.
 """
 
@@ -67,9 +67,8 @@ NAMED = [
 PROFILED = 3
 """Traces of which the quickest says where the time goes."""
 LONG = Case("per_layer", 512, 8192, 40, 4096, "gpt2", 12)
-LONG_MINUTES = 12
-"""Of one trace on one core at 70 GFLOP a second, counted: 37 TFLOP of maps, 8 of mixing, 2 of
-scores."""
+LONG_MINUTES = 3
+"""Of one trace on one core."""
 
 
 def drawn(random: np.random.Generator, kind: str) -> tuple[Case, Any]:
