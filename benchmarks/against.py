@@ -5,7 +5,7 @@ turns, after one untimed trace; the least CPU seconds of each count. The cases a
 models and, beside them, shapes drawn at random anew in every run; `--seed` draws given ones. The
 graphs must be the same up to rounding. Beside each ratio stands its bound: what share of a large
 product's rate this checkout's sweep reaches (`stages.py`), and the ratio if it reached all of it.
-`--long` adds a prompt of 512 tokens with 8,192 rows: `LONG_MINUTES` a trace, three of them in a run.
+`--long` adds a prompt of 512 tokens with 8,192 rows: `LONG_MINUTES` a trace, three in a run.
 Prints a line a case and writes JSON.
 """
 
