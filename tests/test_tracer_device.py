@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tracer
 from tests.random_models import PROMPT, replacement_model
 from tracer import Intervention
-from tracer.attribution import blocks, sweep
+from tracer.attribution import blocks, finished, frontier_on_device, sweep
 from tracer.attribution.landing import Landing
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.targets import feature_rows, logit_targets
@@ -106,12 +106,18 @@ def test_the_host_waits_once_a_block_and_a_block_ahead(
         said.append("waited")
         return self.memory[:rows]
 
+    def fetched(there: Tensor) -> Tensor:
+        said.append("ranked")
+        return there.clone()
+
     really = Landing.begin
+    monkeypatch.setattr(frontier_on_device, "fetched", fetched)
     monkeypatch.setattr(Landing, "begin", begin)
     monkeypatch.setattr(Landing, "landed", landed)
     monkeypatch.setattr(blocks, "needed", lambda device: True)
     monkeypatch.setattr(blocks, "BLOCK_ON_GPU", 16)
-    monkeypatch.setattr(blocks, "PART", 8)
+    for module in (blocks, finished):
+        monkeypatch.setattr(module, "PART", 8)
     recording = model.record(PROMPT)
     local = linearise(model, recording, skip_positions=1)
     assert len(local.table) == 3  # read once a trace
@@ -122,7 +128,12 @@ def test_the_host_waits_once_a_block_and_a_block_ahead(
         found = list(blocks.finished_blocks(model, recording, local, logits, plan))
     assert watched.waits == []
     assert said.count("begun") == said.count("waited") == len(found)
-    assert said[:4] == ["begun", "waited", "begun", "begun"]  # the logits, then one ahead
+    assert said.count("ranked") == (0 if cap is None else 2)
+    if cap is not None:  # the next rows are chosen before the last ones have landed
+        before = said[: len(said) - said[::-1].index("ranked")]
+        assert before.count("begun") == before.count("waited") + 1
+    first = [one for one in said if one != "ranked"][:4]
+    assert first == ["begun", "waited", "begun", "begun"]  # the logits, then one ahead
     again = tracer.trace(model, PROMPT, **settings)
     assert again.nodes["id"].equals(plain.nodes["id"])
     np.testing.assert_allclose(again.effect.toarray(), plain.effect.toarray(), atol=1e-12)

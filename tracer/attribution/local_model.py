@@ -179,7 +179,7 @@ class LocalModel:
         return self._reaches[place]
 
     def _reaching(self, site: int, position: int) -> Int[np.ndarray, " reaching"]:
-        layer, at = self._places
+        layer, at = self.places
         attended = layer + 1 <= top_layer(site)
         here = np.where(attended, at <= position, at == position)
         return np.flatnonzero(here & (stream_number(layer + 1) <= site))
@@ -195,7 +195,7 @@ class LocalModel:
         return tuple(part.cpu().numpy() for part in (found.layer, found.position, found.feature))
 
     @cached_property
-    def _places(self) -> tuple[Int[np.ndarray, " columns"], Int[np.ndarray, " columns"]]:
+    def places(self) -> tuple[Int[np.ndarray, " columns"], Int[np.ndarray, " columns"]]:
         """Layer of every column, -1 for tokens, and position; skipped errors stand nowhere."""
         layers, positions = len(self.layers), self.positions
         layer, position, _ = self.table

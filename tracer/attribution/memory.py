@@ -33,6 +33,7 @@ from tracer.attribution.blocks import (
 )
 from tracer.attribution.carry import is_lifted
 from tracer.attribution.finished import INDEX
+from tracer.attribution.frontier_on_device import ranking_bytes
 from tracer.attribution.local_model import (
     folded_bytes,
     local_bytes,
@@ -111,6 +112,19 @@ def sizes_of(
     )
 
 
+def with_room_to_rank(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> Sizes:
+    """The same, the rows kept on the device to be ranked only if it then holds all.
+
+    Args:
+        model: what will be traced.
+        sizes: what was recorded.
+        memory_limit: as of `check`; where it is infinite, what is free counts.
+    """
+    free = _kept_free(free_on(model.device))
+    there = Room(free if memory_limit is None else min(free, memory_limit * GB), math.inf)
+    return replace(sizes, ranked_there=there.holds(estimate(replace(sizes, ranked_there=True))))
+
+
 def _around(block: Block, frozen: FrozenLayer) -> tuple[int, int]:
     values = 0 if bare_values(block, frozen) else block.value[..., 0].numel()
     return values, 0 if frozen.factors.outputs is None else block.output[..., 0].numel()
@@ -186,13 +200,14 @@ def _linearising(sizes: Sizes) -> Iterator[Stage]:
 def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     """The last block of rows, when all the others are finished, and putting them together."""
     local, row, block = local_bytes(sizes), entry_bytes(sizes), largest_block(sizes)
+    ranked = ranking_bytes(sizes)
     every, edges = entries(sizes)
     of_block = every * min(1.0, block / (sizes.explained + sizes.logits))
     dense, names = dense_bytes(sizes, block), table_bytes(sizes)
     before, landing = (every - of_block) * row, landing_bytes(sizes, block)
-    yield Stage("sweep", local + dense + chunk_bytes(sizes, block), before + landing)
+    yield Stage("sweep", local + dense + ranked + chunk_bytes(sizes, block), before + landing)
     after = (every + of_block) * row
-    yield Stage("sweep", local + dense + part_bytes(sizes, block), after + landing)
+    yield Stage("sweep", local + dense + ranked + part_bytes(sizes, block), after + landing)
     edge = sizes.entry + INDEX.itemsize
     gathered = max(every * row, edges * edge) + of_block * GATHER
     yield Stage("assemble", local, gathered + names / 2)
