@@ -33,6 +33,7 @@ from replacement_models.one_line import one_line
 from replacement_models.sites import ReadPoint, stream_number, top_layer
 from tracer.attribution.around import Around, around, bare_values, constant_heads
 from tracer.attribution.carry import carry, carry_around, embedded, is_lifted, lift, start_of
+from tracer.attribution.landing import needed
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.writers import Writers, gather, written_bytes
 
@@ -357,7 +358,13 @@ def _features_to_stream(
     scale = recording.layers[layer].mlp_post_scale
     if norm is None or scale is None:
         return
-    for position, weight in enumerate(norm.weight / scale):
+    weights = norm.weight / scale
+    if needed(weights.device):
+        for place, at in writers.feature_places():
+            passed = norm.centre(writers.vectors[place]) * weights[at]
+            writers.vectors.index_copy_(0, place, passed)
+        return
+    for position, weight in enumerate(weights):
         vectors = writers.of_features(position)
         torch.mul(norm.centre(vectors), weight, out=vectors)
 

@@ -1,6 +1,6 @@
 """The vectors that sources write to the residual stream, gathered once per prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,8 @@ from tracer.attribution.sizes import Sizes
 
 SPARE = 1 << 24
 """Bytes of one layer's writers from which on memory that was freed is given back."""
+AT_ONCE = 1 << 12
+"""Vectors that pass a norm together on a GPU: copies of all would take as much again."""
 Into = tuple[Tensor, Tensor, Tensor]
 """One layer's vectors and sums, and the places among the vectors of some features."""
 
@@ -73,6 +75,18 @@ class Writers:
             on_device(column, device),
             on_device(used, device).to(self.vectors.dtype),
         )
+
+    def feature_places(
+        self,
+    ) -> Iterator[tuple[Int[Tensor, " features"], Int[Tensor, " features"]]]:
+        """Places of features among the vectors, `AT_ONCE` at most, and their positions."""
+        start = np.array(self.start)
+        position = np.arange(len(start) - 1).repeat(np.diff(start))
+        place = np.flatnonzero(np.arange(start[-1]) < start[position + 1] - self.others)
+        for begin in range(0, len(place), AT_ONCE):
+            part = place[begin : begin + AT_ONCE]
+            device = self.vectors.device
+            yield on_device(part, device), on_device(position[part], device)
 
     def of_features(self, position: int) -> Float[Tensor, "features d_model"]:
         """What the features at one position write."""
