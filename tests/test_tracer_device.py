@@ -22,6 +22,7 @@ from tracer.attribution import blocks, finished, frontier_on_device, sweep
 from tracer.attribution.landing import Landing
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.targets import feature_rows, logit_targets
+from tracer.attribution.writers import gather
 from tracer.patching import Kind, ablate, logit_difference, patch, path_patch
 
 META = torch.device("meta")
@@ -40,9 +41,25 @@ def on_meta(thing: Any) -> Any:
 
 def without_numbers(local: LocalModel) -> LocalModel:
     """The local model on the meta device, but for its table, which is read once a trace."""
-    gone = on_meta(local)
-    gone.__dict__["table"] = local.table
+    gone: LocalModel = on_meta(local)
     return gone
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@torch.no_grad()
+def test_what_writes_is_gathered_without_asking_the_device(kind: str):
+    model = replacement_model("gpt2", kind=kind)
+    local = linearise(model, model.record(PROMPT), skip_positions=1)
+    layers = [layer.to(META, model.dtype) for layer in model.transcoder.layers]
+    gone, others = type(model.transcoder)(layers), [one.others for one in local.writers]
+    found, sums = gather(gone, on_meta(local.features), local.table, local.positions, others)
+    assert sums.device == META
+    for one, expected in zip(found, local.writers, strict=True):
+        assert one.vectors.device == META
+        assert one.vectors.shape == expected.vectors.shape
+        assert (one.start, one.first) == (expected.start, expected.first)
+        for name in ("place", "column", "used"):
+            assert getattr(one.padded, name).device == META
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -42,7 +42,7 @@ from tracer.attribution.local_model import (
 )
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.sweep import chunk_bytes
-from tracer.attribution.writers import read_bytes, sum_bytes
+from tracer.attribution.writers import read_bytes, sum_bytes, table_of
 from tracer.errors import Proposal, TraceError
 from tracer.features.promoted import label_bytes
 
@@ -78,11 +78,12 @@ def sizes_of(
         edge_floor: share of a row below which effects are dropped.
     """
     layers, positions = len(recording.layers), len(recording.tokens)
-    found = recording.features
-    kept = found.position >= skip_positions
-    place = (found.layer * positions + found.position)[kept]
-    counts = torch.bincount(place, minlength=layers * positions).cpu().numpy()
-    used = [len(found.feature[kept & (found.layer == layer)].unique()) for layer in range(layers)]
+    layer, position, feature = table_of(recording.features)
+    kept = position >= skip_positions
+    place = (layer * positions + position)[kept]
+    counts = np.bincount(place, minlength=layers * positions)
+    fired = (np.bincount(feature[kept & (layer == one)]) for one in range(layers))
+    used = [np.count_nonzero(times) for times in fired]
     explained = len(place) if max_features is None else min(max_features, len(place))
     return Sizes(
         features=counts.reshape(layers, positions),
