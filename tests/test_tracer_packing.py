@@ -13,10 +13,20 @@ import torch
 from scipy import sparse
 
 import tracer
+from tests.random_hybrids import hybrid
 from tests.random_models import PROMPT, replacement_model
 from tests.test_tracer_memory import sizes
 from tests.test_tracer_spill import BLOCKS
-from tracer.attribution import blocks, finished, frontier_on_device, memory, packing
+from tracer.attribution import (
+    blocks,
+    finished,
+    frontier_on_device,
+    local_model,
+    memory,
+    packing,
+    scoring,
+    sweep,
+)
 from tracer.attribution.finished import FlooredRun, WholeRun
 from tracer.attribution.frontier import Frontier
 from tracer.attribution.frontier_on_device import FrontierOnDevice
@@ -66,6 +76,28 @@ def test_rows_from_a_device_make_the_same_graph(
     monkeypatch.setattr(packing, "TILE", tile)
     monkeypatch.setattr(frontier_on_device, "TILE", tile)
     assert_same(tracer.trace(model, PROMPT, edge_floor=floor, **cap), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "floor"),
+    [("llama", "cross_layer", 0.0), ("gemma2", "per_layer", 0.01), ("qwen3_next", None, 0.0)],
+)
+def test_the_whole_way_of_a_gpu_makes_the_same_graph(
+    away: pytest.MonkeyPatch, family: str, kind: str | None, floor: float
+):
+    """Products of all positions at once, in blocks of keys, as well; in float32 they differ."""
+    how: dict[str, Any] = {"max_features": 40, "rank_every": 12, "edge_floor": floor}
+    model = hybrid(family) if kind is None else replacement_model(family, kind=kind)
+    with away.context() as here:
+        here.setattr(blocks, "needed", lambda device: False)
+        expected = tracer.trace(model, PROMPT, **how)
+    for module in (scoring, sweep):
+        away.setattr(module, "batched", lambda like: True)
+    away.setattr(local_model, "needed", lambda device: True)
+    away.setattr(sweep, "KEYS", 2)
+    found = tracer.trace(model, PROMPT, **how)
+    assert found.nodes["id"].equals(expected.nodes["id"])
+    assert abs(found.effect - expected.effect).max() < 1e-12
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.02])
