@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tracer
 from tests.random_models import PROMPT, replacement_model
 from tracer import Intervention
-from tracer.attribution import blocks, finished, frontier_on_device, sweep
+from tracer.attribution import blocks, finished, frontier_on_device, packing, sweep
 from tracer.attribution.landing import Landing
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.targets import feature_rows, logit_targets
@@ -79,6 +79,28 @@ def test_a_sweep_asks_the_device_for_nothing(family: str, kind: str, skip: bool)
         assert effects.sources.device == META
         assert effects.sources.shape == (len(rows), local.columns)
         assert effects.constant.shape == (len(rows),)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.01])
+@torch.no_grad()
+def test_packing_and_ranking_ask_the_device_for_nothing(floor: float):
+    model = replacement_model("gpt2")
+    recording = model.record(PROMPT)
+    local = linearise(model, recording, skip_positions=1)
+    columns = np.arange(len(local.features))
+    rows = feature_rows(model, recording, local, columns)
+    dense = torch.empty(len(rows), local.columns, device=META)
+    parts, floored = finished.parts_of(local, rows), floor > 0
+    size = packing.packed_bytes(*dense.shape, dense.itemsize, floor)
+    into = packing.Packed.within(
+        torch.empty(size, dtype=torch.uint8, device=META),
+        *(len(rows), packing.room_for(parts, floor), dense.dtype, floored),
+    )
+    packing.pack(dense, rows, packing.Standing.of(local, META), floor, into)
+    over = frontier_on_device.FrontierOnDevice.over
+    frontier = over(columns, local.columns, len(rows), dense)
+    frontier.take(dense, into.sums[1], (rows.site, columns), np.zeros(len(rows)))
+    assert frontier.influence().device == META
 
 
 WAITS = {
