@@ -18,6 +18,7 @@ from tracer.attribution import assemble, blocks, product, scoring, sweep
 from tracer.attribution import local_model as linear
 from tracer.attribution import trace as attribute
 from tracer.attribution.frontier import Frontier
+from tracer.attribution.frontier_on_device import FrontierOnDevice
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "forward pass and encoding": [(replacement, "record")],
@@ -27,7 +28,9 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "of it decoder rows": [(linear, "gather")],
     "target rows": [(attribute, "logit_targets"), (blocks, "feature_rows")],
     "sweep": [(blocks, "sweep")],
-    "ranking": [(Frontier, "add"), (Frontier, "next")],
+    "ranking": [
+        (place, name) for place in (Frontier, FrontierOnDevice) for name in ("add", "next")
+    ],
     "graph": [(attribute, "assemble")],
     "of it labels": [(assemble, "labelled")],
 }

@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tracer
 from tests.random_models import PROMPT, replacement_model
 from tracer import Intervention
-from tracer.attribution import blocks, sweep
+from tracer.attribution import blocks, finished, frontier_on_device, packing, sweep
 from tracer.attribution.landing import Landing
 from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.targets import feature_rows, logit_targets
+from tracer.attribution.writers import gather
 from tracer.patching import Kind, ablate, logit_difference, patch, path_patch
 
 META = torch.device("meta")
@@ -40,9 +41,25 @@ def on_meta(thing: Any) -> Any:
 
 def without_numbers(local: LocalModel) -> LocalModel:
     """The local model on the meta device, but for its table, which is read once a trace."""
-    gone = on_meta(local)
-    gone.__dict__["table"] = local.table
+    gone: LocalModel = on_meta(local)
     return gone
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@torch.no_grad()
+def test_what_writes_is_gathered_without_asking_the_device(kind: str):
+    model = replacement_model("gpt2", kind=kind)
+    local = linearise(model, model.record(PROMPT), skip_positions=1)
+    layers = [layer.to(META, model.dtype) for layer in model.transcoder.layers]
+    gone, others = type(model.transcoder)(layers), [one.others for one in local.writers]
+    found, sums = gather(gone, on_meta(local.features), local.table, local.positions, others)
+    assert sums.device == META
+    for one, expected in zip(found, local.writers, strict=True):
+        assert one.vectors.device == META
+        assert one.vectors.shape == expected.vectors.shape
+        assert (one.start, one.first) == (expected.start, expected.first)
+        for name in ("place", "column", "used"):
+            assert getattr(one.padded, name).device == META
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -62,6 +79,28 @@ def test_a_sweep_asks_the_device_for_nothing(family: str, kind: str, skip: bool)
         assert effects.sources.device == META
         assert effects.sources.shape == (len(rows), local.columns)
         assert effects.constant.shape == (len(rows),)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.01])
+@torch.no_grad()
+def test_packing_and_ranking_ask_the_device_for_nothing(floor: float):
+    model = replacement_model("gpt2")
+    recording = model.record(PROMPT)
+    local = linearise(model, recording, skip_positions=1)
+    columns = np.arange(len(local.features))
+    rows = feature_rows(model, recording, local, columns)
+    dense = torch.empty(len(rows), local.columns, device=META)
+    parts, floored = finished.parts_of(local, rows), floor > 0
+    size = packing.packed_bytes(*dense.shape, dense.itemsize, floor)
+    into = packing.Packed.within(
+        torch.empty(size, dtype=torch.uint8, device=META),
+        *(len(rows), packing.room_for(parts, floor), dense.dtype, floored),
+    )
+    packing.pack(dense, rows, packing.Standing.of(local, META), floor, into)
+    over = frontier_on_device.FrontierOnDevice.over
+    frontier = over(columns, local.columns, len(rows), dense)
+    frontier.take(dense, into.sums[1], (rows.site, columns), np.zeros(len(rows)))
+    assert frontier.influence().device == META
 
 
 WAITS = {
@@ -106,12 +145,18 @@ def test_the_host_waits_once_a_block_and_a_block_ahead(
         said.append("waited")
         return self.memory[:rows]
 
+    def fetched(there: Tensor) -> Tensor:
+        said.append("ranked")
+        return there.clone()
+
     really = Landing.begin
+    monkeypatch.setattr(frontier_on_device, "fetched", fetched)
     monkeypatch.setattr(Landing, "begin", begin)
     monkeypatch.setattr(Landing, "landed", landed)
     monkeypatch.setattr(blocks, "needed", lambda device: True)
     monkeypatch.setattr(blocks, "BLOCK_ON_GPU", 16)
-    monkeypatch.setattr(blocks, "PART", 8)
+    for module in (blocks, finished):
+        monkeypatch.setattr(module, "PART", 8)
     recording = model.record(PROMPT)
     local = linearise(model, recording, skip_positions=1)
     assert len(local.table) == 3  # read once a trace
@@ -122,7 +167,12 @@ def test_the_host_waits_once_a_block_and_a_block_ahead(
         found = list(blocks.finished_blocks(model, recording, local, logits, plan))
     assert watched.waits == []
     assert said.count("begun") == said.count("waited") == len(found)
-    assert said[:4] == ["begun", "waited", "begun", "begun"]  # the logits, then one ahead
+    assert said.count("ranked") == (0 if cap is None else 2)
+    if cap is not None:  # the next rows are chosen before the last ones have landed
+        before = said[: len(said) - said[::-1].index("ranked")]
+        assert before.count("begun") == before.count("waited") + 1
+    first = [one for one in said if one != "ranked"][:4]
+    assert first == ["begun", "waited", "begun", "begun"]  # the logits, then one ahead
     again = tracer.trace(model, PROMPT, **settings)
     assert again.nodes["id"].equals(plain.nodes["id"])
     np.testing.assert_allclose(again.effect.toarray(), plain.effect.toarray(), atol=1e-12)

@@ -73,10 +73,14 @@ CROSS = tuple(range(layer, 16) for layer in range(16))
         ({"patterns_kept": False}, 4899084467, 0, "sweep"),
         ({"lazy": True, "targets": CROSS}, 25040689331, 0, "sweep"),
         ({"skips": True, "targets": CROSS}, 25174907059, 0, "sweep"),
-        ({"on_cpu": False, "explained": 20_000}, 6042897832, 13184265362, "sweep"),
+        ({"on_cpu": False, "explained": 20_000}, 6210779928, 13184265362, "sweep"),
+        (
+            {"on_cpu": False, "explained": 20_000, "ranked_there": True},
+            *(33172806408, 13184265362, "sweep"),
+        ),
         (
             {"on_cpu": False, "patterns_kept": False, "explained": 5000},
-            *(5405363624, 3715050878, "sweep"),
+            *(5573245720, 3715050878, "sweep"),
         ),
         (
             {"features": np.full((16, 8), 40), "lifted": True, "explained": 5120, "folded": 5e7},

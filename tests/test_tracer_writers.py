@@ -14,7 +14,8 @@ def gathered(model: ReplacementModel) -> tuple[list[writers.Writers], Tensor]:
     """Every layer's writers on the prompt, and what their features add up to."""
     features = _columns(model.record(PROMPT).features, skip_positions=1)
     others = range(1, 1 + len(model.host.blocks))
-    return writers.gather(model.transcoder, features, len(PROMPT), others)
+    table = writers.table_of(features)
+    return writers.gather(model.transcoder, features, table, len(PROMPT), others)
 
 
 @pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])

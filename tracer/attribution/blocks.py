@@ -1,43 +1,42 @@
 """The loop over blocks of rows: which are swept at once, and what is kept of those finished."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement_models import Recording, ReplacementModel
 from tracer.attribution.finished import (
     INDEX,
+    PART,
     FinishedRows,
     Sums,
     finished,
+    parts_of,
+    places_of,
     scratch_numbers,
 )
 from tracer.attribution.frontier import Frontier
-from tracer.attribution.landing import BESIDE, Landing, in_turns, needed
+from tracer.attribution.frontier_on_device import FrontierOnDevice
+from tracer.attribution.landing import needed
 from tracer.attribution.local_model import LocalModel, Reach
+from tracer.attribution.packing import Away, packed_bytes, packing_bytes
 from tracer.attribution.product import summed_in
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.spill import Spill
-from tracer.attribution.sweep import sweep
-from tracer.attribution.targets import (
-    LogitTargets,
-    TargetRows,
-    feature_rows,
-    feature_sites,
-    runs,
-)
+from tracer.attribution.sweep import Effects, sweep
+from tracer.attribution.targets import LogitTargets, TargetRows, feature_rows
 
 BLOCK, DENSE = 512, 1 << 27
 """Rows swept at once, and bytes they may take while they are dense: fewer rows where there are
 many sources, so that memory does not grow with rows x sources. Finished rows are kept sparse."""
 BLOCK_ON_GPU, DENSE_ON_GPU = 2048, 1 << 30
 """The same on a GPU, which needs more to be busy and waits once a block."""
-PART = 64
-"""Most rows finished at once, and the fewest a block is cut down to."""
 KEPT = 0.3
 """With an edge floor F no row keeps more than 1 / F entries. Random weights keep 0.15 / F, rows of
 the embedded default 0.04 to 0.15 / F, of which the fullest twice as many: the estimate."""
@@ -55,6 +54,8 @@ class Plan:
     edge_floor: float
     progress: Progress | None
     keep_partial: bool
+    ranked_there: bool = True
+    """Whether a device that makes the rows ranks features too; it then holds all rows."""
 
 
 def finished_blocks(
@@ -72,51 +73,32 @@ def finished_blocks(
     order = _reference_order(local)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    frontier = Frontier.over(order, local.columns)
-    away = needed(model.device)
+    away, ranked = needed(model.device), plan.features < len(order)
     most = block_rows(local.columns, model.dtype.itemsize, on_cpu=not away)
-    room = Room.of(local, logits.rows, min(most, max(plan.features, len(logits.rows))))
+    room = Room.of(local, logits.rows, min(most, plan.features), plan.edge_floor)
+    making = Making.of(local, order, len(logits.rows), plan, room, spill)
 
-    def begun(rows: TargetRows, columns: Int[np.ndarray, " rows"]) -> Finish:
-        """Begin a block; called, what is returned finishes it."""
-
-        def begin() -> Finish:
-            return _begun(local, rows, columns, plan.edge_floor, room)
-
-        if spill is None:
-            return begin()
-        block = spill.block(columns, lambda: begin()())
-        return lambda: block
-
-    first = begun(logits.rows, np.zeros(0, dtype=np.int64))()
-    yield first
-    ranked = plan.features < len(order)
-    sites = feature_sites(model, local)
-    if ranked:
-        nowhere = logits.rows.site, np.full(len(logits.rows), -1)
-        frontier.add(first.effects, first.sums.absolute, nowhere, np.array(logits.weight))
-    done = 0
-    while done < plan.features:
-        take = min(plan.rank_every if ranked else plan.features, plan.features - done)
-        chosen = frontier.next(take) if ranked else order[done : done + take]
-        done += len(chosen)
+    def begun(done: int, take: int) -> Iterator[Finish]:
+        """Begin the blocks of some more features."""
+        chosen = making.next(take) if ranked else order[done : done + take]
         parts = [chosen[begin : begin + most] for begin in range(0, len(chosen), most)]
-        parts = [columns[place[columns].argsort()] for columns in parts]
-        rows = (feature_rows(model, recording, local, columns) for columns in parts)
-        blocks = (begun(*one) for one in zip(rows, parts, strict=True))
-        for block in _one_ahead(blocks) if away else (finish() for finish in blocks):
-            yield block
-            if ranked:
-                own = sites[block.columns], block.columns
-                none = np.zeros(len(block.columns))
-                frontier.add(block.effects, block.sums.absolute, own, none)
+        for columns in (part[place[part].argsort()] for part in parts):
+            rows, nothing = feature_rows(model, recording, local, columns), np.zeros(len(columns))
+            yield making.begun(rows, columns, nothing)
+
+    yield making.begun(logits.rows, np.zeros(0, dtype=np.int64), np.array(logits.weight))()
+    every = plan.rank_every if ranked else max(1, plan.features)
+    steps = range(0, plan.features, every)
+    rankings = (begun(done, min(every, plan.features - done)) for done in steps)
+    for blocks in rankings if making.there is None else [chain.from_iterable(rankings)]:
+        yield from _one_ahead(blocks) if away else (finish() for finish in blocks)
 
 
 Finish = Callable[[], FinishedRows]
-"""Waits for a block's rows, if they are not in main memory, and adds them up."""
+"""Waits for a block's rows, if they are not in main memory, and files them."""
 
 
-def _one_ahead(blocks: Iterator[Finish]) -> Iterator[FinishedRows]:
+def _one_ahead(blocks: Iterable[Finish]) -> Iterator[FinishedRows]:
     """Finish every block once the next has begun."""
     waiting = None
     for begun in blocks:
@@ -128,86 +110,130 @@ def _one_ahead(blocks: Iterator[Finish]) -> Iterator[FinishedRows]:
 
 
 @dataclass(frozen=True, eq=False)
+class Making:
+    """Makes blocks of rows, or has them from the disk, and tells the frontier of them."""
+
+    local: LocalModel
+    floor: float
+    room: "Room"
+    spill: Spill | None
+    here: Frontier | None
+    """Where a cap needs a ranking: its frontier, if that is in main memory,"""
+    there: FrontierOnDevice | None
+    """or if it is on the device, which then need not be waited for."""
+
+    @classmethod
+    def of(
+        cls,
+        local: LocalModel,
+        order: Int[np.ndarray, " features"],
+        logits: int,
+        plan: Plan,
+        room: "Room",
+        spill: Spill | None,
+    ) -> "Making":
+        """For a plan, with so many logits to explain as well."""
+        here, there = None, None
+        if plan.features < len(order):
+            if room.away is None or not plan.ranked_there:
+                here = Frontier.over(order, local.columns)
+            else:
+                rows = logits + plan.features
+                there = FrontierOnDevice.over(order, local.columns, rows, room.dense)
+        return cls(local, plan.edge_floor, room, spill, here, there)
+
+    def next(self, count: int) -> Int[np.ndarray, " chosen"]:
+        """As the frontier's."""
+        frontier = self.here or self.there
+        assert frontier is not None
+        return frontier.next(count)
+
+    def begun(
+        self,
+        rows: TargetRows,
+        columns: Int[np.ndarray, " rows"],
+        weight: Float[np.ndarray, " rows"],
+    ) -> Finish:
+        """Begin a block; called, what is returned finishes it.
+
+        Args:
+            rows: its rows.
+            columns: of their own nodes; none for logits.
+            weight: what enters at them.
+        """
+        own = rows.site, columns if len(columns) else np.full(len(rows), -1)
+        told = partial(_told, own=own, weight=weight)
+
+        def swept() -> Finish:
+            effects = sweep(self.local, rows, self.room.dense[: len(rows)])
+            parts, away = parts_of(self.local, rows), self.room.away
+            if away is None:
+                block = _finished(rows, columns, parts, self.floor, (effects, self.room.scratch))
+                return lambda: block
+            finish, total = away.begin(rows, columns, parts, self.floor, effects)
+            if self.there is not None:
+                self.there.take(effects.sources, total, own, weight)
+            return finish
+
+        if self.spill is None:
+            finish = swept()
+        else:
+            finish = self.spill.block(columns, swept, partial(told, self.there))
+        return lambda: told(self.here, finish())
+
+
+def _told(
+    frontier: Frontier | FrontierOnDevice | None,
+    block: FinishedRows,
+    own: tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]],
+    weight: Float[np.ndarray, " rows"],
+) -> FinishedRows:
+    """A finished block, of which a frontier has learned."""
+    if frontier is not None:
+        frontier.add(block.effects, block.sums.absolute, own, weight)
+    return block
+
+
+@dataclass(frozen=True, eq=False)
 class Room:
     """Memory that every block uses anew: fresh memory costs as much as what is computed on it."""
 
-    dense: Tensor
-    """(rows, columns) effects of the rows being swept; on a GPU `BESIDE` more numbers."""
+    dense: Float[Tensor, "rows columns"]
+    """Effects of the rows being swept."""
     scratch: Tensor
     """Numbers being summed, float64."""
-    landings: Iterator[Landing] | None = None
-    """Where rows get to from a GPU, in turns."""
+    away: Away | None
+    """What rows go through that are made on a GPU."""
 
     @classmethod
-    def of(cls, local: LocalModel, logits: TargetRows, most: int) -> "Room":
+    def of(cls, local: LocalModel, logits: TargetRows, most: int, floor: float) -> "Room":
         """For blocks of at most so many rows, or of the logits."""
-        rows, away = max(most, len(logits)), needed(logits.vector.device)
-        width = local.columns + (BESIDE if away else 0)
-        dense = logits.vector.new_empty(rows, width, dtype=summed_in(logits.vector.dtype))
+        rows, dtype = max(most, len(logits)), summed_in(logits.vector.dtype)
+        dense = logits.vector.new_empty(rows, local.columns, dtype=dtype)
+        if needed(logits.vector.device):
+            return cls(dense, torch.empty(0), Away.of(local, dense, floor))
         scratch = torch.empty(scratch_numbers(local.columns), dtype=torch.float64)
-        return cls(dense, scratch, in_turns(dense) if away else None)
-
-
-def _begun(
-    local: LocalModel,
-    rows: TargetRows,
-    columns: Int[np.ndarray, " rows"],
-    floor: float,
-    room: Room,
-) -> Finish:
-    """Sweep some rows; called, what is returned keeps what reaches them above the floor."""
-    count = len(rows)
-    dense = room.dense[:count]
-    effects = sweep(local, rows, dense[:, : local.columns])
-
-    if room.landings is None:
-        there = (effects.sources, effects.constant, rows.value)
-        block = _finished(local, rows, columns, floor, (there, room.scratch))
-        return lambda: block
-    dense[:, -2], dense[:, -1] = effects.constant, rows.value
-    landing = next(room.landings)
-    landing.begin(dense)
-
-    def finish() -> FinishedRows:
-        found = landing.landed(count)
-        there = (found[:, :-2], found[:, -2], found[:, -1])
-        return _finished(local, rows, columns, floor, (there, room.scratch))
-
-    return finish
+        return cls(dense, scratch, None)
 
 
 def _finished(
-    local: LocalModel,
     rows: TargetRows,
     columns: Int[np.ndarray, " rows"],
+    parts: Sequence[tuple[slice, Reach]],
     floor: float,
-    found: tuple[tuple[Tensor, Tensor, Tensor], Tensor],
+    found: tuple[Effects, Tensor],
 ) -> FinishedRows:
-    """What is kept of a block: of effects, constants and values, with memory to sum in."""
-    (sources, constant, value), scratch = found
-    runs, sums, places = [], [], []
-    for run, reach in _runs(local, rows):
-        place = int(rows.site[run.start]), int(rows.position[run.start])
-        for begin in range(run.start, run.stop, PART):
-            dense = sources[begin : min(begin + PART, run.stop)]
-            kept, added = finished(dense, reach, floor, scratch)
-            runs.append(kept)
-            sums.append(added)
-            places.append(place)
+    """What is kept of a block: of its effects, with memory to sum in."""
+    effects, scratch = found
+    kept = [finished(effects.sources[part], reach, floor, scratch) for part, reach in parts]
     return FinishedRows(
         columns=columns,
-        effects=runs,
-        constant=constant.to(torch.float64, copy=True).numpy(),
-        value=value.to(torch.float64, copy=True).numpy(),
-        sums=Sums.joined(sums),
-        places=places,
+        effects=[run for run, _ in kept],
+        constant=effects.constant.to(torch.float64, copy=True).numpy(),
+        value=rows.value.to(torch.float64, copy=True).numpy(),
+        sums=Sums.joined([sums for _, sums in kept]),
+        places=places_of(rows, parts),
     )
-
-
-def _runs(local: LocalModel, rows: TargetRows) -> Iterator[tuple[slice, Reach]]:
-    """Neighbouring rows that read at one site and position, and the columns that reach them."""
-    for run in runs(rows.site * local.positions + rows.position):
-        yield run, local.reach(int(rows.site[run.start]), int(rows.position[run.start]))
 
 
 def _reference_order(local: LocalModel) -> Int[np.ndarray, " features"]:
@@ -233,18 +259,27 @@ def largest_block(sizes: Sizes) -> int:
 
 
 def dense_bytes(sizes: Sizes, rows: int) -> float:
-    """Bytes of a block: effects while they are dense, what the rows read, made ready twice."""
-    columns = sizes.columns + (0 if sizes.on_cpu else BESIDE)
-    return rows * (columns * sizes.entry + 2.0 * sizes.d_model * sizes.itemsize)
+    """Bytes of a block: effects while they are dense, what the rows read, made ready twice.
+
+    On a GPU packed effects too.
+    """
+    dense = rows * (sizes.columns * sizes.entry + 2.0 * sizes.d_model * sizes.itemsize)
+    return dense if sizes.on_cpu else dense + _packed(sizes, rows)
 
 
 def landing_bytes(sizes: Sizes, rows: int) -> float:
     """Bytes of pinned memory beside a GPU: for two blocks."""
-    return 0.0 if sizes.on_cpu else 2.0 * rows * (sizes.columns + BESIDE) * sizes.entry
+    return 0.0 if sizes.on_cpu else 2 * _packed(sizes, rows)
+
+
+def _packed(sizes: Sizes, rows: int) -> float:
+    return float(packed_bytes(rows, sizes.columns, sizes.entry, sizes.edge_floor))
 
 
 def part_bytes(sizes: Sizes, rows: int) -> float:
     """Bytes of the part of a block that is finished at once: what is summed, what is floored."""
+    if not sizes.on_cpu:
+        return packing_bytes(sizes.columns)
     summed = 8.0 * scratch_numbers(sizes.columns)
     if not sizes.edge_floor:
         return summed

@@ -5,8 +5,9 @@ their effects are kept as a plain rectangle, four bytes an entry in float32, and
 is written down. With an edge floor every row keeps other columns, and their numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -16,10 +17,13 @@ from scipy import sparse
 from torch import Tensor
 
 from graphs.influence import input_absolute, row_sums
-from tracer.attribution.local_model import Reach
+from tracer.attribution.local_model import LocalModel, Reach
+from tracer.attribution.targets import TargetRows, runs
 
 INDEX = np.dtype(np.int32)
 """Of a column's number in rows with an edge floor."""
+PART = 64
+"""Most rows finished at once, and the fewest a block is cut down to."""
 SUMMED = 1 << 21
 """Numbers summed at once, in float64."""
 TILE = 1 << 18
@@ -41,6 +45,9 @@ class RowRun(Protocol):
         self, weight: Float[np.ndarray, " rows"], into: Float[np.ndarray, " columns"]
     ) -> None:
         """Add to every column the sizes of its effects, each row's times its weight."""
+
+    def dense(self, columns: int) -> Float[np.ndarray, "rows columns"]:
+        """The effects of all columns, zero where nothing is kept."""
 
     def among(self, node: Int[np.ndarray, " columns"], nodes: int) -> "NodeRows":
         """The effects of columns that are nodes; `node` has each column's, or -1."""
@@ -103,6 +110,13 @@ class WholeRun:
                 at = columns.start + begin
                 into[at : at + tile.shape[1]] += weight @ tile
 
+    def dense(self, columns: int) -> Float[np.ndarray, "rows columns"]:
+        """As `RowRun.dense`."""
+        found = np.zeros((self.rows, columns), dtype=self.values.dtype)
+        for place, values in self._by_slice():
+            found[:, place] = values
+        return found
+
     def among(self, node: Int[np.ndarray, " columns"], nodes: int) -> NodeRows:
         """As `RowRun.among`."""
         found = node[self.reach.columns()]
@@ -141,6 +155,11 @@ class FlooredRun:
     ) -> None:
         """As `RowRun.pass_on`."""
         into += weight @ abs(self.effects)
+
+    def dense(self, columns: int) -> Float[np.ndarray, "rows columns"]:
+        """As `RowRun.dense`."""
+        found: Float[np.ndarray, "rows columns"] = self.effects.toarray()
+        return found
 
     def among(self, node: Int[np.ndarray, " columns"], nodes: int) -> NodeRows:
         """As `RowRun.among`."""
@@ -185,10 +204,26 @@ class FinishedRows:
     """Site and position that each of `effects` reads at."""
 
 
+def parts_of(local: LocalModel, rows: TargetRows) -> list[tuple[slice, Reach]]:
+    """Neighbouring rows that read at one site and position, at most `PART`; what reaches them."""
+    found = []
+    for run in runs(rows.site * local.positions + rows.position):
+        reach = local.reach(int(rows.site[run.start]), int(rows.position[run.start]))
+        cuts = [*range(run.start, run.stop, PART), run.stop]
+        found += [(slice(*ends), reach) for ends in pairwise(cuts)]
+    return found
+
+
+def places_of(rows: TargetRows, parts: Sequence[tuple[slice, Reach]]) -> list[tuple[int, int]]:
+    """Site and position that each part of some rows reads at."""
+    first = [part.start for part, _ in parts]
+    return list(zip(rows.site[first].tolist(), rows.position[first].tolist(), strict=True))
+
+
 def finished(
     dense: Float[Tensor, "rows columns"], reach: Reach, floor: float, scratch: Tensor
 ) -> tuple[RowRun, Sums]:
-    """Keep some rows, and add them up.
+    """Keep some rows that are in main memory, and add them up; `packing.py` does on a device.
 
     Args:
         dense: effects of all columns, of which those outside `reach` do not count.
@@ -198,10 +233,7 @@ def finished(
     """
     values = np.empty((len(dense), reach.count), dtype=str(dense.dtype).removeprefix("torch."))
     parts = [dense[:, columns] for columns in reach.slices]
-    if dense.is_cpu:
-        torch.cat(parts, dim=1, out=torch.from_numpy(values))
-    else:
-        torch.from_numpy(values).copy_(torch.cat(parts, dim=1))
+    torch.cat(parts, dim=1, out=torch.from_numpy(values))
     signed, absolute = _sums(values, scratch)
     if not floor:
         return WholeRun(reach, values), Sums(signed, absolute, np.zeros((len(values), 2)))

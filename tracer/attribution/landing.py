@@ -1,7 +1,7 @@
-"""Rows on their way from a GPU to main memory: one pinned copy a block, waited for once.
+"""Numbers on their way from a GPU to main memory: one pinned copy a block, waited for once.
 
 The copy is put in line behind the sweep that makes the rows, and the host goes on: it lines up the
-next block's sweep before it waits for this one's rows, and adds them up while the GPU is busy.
+next block's sweep before it waits for this one's rows, and files them while the GPU is busy.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,8 @@ from itertools import cycle
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
-
-BESIDE = 2
-"""Numbers a row beside its effects: its constant and its value."""
 
 
 def needed(device: torch.device) -> bool:
@@ -24,32 +21,39 @@ def needed(device: torch.device) -> bool:
 
 @dataclass(eq=False)
 class Landing:
-    """Pinned memory for the rows of one block."""
+    """Pinned memory for what one copy brings."""
 
-    memory: Float[Tensor, "rows numbers"]
+    memory: UInt8[Tensor, " bytes"]
     arrived: Any = None
     """The event behind the copy; None where copies are waited for anyway."""
 
     @classmethod
-    def of(cls, like: Tensor) -> "Landing":
-        """For blocks as large as `like`, which stands on the device."""
-        pinned = like.device.type == "cuda"
-        memory = torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
+    def on_the_way_from(cls, device: torch.device, size: int) -> "Landing":
+        """For at most so many bytes from a device."""
+        pinned = device.type == "cuda"
+        memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         return cls(memory, torch.cuda.Event() if pinned else None)
 
-    def begin(self, dense: Float[Tensor, "rows numbers"]) -> None:
+    def begin(self, there: UInt8[Tensor, " bytes"]) -> None:
         """Put the copy in line."""
-        self.memory[: len(dense)].copy_(dense, non_blocking=True)
+        self.memory[: len(there)].copy_(there, non_blocking=True)
         if self.arrived is not None:
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(there.device))
 
-    def landed(self, rows: int) -> Float[Tensor, "rows numbers"]:
-        """The rows, waited for."""
+    def landed(self, size: int) -> UInt8[Tensor, " bytes"]:
+        """What was copied, waited for."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.memory[:rows]
+        return self.memory[:size]
 
 
-def in_turns(like: Tensor) -> Iterator[Landing]:
-    """Two landings: one may be read while the other is filled."""
-    return cycle([Landing.of(like), Landing.of(like)])
+def in_turns(device: torch.device, size: int) -> Iterator[Landing]:
+    """Two landings of so many bytes: one may be read while the other is filled."""
+    return cycle([Landing.on_the_way_from(device, size) for _ in range(2)])
+
+
+def fetched(there: Shaped[Tensor, " numbers"]) -> Shaped[Tensor, " numbers"]:
+    """A few numbers in main memory, waited for."""
+    landing = Landing.on_the_way_from(there.device, there.nbytes)
+    landing.begin(there.view(torch.uint8))
+    return landing.landed(there.nbytes).view(there.dtype)

@@ -33,8 +33,10 @@ from replacement_models.one_line import one_line
 from replacement_models.sites import ReadPoint, stream_number, top_layer
 from tracer.attribution.around import Around, around, bare_values, constant_heads
 from tracer.attribution.carry import carry, carry_around, embedded, is_lifted, lift, start_of
+from tracer.attribution.indices import on_device
+from tracer.attribution.landing import needed
 from tracer.attribution.sizes import Sizes
-from tracer.attribution.writers import Writers, gather, written_bytes
+from tracer.attribution.writers import Table, Writers, gather, table_of, written_bytes
 
 TRACES = 8
 """Traces that the making of virtual weights, once per model, is spread over."""
@@ -138,6 +140,8 @@ class LocalModel:
     position_vectors: Float[Tensor, "positions d_model"] | None
     features: ActiveFeatures
     """Features that are nodes, in column order: (position, layer, feature)."""
+    table: Table
+    """Their layers, positions and numbers on the host: read once, for all that follows."""
     skip_positions: int
     start: int
     """Gradients are followed down to this position. Before it stand tokens and constants only,
@@ -179,7 +183,7 @@ class LocalModel:
         return self._reaches[place]
 
     def _reaching(self, site: int, position: int) -> Int[np.ndarray, " reaching"]:
-        layer, at = self._places
+        layer, at = self.places
         attended = layer + 1 <= top_layer(site)
         here = np.where(attended, at <= position, at == position)
         return np.flatnonzero(here & (stream_number(layer + 1) <= site))
@@ -189,13 +193,7 @@ class LocalModel:
         return {}
 
     @cached_property
-    def table(self) -> tuple[Int[np.ndarray, " features"], ...]:
-        """Layer, position and number of the features, in column order, on the host."""
-        found = self.features
-        return tuple(part.cpu().numpy() for part in (found.layer, found.position, found.feature))
-
-    @cached_property
-    def _places(self) -> tuple[Int[np.ndarray, " columns"], Int[np.ndarray, " columns"]]:
+    def places(self) -> tuple[Int[np.ndarray, " columns"], Int[np.ndarray, " columns"]]:
         """Layer of every column, -1 for tokens, and position; skipped errors stand nowhere."""
         layers, positions = len(self.layers), self.positions
         layer, position, _ = self.table
@@ -232,7 +230,8 @@ def linearise(
     counts = [2 + start] * len(recording.layers)
     if lifted:
         counts[0] = 2 + len(recording.tokens)
-    writers, sums = gather(model.transcoder, features, len(recording.tokens), counts)
+    table = table_of(features)
+    writers, sums = gather(model.transcoder, features, table, len(recording.tokens), counts)
     pays = virtual_pays(model, len(recording.tokens), rows)
     virtual = _virtual(model, recording) if pays else [None] * len(writers)
     layers, early = _climb(
@@ -245,6 +244,7 @@ def linearise(
         token_vectors=recording.token_vectors,
         position_vectors=recording.position_vectors,
         features=features,
+        table=table,
         skip_positions=skip_positions,
         start=start,
         lifted=lifted,
@@ -357,7 +357,13 @@ def _features_to_stream(
     scale = recording.layers[layer].mlp_post_scale
     if norm is None or scale is None:
         return
-    for position, weight in enumerate(norm.weight / scale):
+    weights = norm.weight / scale
+    if needed(weights.device):
+        for place, at in writers.feature_places():
+            passed = norm.centre(writers.vectors[place]) * weights[at]
+            writers.vectors.index_copy_(0, place, passed)
+        return
+    for position, weight in enumerate(weights):
         vectors = writers.of_features(position)
         torch.mul(norm.centre(vectors), weight, out=vectors)
 
@@ -369,7 +375,7 @@ def _place_others(
 ) -> None:
     """Write errors, constants and tokens; what attention carries ends in a constant too."""
     others[:, 1] += carried[:, -1]
-    ends = torch.tensor(writers.start[1:], device=others.device)
+    ends = on_device(np.array(writers.start[1:]), others.device)
     places = torch.arange(-writers.others, 0, device=others.device)
     writers.vectors[ends[:, None] + places] = torch.cat([others, carried[:, :-1]], dim=1)
 

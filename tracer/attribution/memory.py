@@ -33,6 +33,7 @@ from tracer.attribution.blocks import (
 )
 from tracer.attribution.carry import is_lifted
 from tracer.attribution.finished import INDEX
+from tracer.attribution.frontier_on_device import ranking_bytes
 from tracer.attribution.local_model import (
     folded_bytes,
     local_bytes,
@@ -41,7 +42,7 @@ from tracer.attribution.local_model import (
 )
 from tracer.attribution.sizes import Sizes
 from tracer.attribution.sweep import chunk_bytes
-from tracer.attribution.writers import read_bytes, sum_bytes
+from tracer.attribution.writers import read_bytes, sum_bytes, table_of
 from tracer.errors import Proposal, TraceError
 from tracer.features.promoted import label_bytes
 
@@ -77,11 +78,12 @@ def sizes_of(
         edge_floor: share of a row below which effects are dropped.
     """
     layers, positions = len(recording.layers), len(recording.tokens)
-    found = recording.features
-    kept = found.position >= skip_positions
-    place = (found.layer * positions + found.position)[kept]
-    counts = torch.bincount(place, minlength=layers * positions).cpu().numpy()
-    used = [len(found.feature[kept & (found.layer == layer)].unique()) for layer in range(layers)]
+    layer, position, feature = table_of(recording.features)
+    kept = position >= skip_positions
+    place = (layer * positions + position)[kept]
+    counts = np.bincount(place, minlength=layers * positions)
+    fired = (np.bincount(feature[kept & (layer == one)]) for one in range(layers))
+    used = [np.count_nonzero(times) for times in fired]
     explained = len(place) if max_features is None else min(max_features, len(place))
     return Sizes(
         features=counts.reshape(layers, positions),
@@ -109,6 +111,19 @@ def sizes_of(
         folded=folded_bytes(model, positions, explained),
         around=tuple(map(_around, model.host.blocks, recording.layers)),
     )
+
+
+def with_room_to_rank(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> Sizes:
+    """The same, the rows kept on the device to be ranked only if it then holds all.
+
+    Args:
+        model: what will be traced.
+        sizes: what was recorded.
+        memory_limit: as of `check`; where it is infinite, what is free counts.
+    """
+    free = _kept_free(free_on(model.device))
+    there = Room(free if memory_limit is None else min(free, memory_limit * GB), math.inf)
+    return replace(sizes, ranked_there=there.holds(estimate(replace(sizes, ranked_there=True))))
 
 
 def _around(block: Block, frozen: FrozenLayer) -> tuple[int, int]:
@@ -186,13 +201,14 @@ def _linearising(sizes: Sizes) -> Iterator[Stage]:
 def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     """The last block of rows, when all the others are finished, and putting them together."""
     local, row, block = local_bytes(sizes), entry_bytes(sizes), largest_block(sizes)
+    ranked = ranking_bytes(sizes)
     every, edges = entries(sizes)
     of_block = every * min(1.0, block / (sizes.explained + sizes.logits))
     dense, names = dense_bytes(sizes, block), table_bytes(sizes)
     before, landing = (every - of_block) * row, landing_bytes(sizes, block)
-    yield Stage("sweep", local + dense + chunk_bytes(sizes, block), before + landing)
+    yield Stage("sweep", local + dense + ranked + chunk_bytes(sizes, block), before + landing)
     after = (every + of_block) * row
-    yield Stage("sweep", local + dense + part_bytes(sizes, block), after + landing)
+    yield Stage("sweep", local + dense + ranked + part_bytes(sizes, block), after + landing)
     edge = sizes.entry + INDEX.itemsize
     gathered = max(every * row, edges * edge) + of_block * GATHER
     yield Stage("assemble", local, gathered + names / 2)

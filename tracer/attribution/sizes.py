@@ -49,6 +49,8 @@ class Sizes:
     """Bytes of weights that the model's first trace folds and keeps."""
     keep_attention: bool = False
     """Whether what steers attention is found out too."""
+    ranked_there: bool = False
+    """Whether a GPU that makes the rows keeps them to rank features under a cap."""
     around: tuple[tuple[int, int], ...] = ()
     """Of each layer: width of its values behind taps or factors, and of its heads' outputs behind
     factors; none where nothing stands around its pattern."""

@@ -58,22 +58,31 @@ class Spill:
     """Until the disk is full."""
 
     def block(
-        self, columns: Int[np.ndarray, " rows"], sweep: Callable[[], FinishedRows]
-    ) -> FinishedRows:
+        self,
+        columns: Int[np.ndarray, " rows"],
+        sweep: Callable[[], Callable[[], FinishedRows]],
+        known: Callable[[FinishedRows], object],
+    ) -> Callable[[], FinishedRows]:
         """The next block of rows: from the disk where an earlier run left it there, else swept.
 
         Args:
             columns: of the rows' own nodes.
-            sweep: makes the block.
+            sweep: begins the block; what it returns finishes it.
+            known: told of a block that the disk had.
 
         Returns:
-            Its rows, mapped from the disk unless that is full.
+            What finishes the block and has its rows, mapped from the disk unless that is full.
         """
         path = self.folder / f"{self.made:06}.safetensors"
         self.made += 1
         if (found := _read(path, self.local)) and np.array_equal(found.columns, columns):
-            return found
-        block = sweep()
+            known(found)
+            return lambda: found
+        finish = sweep()
+        return lambda: self._written(path, finish())
+
+    def _written(self, path: Path, block: FinishedRows) -> FinishedRows:
+        """A block, mapped from the disk unless that is full."""
         if not self.writes:
             return block
         try:

@@ -1,8 +1,8 @@
 """Options for NVIDIA GPUs: float32 products of the sweep on the tensor cores, in TF32.
 
 TF32 has float32's range and ten bits of fraction, so that effects differ in the fourth digit. Three
-products of halves come near float32's own accuracy; the small batched ones, of patterns, stay
-float32 then. Both are off by default, and a trace says how far they change its targets' effects.
+products of halves come near float32's own accuracy; those made in batches, of patterns and scores,
+stay float32 then. Both are off by default; a trace says how far they change its targets' effects.
 No GPU was at hand when this was written: `python -m benchmarks.gpu` measures both.
 """
 

@@ -19,7 +19,7 @@ from tracer.attribution.assemble import Traced, assemble, metadata
 from tracer.attribution.blocks import Plan, Progress, entries, entry_bytes, finished_blocks
 from tracer.attribution.finished import FinishedRows, Sums
 from tracer.attribution.local_model import LocalModel, linearise
-from tracer.attribution.memory import GB, Estimate, check, estimate, sizes_of
+from tracer.attribution.memory import GB, Estimate, check, estimate, sizes_of, with_room_to_rank
 from tracer.attribution.sizes import PATTERNS, Sizes
 from tracer.attribution.skip_alone import skip_alone
 from tracer.attribution.spill import Spill, spilled
@@ -154,11 +154,14 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             ),
             keep_attention=keep_attention,
         )
-        need = _make_room(model, sizes, memory_limit, on_estimate)
+        sizes, need = _make_room(model, sizes, memory_limit, on_estimate)
         bare = skip_alone(model, recording, logits, skip_positions)
         local = linearise(model, recording, skip_positions, sizes.explained)
         give_back()
-        plan = Plan(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial)
+        plan = Plan(
+            *(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial),
+            sizes.ranked_there,
+        )
         settings = {
             "max_features": max_features,
             "rank_every": rank_every,
@@ -232,15 +235,16 @@ def _make_room(
     sizes: Sizes,
     memory_limit: float | None,
     on_estimate: Callable[[Estimate], None] | None,
-) -> Estimate:
-    """Settle what becomes of freed memory, refuse a trace that does not fit, tell what it takes."""
+) -> tuple[Sizes, Estimate]:
+    """Settle what becomes of freed memory and where rows are ranked; refuse what does not fit."""
+    sizes = with_room_to_rank(model, sizes, memory_limit)
     if sizes.on_cpu:
         keep_freed(estimate(sizes).whole < ROOMY)
         give_back()
     need = check(model, sizes, memory_limit)
     if on_estimate is not None:
         on_estimate(need)
-    return need
+    return sizes, need
 
 
 def _fits(model: ReplacementModel, positions: int) -> bool:

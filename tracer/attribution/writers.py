@@ -1,6 +1,6 @@
 """The vectors that sources write to the residual stream, gathered once per prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,11 @@ from tracer.attribution.sizes import Sizes
 
 SPARE = 1 << 24
 """Bytes of one layer's writers from which on memory that was freed is given back."""
+AT_ONCE = 1 << 12
+"""Vectors that pass a norm together on a GPU: copies of all would take as much again."""
+Numbers = Int[np.ndarray, " features"]
+Table = tuple[Numbers, Numbers, Numbers]
+"""Layer, position and number of features."""
 Into = tuple[Tensor, Tensor, Tensor]
 """One layer's vectors and sums, and the places among the vectors of some features."""
 
@@ -74,14 +79,36 @@ class Writers:
             on_device(used, device).to(self.vectors.dtype),
         )
 
+    def feature_places(
+        self,
+    ) -> Iterator[tuple[Int[Tensor, " features"], Int[Tensor, " features"]]]:
+        """Places of features among the vectors, `AT_ONCE` at most, and their positions."""
+        start = np.array(self.start)
+        position = np.arange(len(start) - 1).repeat(np.diff(start))
+        place = np.flatnonzero(np.arange(start[-1]) < start[position + 1] - self.others)
+        for begin in range(0, len(place), AT_ONCE):
+            part = place[begin : begin + AT_ONCE]
+            device = self.vectors.device
+            yield on_device(part, device), on_device(position[part], device)
+
     def of_features(self, position: int) -> Float[Tensor, "features d_model"]:
         """What the features at one position write."""
         begin = self.start[position]
         return self.vectors[begin : begin + self.features(position)]
 
 
+def table_of(features: ActiveFeatures) -> Table:
+    """Layer, position and number of features; waits for their device."""
+    layer, position, number = features.layer, features.position, features.feature
+    return layer.cpu().numpy(), position.cpu().numpy(), number.cpu().numpy()
+
+
 def gather(
-    transcoder: Transcoder, features: ActiveFeatures, positions: int, others: Sequence[int]
+    transcoder: Transcoder,
+    features: ActiveFeatures,
+    table: Table,
+    positions: int,
+    others: Sequence[int],
 ) -> tuple[list[Writers], Float[Tensor, "layers positions d_model"]]:
     """Every layer's writers, and what their features add up to, each as strongly as it fired.
 
@@ -90,42 +117,38 @@ def gather(
     Args:
         transcoder: what writes, L layers.
         features: in column order, (position, layer, feature).
+        table: as `table_of` has it; the host works out what goes where.
         positions: P.
         others: rows a position that are no features, a layer each.
     """
-    every = torch.arange(positions, device=features.position.device)
+    source, position, _ = table
     width, fired = transcoder.layers[0].b_dec.shape[-1], features.activation
     sums = fired.new_zeros(len(others), positions, width, dtype=summed_in(fired.dtype))
     found, into = [], []
     for layer, more in enumerate(others):
-        writing = _writing(transcoder, features, layer)
-        columns = writing.nonzero()[:, 0]
-        counts = torch.bincount(features.position[columns], minlength=positions)
-        ends = counts.cumsum(0)
-        first = torch.cat([columns, columns.new_zeros(1)])[ends - counts]
+        writing = _writing(transcoder, layer)[source]
+        columns = np.flatnonzero(writing)
+        counts = np.bincount(position[columns], minlength=positions)
+        ends = counts.cumsum()
+        first = np.append(columns, 0)[ends - counts]
         vectors = fired.new_empty(len(columns) + more * positions, width)
-        starts = [0, *(ends + more * (every + 1)).tolist()]
+        starts = [0, *(ends + more * np.arange(1, positions + 1)).tolist()]
         found.append(Writers(vectors, starts, first.tolist(), more))
-        into.append((vectors, sums[layer], writing.cumsum(0) - 1 + more * features.position))
+        place = on_device(writing.cumsum() - 1 + more * position, vectors.device)
+        into.append((vectors, sums[layer], place))
     for layer in transcoder.present:
-        _write(transcoder, layer, features, into)
+        here = on_device(np.flatnonzero(source == layer), fired.device)
+        targets = [into[target] for target in transcoder.targets(layer)]
+        reached = [(vectors, total, place[here]) for vectors, total, place in targets]
+        _write(transcoder.layers[layer].decoder, features[here], reached)
     return found, sums
 
 
-def _write(
-    transcoder: Transcoder,
-    layer: int,
-    features: ActiveFeatures,
-    into: Sequence[Into],
-) -> None:
-    """Write what one layer's features write, to the places in each layer's vectors."""
-    here = (features.layer == layer).nonzero()[:, 0]
-    decoder = transcoder.layers[layer].decoder
-    rows, which = _decoder_rows(decoder, features.feature[here])
-    targets = [into[target] for target in transcoder.targets(layer)]
-    reached = [(vectors, total, place[here]) for vectors, total, place in targets]
+def _write(decoder: Decoder, features: ActiveFeatures, into: Sequence[Into]) -> None:
+    """Write what one layer's features write, to their places in each target's vectors."""
+    rows, which = _decoder_rows(decoder, features.feature)
     copy = _copy_runs if rows.device.type == "cpu" else _copy_all
-    copy(rows, which, reached, features[here])
+    copy(rows, which, into, features)
     if rows.nbytes > SPARE and not isinstance(decoder, DenseDecoder):
         del rows
         give_back()
@@ -176,12 +199,10 @@ def _copy_runs(
                 total[position].addmv_(found.to(fired.dtype).T, fired)
 
 
-def _writing(
-    transcoder: Transcoder, features: ActiveFeatures, layer: int
-) -> Bool[Tensor, " features"]:
-    """Which features write to one layer's MLP output."""
-    sources = [layer in transcoder.targets(source) for source in range(len(transcoder.layers))]
-    return torch.tensor(sources, device=features.layer.device)[features.layer]
+def _writing(transcoder: Transcoder, layer: int) -> Bool[np.ndarray, " layers"]:
+    """The layers whose features write to one layer's MLP output."""
+    sources = range(len(transcoder.layers))
+    return np.array([layer in transcoder.targets(source) for source in sources])
 
 
 def _decoder_rows(
