@@ -4,6 +4,7 @@ The device is main memory treated as a GPU's. Products are made as on the CPU he
 the same bits; sums of rows are added up in another order there, and may differ in the last.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,9 @@ def test_rows_are_ranked_in_main_memory_where_the_device_has_no_room(away: pytes
     assert made
 
 
-def test_a_device_ranks_if_it_then_holds_all():
-    model, given = replacement_model("gpt2"), sizes(on_cpu=False)
+def test_a_device_ranks_if_it_then_holds_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "free_on", lambda device: 1e15)
+    model, given = replacement_model("gpt2"), replace(sizes(on_cpu=False), ranked_there=True)
     whole = estimate(given).device / memory.GB
     assert with_room_to_rank(model, given, whole + 1e-3).ranked_there
     less = with_room_to_rank(model, given, whole - 1e-3)
