@@ -41,7 +41,7 @@ class Landing:
         """Put the copy in line."""
         self.memory[: len(dense)].copy_(dense, non_blocking=True)
         if self.arrived is not None:
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(dense.device))
 
     def landed(self, rows: int) -> Float[Tensor, "rows numbers"]:
         """The rows, waited for."""

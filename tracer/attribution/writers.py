@@ -82,8 +82,10 @@ class Writers:
 
 def gather(
     transcoder: Transcoder, features: ActiveFeatures, positions: int, others: Sequence[int]
-) -> tuple[list[Writers], Float[Tensor, "layers positions d_model"]]:
+) -> tuple[list[Writers], list[Float[Tensor, "positions d_model"]]]:
     """Every layer's writers, and what their features add up to, each as strongly as it fired.
+
+    Both stand beside the layer, wherever the features that write there do.
 
     Decoder rows are each read once. Others are not written yet, and no norm has been passed.
 
@@ -95,7 +97,7 @@ def gather(
     """
     every = torch.arange(positions, device=features.position.device)
     width, fired = transcoder.layers[0].b_dec.shape[-1], features.activation
-    sums = fired.new_zeros(len(others), positions, width, dtype=summed_in(fired.dtype))
+    kind = summed_in(fired.dtype)
     found, into = [], []
     for layer, more in enumerate(others):
         writing = _writing(transcoder, features, layer)
@@ -103,13 +105,15 @@ def gather(
         counts = torch.bincount(features.position[columns], minlength=positions)
         ends = counts.cumsum(0)
         first = torch.cat([columns, columns.new_zeros(1)])[ends - counts]
-        vectors = fired.new_empty(len(columns) + more * positions, width)
+        device = transcoder.layers[layer].b_dec.device
+        vectors = fired.new_empty(len(columns) + more * positions, width, device=device)
+        total = fired.new_zeros(positions, width, dtype=kind, device=device)
         starts = [0, *(ends + more * (every + 1)).tolist()]
         found.append(Writers(vectors, starts, first.tolist(), more))
-        into.append((vectors, sums[layer], writing.cumsum(0) - 1 + more * features.position))
+        into.append((vectors, total, writing.cumsum(0) - 1 + more * features.position))
     for layer in transcoder.present:
         _write(transcoder, layer, features, into)
-    return found, sums
+    return found, [total for _, total, _ in into]
 
 
 def _write(
@@ -120,19 +124,47 @@ def _write(
 ) -> None:
     """Write what one layer's features write, to the places in each layer's vectors."""
     here = (features.layer == layer).nonzero()[:, 0]
-    decoder = transcoder.layers[layer].decoder
-    rows, which = _decoder_rows(decoder, features.feature[here])
+    decoder, chosen = transcoder.layers[layer].decoder, features[here]
+    own = chosen.feature.to(transcoder.layers[layer].b_dec.device)
+    rows, which = _decoder_rows(decoder, own)
     targets = [into[target] for target in transcoder.targets(layer)]
     reached = [(vectors, total, place[here]) for vectors, total, place in targets]
-    copy = _copy_runs if rows.device.type == "cpu" else _copy_all
-    copy(rows, which, reached, features[here])
+    _copy(rows, which, reached, chosen)
     if rows.nbytes > SPARE and not isinstance(decoder, DenseDecoder):
         del rows
         give_back()
 
 
-def _copy_all(
+def _copy(
     rows: Float[Tensor, "rows targets d_model"],
+    which: Int[Tensor, " features"],
+    into: Sequence[Into],
+    features: ActiveFeatures,
+) -> None:
+    """Rows of one layer's features to every target, device by device."""
+    for device in dict.fromkeys(vectors.device for vectors, *_ in into):
+        slots = [slot for slot, (vectors, *_) in enumerate(into) if vectors.device == device]
+        some, at = _rows_there(rows, which, slots, device)
+        there = [(*into[slot][:2], into[slot][2].to(device)) for slot in slots]
+        copy = _copy_runs if device.type == "cpu" else _copy_all
+        copy(some, at, there, features.to(device))
+
+
+def _rows_there(
+    rows: Float[Tensor, "rows targets d_model"],
+    which: Int[Tensor, " features"],
+    slots: Sequence[int],
+    device: torch.device,
+) -> tuple[list[Float[Tensor, "rows d_model"]], Int[Tensor, " features"]]:
+    """Rows for each of the targets on one device: as they are, or those in use brought there."""
+    if rows.device == device:
+        return [rows[:, slot] for slot in slots], which
+    used, at = which.unique(return_inverse=True)
+    return [rows[used, slot].to(device) for slot in slots], at.to(device)
+
+
+def _copy_all(
+    rows: Sequence[Float[Tensor, "rows d_model"]],
     which: Int[Tensor, " features"],
     into: Sequence[Into],
     features: ActiveFeatures,
@@ -142,14 +174,14 @@ def _copy_all(
     fired = sums.new_zeros(len(sums), len(which))
     every = torch.arange(len(which), device=which.device)
     fired[features.position, every] = features.activation.to(fired.dtype)
-    for slot, (vectors, total, place) in enumerate(into):
-        found = rows[which, slot]
+    for written, (vectors, total, place) in zip(rows, into, strict=True):
+        found = written[which]
         vectors.index_copy_(0, place, found)
         total.addmm_(fired, found.to(fired.dtype))
 
 
 def _copy_runs(
-    rows: Float[Tensor, "rows targets d_model"],
+    rows: Sequence[Float[Tensor, "rows d_model"]],
     which: Int[Tensor, " features"],
     into: Sequence[Into],
     features: ActiveFeatures,
@@ -170,9 +202,9 @@ def _copy_runs(
     )
     with one_thread():
         for position, chosen, fired, places in runs:
-            for slot, ((vectors, total, _), begin) in enumerate(zip(into, places, strict=True)):
+            for written, (vectors, total, _), begin in zip(rows, into, places, strict=True):
                 found = vectors[begin : begin + len(chosen)]
-                torch.index_select(rows[:, slot], 0, chosen, out=found)
+                torch.index_select(written, 0, chosen, out=found)
                 total[position].addmv_(found.to(fired.dtype).T, fired)
 
 
