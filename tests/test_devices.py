@@ -282,6 +282,12 @@ def test_a_layer_on_two_devices_is_refused(played: PlayedDevices):
         ReplacementModel.from_huggingface(model, None, transcoder())
 
 
+def test_what_does_not_follow_the_layers_says_so(played: PlayedDevices):
+    said = "drive: the model is spread over lazy:0, lazy:1, and drive does not follow its layers"
+    with pytest.raises(tracer.TraceError, match=said):
+        tracer.drive(spread("llama", BELOW), (1, 3))
+
+
 def test_workers_of_ray_refuse_a_spread_model(played: PlayedDevices, tmp_path: Path):
     from dataclasses import replace
 
