@@ -27,7 +27,7 @@ from replacement_models.gguf_file import (
 )
 from replacement_models.hosts import check_family
 from replacement_models.hosts.weights import store_outputs_first
-from replacement_models.placing import DeviceMap
+from replacement_models.placing import DeviceMap, check_covered
 from replacement_models.process import quiet_transformers
 
 AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -97,6 +97,7 @@ def load_model(
         if options:
             found["unexpected_keys"] = {*found["unexpected_keys"], *unplaced_tensors(place)}
         check_weights(place, found)
+        check_covered(place, device_map, model)
         if not quantised:
             check_finite(place, model)
             if device_map is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from replacement_models.errors import ModelError
 
@@ -36,7 +37,7 @@ def checked_map(place: object, device: str, given: Any) -> DeviceMap | None:
     """A `device_map` as transformers takes it.
 
     Args:
-        place: the model's folder or file, for messages.
+        place: what names the model.
         device: asked for beside it.
         given: what the user gave.
 
@@ -64,6 +65,27 @@ def checked_map(place: object, device: str, given: Any) -> DeviceMap | None:
             "to devices"
         )
     return given if isinstance(given, str) else _usable(given)
+
+
+def check_covered(place: Path, given: DeviceMap | None, model: nn.Module) -> None:
+    """Refuse a map that leaves parameters out: nothing would bring them what they read.
+
+    Raises:
+        ModelError: names the first.
+    """
+    if not isinstance(given, Mapping):
+        return
+    left = [
+        name
+        for name, _ in model.named_parameters()
+        if not any(not part or f"{name}.".startswith(f"{part}.") for part in given)
+    ]
+    if left:
+        more = f" and {len(left) - 1} more parameters" if len(left) > 1 else ""
+        raise ModelError(
+            f"{place}: device_map has no place for {left[0]}{more}; name every part of the model, "
+            'or "" for all that is left'
+        )
 
 
 def _usable(given: Mapping[str, Any]) -> dict[str, int | str]:

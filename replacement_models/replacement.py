@@ -123,10 +123,10 @@ class ReplacementModel:
                 f"{name}: transcoders is missing; name the folder or hub id of a set, or take the "
                 'model\'s own with transcoders="neurons"'
             )
+        spread = checked_map(name, device, device_map)
         where, kind = device_named(device), _dtype(dtype)
         file = gguf_file(name)
         folder, revision = (file, "") if file else folder_of(str(name), MODEL_FILES)
-        spread = checked_map(folder, device, device_map)
         bare = transcoders == NEURONS
         dictionary = None if bare else load_transcoder(transcoders, lazy)
         place = None if bare else transcoder_folder(transcoders)

@@ -174,7 +174,7 @@ def ends(graph: AttributionGraph) -> tuple[str, str]:
 
 
 Verb = Callable[[ReplacementModel, AttributionGraph], Any]
-METRIC = (3, 4)
+METRIC, SHORT = (3, 4), PROMPT[:3]
 VERBS: dict[str, Verb] = {
     "intervene": lambda model, _: [
         tracer.intervene(model, PROMPT, WANTED, "direct", patterns=True),
@@ -185,7 +185,9 @@ VERBS: dict[str, Verb] = {
         model, [PROMPT, PROMPT[:3]], WANTED, max_new_tokens=2, temperature=1.0
     ),
     "steer": lambda model, _: tracer.contrast(model, [(PROMPT, OTHER)], 1),
-    "validate": lambda model, graph: tracer.validate(model, graph, [OTHER, PROMPT], draws=1),
+    "validate": lambda model, _: tracer.validate(
+        model, tracer.trace(model, SHORT, max_features=3), [SHORT, OTHER[:3]], draws=1
+    ),
     "head loadings": lambda model, graph: tracer.head_loadings(model, graph).heads,
     "chains of heads": lambda model, graph: tracer.head_chains(model, graph, *ends(graph)[::-1]),
     "head logits": lambda model, graph: tracer.head_logits(model, graph),
@@ -201,7 +203,7 @@ VERBS: dict[str, Verb] = {
         tracer.head_virtual_weights(model, 2, 1, (0, 5), side="query"),
     ],
     "patch": lambda model, _: [
-        patch(model, PROMPT, OTHER, logit_difference(model, *METRIC), sites=kind, method=method)
+        patch(model, SHORT, OTHER[:3], logit_difference(model, *METRIC), sites=kind, method=method)
         for kind in (Kind.RESIDUAL, Kind.HEAD, Kind.FEATURE)
         for method in ("exact", "attribution")
     ],
@@ -330,7 +332,10 @@ def test_a_map_of_main_memory_and_disk_gives_the_same_graph(name: str, saved: tu
         ({"device_map": {}}, "device_map is {}, expected one of auto"),
         ({"device_map": ["cpu"]}, "expected one of auto"),
         ({"device_map": "auto", "device": "cuda"}, "give one of the two"),
-        ({"device_map": {"model.layers.0": "cpu"}}, "the model cannot be loaded"),
+        (
+            {"device_map": {"model": "cpu"}},
+            "device_map has no place for lm_head.weight; name every part",
+        ),
     ],
 )
 def test_a_map_that_cannot_be_is_refused(given: dict[str, Any], said: str, saved: tuple[str, str]):
