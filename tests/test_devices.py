@@ -225,6 +225,10 @@ VERBS: dict[str, Verb] = {
         tracer.lens(model, PROMPT, lens=tracer.fit_lens(model, TEXTS, steps=2)),
     ],
     "why": lambda model, _: tracer.why(model, PROMPT, 3),
+    "monitor": lambda model, _: [
+        *tracer.monitor(model, [PROMPT, OTHER], [tracer.Watch("w", 0.1, ((1, 3), (0, 2)))])
+    ],
+    "features": lambda model, _: tracer.feature_maxima(model, [PROMPT, OTHER]),
 }
 
 
