@@ -27,6 +27,7 @@ from replacement_models.gguf_file import (
 )
 from replacement_models.hosts import check_family
 from replacement_models.hosts.weights import store_outputs_first
+from replacement_models.placing import DeviceMap, check_covered
 from replacement_models.process import quiet_transformers
 
 AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -53,13 +54,16 @@ NAMED = 3
 """Tensors that an error names."""
 
 
-def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def load_model(
+    place: Path, dtype: torch.dtype, device: torch.device, device_map: DeviceMap | None = None
+) -> Any:
     """The model of a Hugging Face folder or a GGUF file.
 
     Args:
         place: a folder, or a GGUF file.
         dtype: of its weights.
         device: where they come to lie.
+        device_map: where each part of the model does instead.
 
     Returns:
         A causal language model of transformers, in evaluation mode.
@@ -88,14 +92,16 @@ def load_model(place: Path, dtype: torch.dtype, device: torch.device) -> Any:
             options,
             config=config,
             dtype=dtype,
-            device_map={"": device} if quantised else None,
+            device_map=device_map or ({"": device} if quantised else None),
         )
         if options:
             found["unexpected_keys"] = {*found["unexpected_keys"], *unplaced_tensors(place)}
         check_weights(place, found)
+        check_covered(place, device_map, model)
         if not quantised:
             check_finite(place, model)
-            model.to(device)
+            if device_map is None:
+                model.to(device)
             store_outputs_first(model)
         return model
     except ModelError:
@@ -264,7 +270,7 @@ def check_finite(place: Path, model: Any) -> None:
         ModelError: names the tensor, and its file where the file calls it the same.
     """
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and not tensor.is_meta:  # offloaded weights stay put away
             finite(tensor, _file_of(place, name), name)
 
 

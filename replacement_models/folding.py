@@ -45,8 +45,13 @@ def fold(block: Block, transcoder: Transcoder, layer: int) -> FoldedLayer:
 
 
 def written(vectors: Tensor, post_norm: Norm | None) -> Tensor:
-    """Vectors as they reach the residual stream, up to the post-norm's denominator."""
-    return vectors if post_norm is None else post_norm.centre(vectors) * post_norm.weight
+    """Vectors as they reach the residual stream, up to the post-norm's denominator.
+
+    They stay where they are, wherever the norm stands.
+    """
+    if post_norm is None:
+        return vectors
+    return post_norm.centre(vectors) * post_norm.weight.to(vectors.device)
 
 
 def read_back(vectors: Tensor, norm: Norm | None, read: ReadPoint) -> Tensor:
@@ -91,11 +96,16 @@ def fold_all(blocks: list[Block], transcoder: Transcoder) -> tuple[FoldedLayer, 
 
 def virtual_weights(
     folded: tuple[FoldedLayer, ...],
-) -> tuple[Float[Tensor, "heads_d_head kv_heads_d_head"], ...]:
+) -> tuple[Float[Tensor, "heads_d_head kv_heads_d_head"] | None, ...]:
     """What each layer's heads write of what the next layer's read, a matrix a pair of layers.
+
+    None for a pair on two devices: gradients cross there as they are.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", section
     "Virtual weights".
     """
     with torch.no_grad():
-        return tuple(below.output @ above.value for below, above in pairwise(folded))
+        return tuple(
+            below.output @ above.value if below.output.device == above.value.device else None
+            for below, above in pairwise(folded)
+        )

@@ -7,7 +7,7 @@ module.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,16 @@ class Norm:
     """No norm but what the block does to `module`'s output: the denominator is always 1."""
 
     __repr__ = one_line
+
+    @property
+    def device(self) -> torch.device:
+        """Where its vectors stand."""
+        return self.weight.device
+
+    def to(self, device: torch.device) -> "Norm":
+        """The same norm with its vectors on `device`; its module stays."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
 
     def centre(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """`x` less its mean, where this norm takes it off. Its own transpose."""
@@ -98,6 +108,11 @@ class Block:
     """Has the MLP's linear modules as attributes, where `mlp` has not."""
 
     __repr__ = one_line
+
+    @property
+    def device(self) -> torch.device:
+        """Where the block stands: its weights, and what is recorded of it."""
+        return self.value.device
 
     @property
     def plain(self) -> bool:
@@ -177,6 +192,16 @@ class Host:
     __repr__ = one_line
 
     @property
+    def device(self) -> torch.device:
+        """Where the model ends: final norm, unembedding and logits."""
+        return self.unembedding.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Every device that it computes on, each once, in the order of the layers, its end last."""
+        return tuple(dict.fromkeys([*(block.device for block in self.blocks), self.device]))
+
+    @property
     def mlp_sites(self) -> list[Site]:
         """Where each layer's MLP reads the residual stream."""
         return [
@@ -228,12 +253,12 @@ class Host:
             patterns: ask the model for its attention patterns, which makes it collect them all.
             last_logits: those of the last position only, where the model can leave out the others.
         """
-        ids = torch.tensor([list(tokens)], device=self.unembedding.device)
+        ids = torch.tensor([list(tokens)], device=self.device)
         known = inspect.signature(self.model.forward).parameters
         fewer = {"logits_to_keep": 1} if last_logits and "logits_to_keep" in known else {}
         with float64_experts(self.model), recorders_removed(self.model):
             out = self.model(input_ids=ids, use_cache=False, output_attentions=patterns, **fewer)
-        logits: Tensor = out.logits[0]
+        logits: Tensor = out.logits[0].to(self.device)
         return logits[-1:] if last_logits else logits
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:

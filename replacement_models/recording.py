@@ -44,6 +44,16 @@ class ActiveFeatures:
     def __len__(self) -> int:
         return len(self.layer)
 
+    def to(self, device: torch.device) -> "ActiveFeatures":
+        """The same on `device`."""
+        return ActiveFeatures(
+            self.layer.to(device),
+            self.position.to(device),
+            self.feature.to(device),
+            self.activation.to(device),
+            self.pre_activation.to(device),
+        )
+
     def __getitem__(self, rows: Int[Tensor, " chosen"]) -> "ActiveFeatures":
         return ActiveFeatures(
             self.layer[rows],
@@ -175,12 +185,13 @@ def record(
 
     Args:
         host: the model.
-        transcoder: fits the host, on its device.
+        transcoder: fits the host, every layer beside the host's.
         tokens: ids within the vocabulary, at most the context long.
         keep_patterns: hold every attention pattern, L·H·P² numbers; otherwise what remakes them.
         last_logits: only those of the last position.
     """
     seen, logits = _watched(host, transcoder, tokens, keep_patterns, last_logits)
+    bottom = host.blocks[0].device
     final = seen.norm_input[host.final_norm.module]
     inputs = [
         read_input(
@@ -196,8 +207,10 @@ def record(
     assert seen.token is not None
     return Recording(
         tokens=tuple(tokens),
-        token_vectors=host.embed(seen.token),
-        position_vectors=None if seen.position is None else seen.position.expand_as(seen.token),
+        token_vectors=host.embed(seen.token).to(bottom),
+        position_vectors=(
+            None if seen.position is None else seen.position.expand_as(seen.token).to(bottom)
+        ),
         layers=[_frozen(block, seen, layer) for layer, block in enumerate(host.blocks)],
         final_scale=final_scale,
         residuals=[*seen.residual, final],
@@ -206,7 +219,7 @@ def record(
         outputs=seen.mlp_output,
         logits_before_cap=before_cap,
         logits=logits,
-        features=encode(transcoder, inputs),
+        features=encode(transcoder, inputs).to(host.device),
     )
 
 
@@ -223,12 +236,13 @@ def read_input(
 
 def encode(transcoder: Transcoder, inputs: Sequence[Tensor]) -> ActiveFeatures:
     """Features with a non-zero activation (a TopK activation may be negative)."""
-    parts = []
+    parts, last = [], inputs[-1].device
     with fast_maps(len(inputs[0]), inputs[0].device):
         for layer, x in enumerate(inputs):
             hidden, active = transcoder.encode(layer, x)
             at = (active != 0).nonzero(as_tuple=True)
-            parts.append((torch.full_like(at[0], layer), *at, active[at], hidden[at]))
+            found = torch.full_like(at[0], layer), *at, active[at], hidden[at]
+            parts.append([column.to(last) for column in found])
     return ActiveFeatures(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -291,7 +305,7 @@ def _watched(
     else:
         remade = _remake_taps(host, seen)
     with (
-        fast_maps(len(tokens), host.unembedding.device),
+        fast_maps(len(tokens), host.device),
         eager_attention(host.model),
         kernel_patterns(host, seen.pattern, keep_patterns),
         forward_pre_hooks(remade),
@@ -348,7 +362,8 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
 
     def keep_norm(norm: Norm) -> Any:
         def keep(inputs: Any, output: Tensor) -> None:
-            seen.norm_input[norm.module] = in_rows(first_tensor(inputs), 1)[0]
+            # What accelerate moves as the module is called, a hook sees before.
+            seen.norm_input[norm.module] = in_rows(first_tensor(inputs), 1)[0].to(norm.device)
 
         return keep
 
@@ -357,12 +372,16 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
         taps.append((host.position_embedding, keep_position))
     for layer, block in enumerate(host.blocks):
         taps += [
-            (block.module, lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])),
+            (block.module, _keeping(seen.residual, block.device)),
             (block.mlp, lambda inputs, _: seen.mlp_input.append(_first(first_tensor(inputs)))),
             *write_hooks(block, transcoder.write_at(layer), keep_output),
             *((norm.module, keep_norm(norm)) for norm in norms(block)),
         ]
     return [*taps, (host.final_norm.module, keep_norm(host.final_norm))]
+
+
+def _keeping(into: list[Tensor], device: torch.device) -> Hook:
+    return lambda inputs, _: into.append(first_tensor(inputs)[0].to(device))
 
 
 def _remake_taps(host: Host, seen: Seen) -> list[tuple[nn.Module, Any]]:

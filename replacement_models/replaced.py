@@ -110,7 +110,8 @@ class Writes:
         rows = self.transcoder.decoder_rows(layer, features)
         for slot, target in enumerate(self.transcoder.targets(layer)):
             if self.layers is None or target in self.layers:
-                write = amount @ rows[:, slot]
+                device = self.transcoder.layers[target].b_dec.device
+                write = (amount @ rows[:, slot]).to(device)
                 self.pending[target] = self.pending.get(target, 0) + write
 
     def output(
@@ -257,8 +258,9 @@ class _Pass:
         first = output[0] if isinstance(output, tuple) else output
         own = first.reshape(guess.shape)  # experts may flatten rows and positions into one
         if self.watch is not None:
-            self.watch(layer, ReplacedLayer(x, active, own, guess, self.counted))
-        mixed = torch.where(self.chosen[..., None], guess, own)
+            counted = self.counted.to(own.device)
+            self.watch(layer, ReplacedLayer(x, active, own, guess, counted))
+        mixed = torch.where(self.chosen[..., None].to(own.device), guess, own)
         return replaced_first(output, mixed.reshape(first.shape))
 
 
@@ -296,7 +298,7 @@ def logits_of(
     if int(ids.min()) < 0 or int(ids.max()) > last:
         raise ModelError(f"tokens {int(ids.min())} to {int(ids.max())} are not all in 0..{last}")
     logits: Tensor = model.host.model(input_ids=ids, use_cache=False).logits
-    return logits
+    return logits.to(model.device)
 
 
 def chosen_layers(model: ReplacementModel, where: Where) -> list[int]:

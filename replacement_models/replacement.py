@@ -22,6 +22,7 @@ from replacement_models.host import Host
 from replacement_models.hosts import host_of
 from replacement_models.hosts.as_described import check_layout
 from replacement_models.hub import folder_of, local_path
+from replacement_models.placing import DeviceMap, checked_map, device_named
 from replacement_models.process import one_call
 from replacement_models.recording import Recording, record
 from replacement_models.speed.threads import one_thread
@@ -68,7 +69,8 @@ class ReplacementModel:
     memory."""
 
     def __repr__(self) -> str:
-        where = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        places = ", ".join(map(str, self.host.devices))
+        where = f"{str(self.dtype).removeprefix('torch.')} on {places}"
         source = f"{self.transcoder_name}, " if self.transcoder_name else ""
         return (
             f"ReplacementModel({self.name}, {self.host.family}, {source}{self.transcoder}, {where})"
@@ -86,6 +88,7 @@ class ReplacementModel:
         dtype: str = "float32",
         lazy: bool | None = None,
         elsewhere: str | None = None,
+        device_map: DeviceMap | None = None,
     ) -> "ReplacementModel":
         """Load a model and its transcoders.
 
@@ -99,6 +102,10 @@ class ReplacementModel:
             lazy: leave decoder rows on disk; None decides by size.
             elsewhere: what stands at layers that have no dictionary: "error", the MLP's output is
                 no feature's, or "neurons", its own; None refuses such a set.
+            device_map: spread the model over several devices instead: "auto", "balanced",
+                "balanced_low_0", "sequential", or module to device, whole layers each ("disk": read
+                when called for), as `from_pretrained` of transformers takes it. Dictionaries stand
+                beside their layers.
 
         Returns:
             The model in evaluation mode, its dictionary beside it, both on `device` in `dtype`.
@@ -108,6 +115,7 @@ class ReplacementModel:
         """
         again: dict[str, Any] = {"name": _anywhere(name), "transcoders": _anywhere(transcoders)}
         again |= {"device": device, "dtype": dtype, "lazy": lazy, "elsewhere": elsewhere}
+        again |= {} if device_map is None else {"device_map": device_map}
         if name is None:
             name, transcoders = EMBEDDED / "model", transcoders or EMBEDDED / "clt"
         elif transcoders is None:
@@ -115,15 +123,17 @@ class ReplacementModel:
                 f"{name}: transcoders is missing; name the folder or hub id of a set, or take the "
                 'model\'s own with transcoders="neurons"'
             )
-        where, kind = _device(device), _dtype(dtype)
+        spread = checked_map(name, device, device_map)
+        where, kind = device_named(device), _dtype(dtype)
         file = gguf_file(name)
         folder, revision = (file, "") if file else folder_of(str(name), MODEL_FILES)
         bare = transcoders == NEURONS
         dictionary = None if bare else load_transcoder(transcoders, lazy)
         place = None if bare else transcoder_folder(transcoders)
         with one_call():  # transformers changes torch's default type, among much else, meanwhile
-            host = host_of(load_model(folder, kind, where))
-            fitted = (dictionary or neurons(host)).to(where, kind)
+            host = host_of(load_model(folder, kind, where, spread))
+            places = [block.device for block in host.blocks]
+            fitted = (dictionary or neurons(host)).beside(places, kind)
             covering = cover(host, fitted, elsewhere)
             tokenizer = load_tokenizer(folder)
         return cls(
@@ -159,7 +169,7 @@ class ReplacementModel:
             ModelError: it is missing, torn or unsupported.
         """
         name = EMBEDDED / "model" if name is None else name
-        where, kind = _device(device), _dtype(dtype)
+        where, kind = device_named(device), _dtype(dtype)
         file = gguf_file(name)
         folder, revision = (file, "") if file else folder_of(str(name), MODEL_FILES)
         with one_call():
@@ -193,9 +203,10 @@ class ReplacementModel:
         """Wrap a Hugging Face model that is already in memory; it stays as it is.
 
         Args:
-            model: a causal language model of a supported family.
+            model: a causal language model of a supported family, on one device or spread over
+                several by accelerate in whole layers.
             tokenizer: its tokenizer, or None.
-            transcoder: moved to the model's device and dtype.
+            transcoder: moved to the model's dtype, each layer to the device of the model's.
             name: what graphs call the model; its configuration's name if empty.
             elsewhere: as for `load`.
 
@@ -206,8 +217,7 @@ class ReplacementModel:
             ModelError: the family is not supported, or the transcoder does not fit.
         """
         host = host_of(model.eval())
-        weight = host.unembedding
-        fitted = transcoder.to(weight.device, weight.dtype)
+        fitted = transcoder.beside([block.device for block in host.blocks], host.unembedding.dtype)
         covering = cover(host, fitted, elsewhere)
         return cls(
             host,
@@ -236,7 +246,7 @@ class ReplacementModel:
         """
         bare = transcoders == NEURONS
         found = neurons(self.host) if bare else load_transcoder(transcoders, lazy)
-        fitted = found.to(self.device, self.dtype)
+        fitted = found.beside([block.device for block in self.host.blocks], self.dtype)
         covering = cover(self.host, fitted, elsewhere)
         place = None if bare else transcoder_folder(transcoders)
         given = {"transcoders": _anywhere(transcoders), "lazy": lazy, "elsewhere": elsewhere}
@@ -255,8 +265,8 @@ class ReplacementModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.host.unembedding.device
+        """Where the weights are; of a model over several devices, where its logits are."""
+        return self.host.device
 
     @cached_property
     def folded(self) -> tuple[FoldedLayer, ...]:
@@ -264,7 +274,7 @@ class ReplacementModel:
         return fold_all(list(self.host.blocks), self.transcoder)
 
     @cached_property
-    def virtual_weights(self) -> tuple[Tensor, ...]:
+    def virtual_weights(self) -> tuple[Tensor | None, ...]:
         """Products of the maps of neighbouring layers; made at first use, kept with the model."""
         return virtual_weights(self.folded)
 
@@ -352,16 +362,6 @@ class ReplacementModel:
         if bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
         return ids
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        (torch.ones(1, device=device) + 1).tolist()
-    except Exception as error:  # backends that are not built in fail in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"device {name!r} cannot be used here ({reason})") from error
-    return device
 
 
 def _dtype(name: str) -> torch.dtype:

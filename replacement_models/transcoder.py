@@ -219,7 +219,8 @@ class Transcoder(ABC):
         self, layer: int, features: Int[Tensor, " rows"]
     ) -> Float[Tensor, "rows d_model"]:
         """Encoder rows of `features`."""
-        return self.layers[layer].W_enc[features]
+        weight = self.layers[layer].W_enc
+        return weight[features.to(weight.device)]
 
     def decoder_rows(
         self, layer: int, features: Int[Tensor, " rows"]
@@ -251,12 +252,18 @@ class Transcoder(ABC):
             used = active.reshape(-1, active.shape[-1]).any(0).nonzero()[:, 0]
             rows = self.decoder_rows(source, used)
             for slot, target in enumerate(self.targets(source)):
-                outputs[target] = outputs[target] + active[..., used] @ rows[:, slot]
+                written = active[..., used] @ rows[:, slot]
+                outputs[target] = outputs[target] + written.to(outputs[target].device)
         return outputs
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Transcoder":
         """The same dictionary on `device` in `dtype`."""
-        layers = [layer.to(torch.device(device), dtype) for layer in self.layers]
+        return self.beside([torch.device(device)], dtype)
+
+    def beside(self, devices: Sequence[torch.device], dtype: torch.dtype) -> "Transcoder":
+        """The same dictionary in `dtype`, every layer on its device, the last's for all above."""
+        last = len(devices) - 1
+        layers = [layer.to(devices[min(at, last)], dtype) for at, layer in enumerate(self.layers)]
         return type(self)(layers, read=self.read, write=self.write, model=self.model)
 
     def _check(self, index: int) -> None:

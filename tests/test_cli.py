@@ -156,7 +156,7 @@ def test_trace_has_the_defaults_of_the_python_functions():
     for name in ("progress", "keep_partial", "on_estimate", "on_graph", "on_recording"):
         del expected[name]
     loaded = python_defaults(ReplacementModel.load)
-    named = ("name", "transcoders", "device", "dtype", "lazy", "elsewhere")
+    named = ("name", "transcoders", "device", "dtype", "lazy", "elsewhere", "device_map")
     expected |= {name: loaded[name] for name in named}
     assert {name: shown[name] for name in expected} == expected
     assert set(shown) - set(expected) == {"prompt", "tokens", "output"}

@@ -226,19 +226,6 @@ def test_the_attention_implementation_is_given_back(family: str):
     assert {part._attn_implementation for part in parts} == {"sdpa"}
 
 
-def test_a_spread_model_is_refused(monkeypatch):
-    model = language_model("llama")
-    somewhere = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
-    monkeypatch.setattr(model, "parameters", lambda: iter(somewhere))
-    monkeypatch.setattr(nn.Parameter, "device", property(lambda p: _place(p, somewhere)))
-    with pytest.raises(ModelError, match="spread over cuda:0, cuda:1, expected one device"):
-        host_of(model)
-
-
-def _place(parameter: nn.Parameter, somewhere: list[nn.Parameter]) -> str:
-    return "cuda:0" if parameter is somewhere[0] else "cuda:1"
-
-
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "gpt_oss"])
 def test_an_offloaded_model_gives_the_same_graph(family: str, where: str, tmp_path: Path):

@@ -51,7 +51,8 @@ def test_sums_are_what_features_write_as_strongly_as_they_fired(dtype: torch.dty
     model = replacement_model("gpt2", dtype)
     features = _columns(model.record(PROMPT).features, skip_positions=1)
     found, sums = gathered(model)
-    assert sums.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {total.dtype for total in sums} == {wanted}
     for one, total in zip(found, sums, strict=True):
         for position in range(len(PROMPT)):
             first, vectors = one.first[position], one.of_features(position)

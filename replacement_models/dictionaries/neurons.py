@@ -81,13 +81,13 @@ def neurons(host: Host, at: Sequence[int] | None = None) -> PerLayerTranscoder:
     Raises:
         ModelError: an MLP is of a kind that is not known, or does more than its weights say.
     """
-    like = host.unembedding
+    likes = [host.unembedding[:1].to(block.device) for block in host.blocks]
     wanted = range(len(host.blocks)) if at is None else at
     layers = [
         _layer(_maps(block), like)
         if index in wanted and not isinstance(block.mlp, NoMLP)
         else TranscoderLayer.empty(like[0], 1)
-        for index, block in enumerate(host.blocks)
+        for index, (block, like) in enumerate(zip(host.blocks, likes, strict=True))
     ]
     found = PerLayerTranscoder(layers)
     with float64_experts(host.model):
@@ -96,7 +96,7 @@ def neurons(host: Host, at: Sequence[int] | None = None) -> PerLayerTranscoder:
             if isinstance(block.mlp, NoMLP):
                 continue
             mlp, apart = block.mlp, block.mlp_out is not None or block.mlp_beside is not None
-            x, expected = _in_a_pass(host, block) if apart else _by_itself(mlp, like)
+            x, expected = _in_a_pass(host, block) if apart else _by_itself(mlp, likes[index])
             _check_exact(found.layers[index], x, expected, f"{type(mlp).__name__} of layer {index}")
     return found
 

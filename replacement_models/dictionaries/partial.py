@@ -56,10 +56,10 @@ def cover(host: Host, transcoder: Transcoder, elsewhere: str | None) -> Transcod
     there = [layer for layer in range(count) if not isinstance(host.blocks[layer].mlp, NoMLP)]
     missing = sorted({*there} - {*transcoder.present})
     if not missing:
-        return transcoder if len(transcoder.layers) == count else _padded(transcoder, count)
+        return transcoder if len(transcoder.layers) == count else _padded(transcoder, host)
     if elsewhere is None:
         raise ModelError(*_lacking(host, transcoder, missing))
-    whole = _padded(transcoder, count)
+    whole = _padded(transcoder, host)
     return whole if elsewhere == ERROR else _with_neurons(whole, host, missing)
 
 
@@ -107,12 +107,13 @@ def _lacking(host: Host, transcoder: Transcoder, missing: Sequence[int]) -> list
     return [f"{said} ", ways[0], " (nothing: all is error) or ", ways[1], " (the model's own)"]
 
 
-def _padded(transcoder: Transcoder, count: int) -> Transcoder:
+def _padded(transcoder: Transcoder, host: Host) -> Transcoder:
     """Empty layers on top, as many as the model has more."""
     like = transcoder.layers[0].b_dec
     cross = isinstance(transcoder, CrossLayerTranscoder)
-    above = range(len(transcoder.layers), count)
-    layers = [*transcoder.layers, *(TranscoderLayer.empty(like, 0 if cross else 1) for _ in above)]
+    above = host.blocks[len(transcoder.layers) :]
+    empty = [TranscoderLayer.empty(like.to(block.device), 0 if cross else 1) for block in above]
+    layers = [*transcoder.layers, *empty]
     kind, where = type(transcoder), {"read": transcoder.read, "write": transcoder.write}
     return kind(layers, model=transcoder.model, **where)  # type: ignore[arg-type]
 

@@ -5,6 +5,8 @@ To add a family, write a module with one function like those beside this file an
 whether it is right.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -25,7 +27,6 @@ def host_of(model: nn.Module) -> Host:
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     check_family(family)
-    _check_devices(model)
     try:
         host = HOSTS[family](model)
     except AttributeError as error:
@@ -34,21 +35,24 @@ def host_of(model: nn.Module) -> Host:
             "the causal language model itself, without a wrapper"
         ) from error
     _check_norms(host)
+    _check_devices(host)
     if host.unembedding.dtype not in DTYPES:
         raise ModelError(
             f"model is in {host.unembedding.dtype}, expected one of {DTYPES}; load it with one"
         )
-    return host
+    return replace(host, final_norm=host.final_norm.to(host.device))
 
 
-def _check_devices(model: nn.Module) -> None:
-    """Parameters that accelerate has put away are on the meta device, and come when called."""
-    devices = {str(parameter.device) for parameter in model.parameters()} - {"meta"}
-    if len(devices) > 1:
-        raise ModelError(
-            f"model is spread over {', '.join(sorted(devices))}, expected one device: load it on "
-            "one, with what does not fit offloaded (device_map='auto' and max_memory for one)"
-        )
+def _check_devices(host: Host) -> None:
+    """A layer stands on one device; parameters on the meta device come to it when called."""
+    for layer, block in enumerate(host.blocks):
+        parts = [block.value, block.output, *(norm.weight for norm in norms(block))]
+        devices = {str(part.device) for part in (*parts, *block.module.parameters())} - {"meta"}
+        if len(devices) > 1:
+            raise ModelError(
+                f"layer {layer} of the model is spread over {', '.join(sorted(devices))}, expected "
+                "one device a layer: give a device_map that names whole layers"
+            )
 
 
 def _check_norms(host: Host) -> None:

@@ -98,6 +98,7 @@ def _normed(norm: Norm | None, x: Tensor, scale: Tensor | None, last: bool = Tru
 
 
 def _check(host: Host, where: str, rebuilt: Tensor, recorded: Tensor) -> None:
+    recorded = recorded.to(rebuilt.device)
     error = float((rebuilt - recorded).abs().max() / recorded.abs().max())
     if error > max(8 * torch.finfo(rebuilt.dtype).eps, 3e-4):
         raise ModelError(

@@ -174,8 +174,9 @@ class _Followed:
 
     def followed_on(self, chain: _Chain) -> Iterator[_Chain]:
         """The chain past the next layer's heads, and through each of them."""
-        layer, stream = chain.entering, chain.stream
+        layer = chain.entering
         maps, ahead = self.local.layers[layer], chain.entering + 1
+        stream = chain.stream.to(maps.device)
         stayed = self._stayed(layer, stream)
         past = _skipped(maps, stream, True)
         yield _Chain(chain.written, chain.heads, ahead, past, stayed)

@@ -158,9 +158,11 @@ def _effects(
         rows.vector.new_zeros(local.columns, len(rows), dtype=kind),
         rows.vector.new_zeros(len(rows), dtype=kind),
     )
-    nobody = JoiningRows(rows.vector[:0], np.zeros(0, dtype=np.int64))
 
     def visit(layer: int, gradient: torch.Tensor) -> None:
+        nonlocal scores
+        scores = scores.to(gradient.device)
+        nobody = JoiningRows(gradient[:0, 0], np.zeros(0, dtype=np.int64))
         score_writers(local, layer, gradient, nobody, scores)
 
     score_tokens(local, pull_live(about, rows, layers, live, visit), scores, 0)

@@ -129,6 +129,7 @@ def pull_live(
     gradient = rows.vector.new_zeros(len(rows), local.positions, rows.vector.shape[1])
     for layer in range(len(local.layers) - 1, -1, -1):
         maps, known = local.layers[layer], layers[layer]
+        gradient, rows = gradient.to(maps.device), rows.passing(maps.device)
         join(gradient, rows, stream_number(layer + 1))
         above = _through_mlp_post_norm(about, layer, gradient) if live.norms else gradient
         visit(layer, above)
@@ -167,7 +168,8 @@ def _answering(about: Explained, rows: TargetRows) -> TargetRows:
             stream, scale = recording.between[layer], recording.layers[layer].mlp_scale
         if norm is not None:
             at = slice(position, position + 1)
-            vector[row] = _norm_answers(norm, stream[at], scale[at], vector[row][None])[0]
+            own = vector[row][None].to(stream.device)
+            vector[row] = _norm_answers(norm, stream[at], scale[at], own)[0]
     return TargetRows(rows.site, rows.position, vector, rows.bias, rows.value)
 
 

@@ -41,7 +41,8 @@ def head_logits(model: ReplacementModel, graph: AttributionGraph) -> pa.Table:
         through = torch.einsum("rqhi,qhi->hr", worth, mixed)
         gated = maps.read_heads(mixed.flatten(1)[None], 0).view_as(mixed)
         last = torch.stack([gated[position] for position in rows.position.tolist()])
-        written = torch.einsum("rhi,hid,rd->hr", last, outputs(maps, mixed.shape[1]), rows.vector)
+        vector = rows.vector.to(maps.device)
+        written = torch.einsum("rhi,hid,rd->hr", last, outputs(maps, mixed.shape[1]), vector)
         found += [
             (layer, head, name, float(written[head, row]), float(through[head, row]))
             for head in range(len(through))

@@ -44,6 +44,7 @@ def marginals(
     leaves = _leaves(about, gradients, own, spot.layer)
     heads = _writers(about, gradients, spot.layer)
     found = sweep_gradients(about.local, spot.layer, gradients)
+    leaves, own = (part.to(found.constant.device) for part in (leaves, own))
     sides = []
     for side in range(2):
         constants = leaves[side].clone()
@@ -61,6 +62,7 @@ def _writers(
     gradient = gradients
     for below in range(layer - 1, -1, -1):
         maps = local.layers[below]
+        gradient = gradient.to(maps.device)
         stays = gradient
         if maps.skip is not None:
             stays = gradient + (gradient @ maps.skip.T) * maps.skip_scale

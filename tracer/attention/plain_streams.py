@@ -23,9 +23,11 @@ def streams(
     stream = local.token_vectors.new_zeros(sources.count, *local.token_vectors.shape)
     sources.tokens.add_to(stream)
     yield stream
-    for maps, writes in zip(local.layers, sources.layers, strict=True):
+    places = [*(maps.device for maps in local.layers[1:]), local.layers[-1].device]
+    for maps, writes, above in zip(local.layers, sources.layers, places, strict=True):
         stream = passed(maps, stream, attended(maps, stream))
         writes.add_to(stream)
+        stream = stream.to(above)
         yield stream
 
 
@@ -75,6 +77,7 @@ def gradients(local: LocalModel, rows: TargetRows) -> Iterator[tuple[int, Tensor
     gradient = rows.vector.new_zeros(count, local.positions, width)
     for layer in range(len(local.layers) - 1, -1, -1):
         maps = local.layers[layer]
+        gradient, rows = gradient.to(maps.device), rows.passing(maps.device)
         join(gradient, rows, stream_number(layer + 1))
         above = gradient
         stays = above

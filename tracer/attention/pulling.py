@@ -105,6 +105,9 @@ def pull(
     gradients = rows.vector.new_zeros(len(rows), end - begin, rows.vector.shape[1])
     pulled = _Pulled(local, floor, begin, gradients)
     for layer in range(top_layer(max(sites)), floor - 1, -1):
+        there = local.layers[layer].device
+        rows, gradients = rows.passing(there), gradients.to(there)
+        pulled.gradients = gradients
         above = joining_rows(rows, sites, pulled.dense, stream_number(layer + 1))
         joined = pulled.dense + len(above)
         between = joining_rows(rows, sites, joined, stream_number(layer, between=True))

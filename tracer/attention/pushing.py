@@ -100,6 +100,7 @@ def _push(
     known = None
     for layer, room in enumerate(values):
         maps = local.layers[layer]
+        stream = stream.to(maps.device)
         ends = [int(np.searchsorted(first, bound)) for bound in (layer - 1, layer)]
         read = _read(maps, stream, ends, position, known)
         _keep(room, read, places[: ends[1]], begin - slab_begin)

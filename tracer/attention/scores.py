@@ -95,7 +95,11 @@ def head_scores(
     }
     for name in SCORES:
         value = (attended | written).get(name)
-        found = [None] * len(heads) if value is None else torch.cat(value).tolist()
+        found = (
+            [None] * len(heads)
+            if value is None
+            else [score for layer in value for score in layer.tolist()]
+        )
         columns[name] = pa.array(found, pa.float64())
     return pa.table(columns)
 

@@ -113,7 +113,8 @@ def _writes(
         ]
     )
     vector = writers.vectors[on_device(rows, writers.vectors.device)]
-    fired = local.features.activation[on_device(columns[features], vector.device)]
+    active = local.features.activation
+    fired = active[on_device(columns[features], active.device)].to(vector.device)
     vector[: len(features)] *= fired[:, None]
     chosen = np.concatenate([features, errors])
     return Writes(number[chosen], position[chosen], vector)
@@ -140,7 +141,7 @@ def constant_sources(local: LocalModel) -> Sources:
     )
     layers = []
     for layer, writers in enumerate(local.writers):
-        ends = on_device(np.asarray(writers.start[1:]), none.device)
+        ends = on_device(np.asarray(writers.start[1:]), writers.vectors.device)
         constant = writers.vectors[ends - writers.others + 1]
         carried = _attention_constants(local, layer)
         leaf = np.where(every < local.skip_positions, 2, 1)

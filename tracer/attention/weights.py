@@ -119,7 +119,8 @@ def _layer_pairs(
                 ("k", upper.query, upper.key),
                 ("v", upper.output, upper.value),
             ):
-                score = _composed(lower, outer, inner)
+                there = lower.output.device
+                score = _composed(lower, outer.to(there), inner.to(there))
                 yield [
                     (low, a, high, b, kind, float(score[a, b]))
                     for a in range(len(lower.output))
@@ -185,15 +186,16 @@ def head_virtual_weights(
     maps = head_maps(model, layer, offset)
     first_reader = layer + 1 if model.host.blocks[layer].parallel else layer
     if side == "ov" and feature[0] >= first_reader:
-        row = maps.value[head].T @ (maps.output[head] @ _read(model, feature[0])[feature[1]])
-        others = [(below, _written_below(model, below, layer) @ row) for below in range(layer)]
+        read = _read(model, feature[0])[feature[1]].to(maps.output.device)
+        row = maps.value[head].T @ (maps.output[head] @ read)
+        others = _onto(model, layer, row)
     elif feature[0] >= layer:
         raise TraceError(
             f"feature {feature[0]}/{feature[1]} stands above head {layer}.{head}, which can read "
             "only what is written below it"
         )
     else:
-        own = _written_below(model, feature[0], layer)[feature[1]]
+        own = _written_below(model, feature[0], layer)[feature[1]].to(maps.output.device)
         others = _others(model, maps, (layer, head, side), own, first_reader)
     return _strongest(others, top)
 
@@ -210,14 +212,23 @@ def _others(
     if side == "ov":
         moved = maps.output[head].T @ (maps.value[head] @ own)
         readers = range(first_reader, len(model.host.blocks))
-        return [(reader, _read(model, reader) @ moved) for reader in readers]
+        weights = ((reader, _read(model, reader)) for reader in readers)
+        return [(reader, read @ moved.to(read.device)) for reader, read in weights]
     mine, other = (
         (maps.query[head], maps.key[head])
         if side == "query"
         else (maps.key[head], maps.query[head])
     )
     row = maps.scaling * (other.T @ (mine @ own))
-    return [(below, _written_below(model, below, layer) @ row) for below in range(layer)]
+    return _onto(model, layer, row)
+
+
+def _onto(
+    model: ReplacementModel, layer: int, row: Float[Tensor, " d_model"]
+) -> list[tuple[int, Float[Tensor, " features"]]]:
+    """What is written below a layer, feature by feature, along a row of the stream."""
+    weights = ((below, _written_below(model, below, layer)) for below in range(layer))
+    return [(below, write @ row.to(write.device)) for below, write in weights]
 
 
 def _check_feature(model: ReplacementModel, feature: tuple[int, int]) -> None:
@@ -255,14 +266,14 @@ def _written_below(
 def _strongest(others: list[tuple[int, Float[Tensor, " features"]]], top: int) -> pa.Table:
     if not others:
         raise TraceError("no feature stands on the head's other side")
-    weight = torch.cat([value for _, value in others])
+    weight = torch.cat([value.cpu() for _, value in others])
     layer = torch.cat([torch.full((len(value),), one) for one, value in others])
     number = torch.cat([torch.arange(len(value)) for _, value in others])
-    best = weight.abs().topk(min(top, len(weight))).indices.cpu()
+    best = weight.abs().topk(min(top, len(weight))).indices
     return pa.table(
         {
             "layer": pa.array(layer[best].tolist(), pa.int32()),
             "feature": pa.array(number[best].tolist(), pa.int64()),
-            "weight": pa.array(weight.cpu()[best].tolist(), pa.float64()),
+            "weight": pa.array(weight[best].tolist(), pa.float64()),
         }
     )

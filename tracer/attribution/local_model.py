@@ -64,6 +64,11 @@ class LinearLayer:
     """Taps and factors around the pattern; None where there are none."""
 
     @property
+    def device(self) -> torch.device:
+        """Where the layer stands, and gradients while they pass it."""
+        return self.output.device
+
+    @property
     def remakes_pattern(self) -> bool:
         """Whether asking for the pattern costs a pass through the attention layer."""
         return not isinstance(self.pattern, Tensor)
@@ -153,7 +158,7 @@ class LocalModel:
     gradients are then scored as that layer has mixed them and not pulled through its value map."""
     early: Mapping[int, Float[Tensor, "start carried d_model"]]
     """The residual stream at the positions before `start`, by source as in `carry.py`, at every
-    site (by number): what rows that read there consist of."""
+    site (by number): what rows that read there consist of. All where rows are."""
 
     __repr__ = one_line
 
@@ -257,7 +262,7 @@ def _climb(
     model: ReplacementModel,
     recording: Recording,
     writers: Sequence[Writers],
-    sums: Float[Tensor, "layers positions d_model"],
+    sums: Sequence[Float[Tensor, "positions d_model"]],
     ends: tuple[int, int, bool],
     virtual: Sequence[Tensor | None],
 ) -> tuple[list[LinearLayer], dict[int, Tensor]]:
@@ -267,7 +272,7 @@ def _climb(
         model: what was recorded.
         recording: its forward pass.
         writers: a layer each; all but what features write is filled in.
-        sums: what the features of each layer add up to.
+        sums: what the features that write to each layer add up to.
         ends: positions skipped, the first that gradients go to, whether tokens are lifted.
         virtual: virtual weights of each layer, or None.
 
@@ -277,6 +282,7 @@ def _climb(
     skip_positions, start, lifted = ends
     stream, early, layers = embedded(recording, start), {}, []
     for layer, writes in enumerate(writers):
+        stream = stream.to(model.host.blocks[layer].device)
         others = _errors_and_constants(model, recording, layer, skip_positions, sums[layer])
         bottom = lifted and layer == 0
         maps = _linear_layer(model, recording, layer, stream, bottom, virtual[layer])
@@ -289,7 +295,7 @@ def _climb(
         _place_others(writes, others, past)
         layers.append(maps)
     early[stream_number(len(layers))] = stream
-    return layers, early
+    return layers, {site: held.to(model.device) for site, held in early.items()}
 
 
 def virtual_pays(model: ReplacementModel, positions: int, rows: int) -> bool:
@@ -312,7 +318,7 @@ def _mixed(writers: Writers, above: LinearLayer, rows: int) -> Writers | None:
     d_model = vectors.shape[1]
     if len(vectors) * (d_model + rows) > MIXED * rows * positions * d_model:
         return None
-    return replace(writers, vectors=vectors @ above.value)
+    return replace(writers, vectors=vectors @ above.value.to(vectors.device))
 
 
 def _columns(active: ActiveFeatures, skip_positions: int) -> ActiveFeatures:
@@ -416,7 +422,7 @@ def _linear_layer(
         else:
             carried = lift(folded, whole, recording) if lifted else carry(folded, whole, stream)
     else:
-        carried = recording.token_vectors.new_zeros(len(recording.tokens), 1, model.host.d_model)
+        carried = stream.new_zeros(len(recording.tokens), 1, model.host.d_model)
     carried[:, -1] += _attention_constant(folded, frozen, block)
     return LinearLayer(
         pattern=pattern,

@@ -238,7 +238,7 @@ def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> 
         TraceError: more is needed than there is; `proposals` and the message say what would fit.
     """
     need = estimate(sizes)
-    there = _kept_free(free_on(model.device)) if memory_limit is None else memory_limit * GB
+    there = _kept_free(_free(model)) if memory_limit is None else memory_limit * GB
     beside = math.inf
     if not sizes.on_cpu and memory_limit != math.inf:
         beside = _kept_free(free_in_memory())
@@ -253,6 +253,13 @@ def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> 
         *_advice(proposals),
         proposals=proposals,
     )
+
+
+def _free(model: ReplacementModel) -> int | None:
+    """Bytes that the model's devices have free, all together: each gets its layers' share."""
+    found = [free_on(device) for device in model.host.devices]
+    known = [free for free in found if free is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def _kept_free(free: int | None) -> float:

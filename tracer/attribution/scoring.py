@@ -27,6 +27,12 @@ class EffectSums:
     sources: Float[Tensor, "columns rows"]
     constant: Float[Tensor, " rows"]
 
+    def to(self, device: torch.device) -> "EffectSums":
+        """The same sums on `device`."""
+        if self.sources.device == device:
+            return self
+        return EffectSums(self.sources.to(device), self.constant.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class JoiningRows:

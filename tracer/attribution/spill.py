@@ -138,7 +138,8 @@ def _key(model: ReplacementModel, recording: Recording, what: tuple[TargetRows, 
     found = sha256()
     threads, (targets, settings) = torch.get_num_threads(), what
     names = (model.name, model.revision, model.transcoder_name, model.transcoder_hash)
-    about = [*names, recording.tokens, str(model.device), torch.__version__, threads, settings]
+    places = ", ".join(map(str, model.host.devices))
+    about = [*names, recording.tokens, places, torch.__version__, threads, settings]
     found.update(json.dumps(about, default=str).encode())
     features = recording.features
     for tensor in (

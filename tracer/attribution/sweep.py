@@ -4,6 +4,10 @@ No autograd and no forward pass a row. Rows of nearby positions go in one chunk,
 last of them (causality); inside a chunk a row joins at the site it reads from, so no work is done
 above its layer. Memory is bounded by the chunk, whatever the number of rows. `plain_sweep.py` has
 the same in its plainest form, and tests compare the two.
+
+Of a model over several devices every layer is passed where it stands: a chunk's gradients, and what
+its rows have summed so far, move on together where the next layer stands elsewhere. Sums are added
+in the same order on any number of devices, and weights never move.
 """
 
 import math
@@ -76,7 +80,7 @@ def sweep(local: LocalModel, rows: TargetRows, into: Tensor | None = None) -> Ef
         at = on_device(late[chunk], sources.device)
         summed, turned = room.of(sources, len(chunk))
         scores = EffectSums(summed, constant.new_zeros(len(chunk)))
-        sweep_some(local, swept[chunk], scores)
+        scores = sweep_some(local, swept[chunk], scores).to(sources.device)
         scores.sources[: len(fired)].mul_(fired)
         sources.index_copy_(0, at, turned.copy_(scores.sources.T))
         constant.index_add_(0, at, scores.constant)
@@ -100,16 +104,23 @@ class _ChunkRoom(threading.local):
         return summed.view(columns, rows).zero_(), turned.view(rows, columns)
 
 
-def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> None:
+def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> EffectSums:
     """Sweep rows sorted by site from the top, adding to `scores`.
 
     Rows that have joined have a gradient (rows, positions, D), from position `local.start` on.
+
+    Returns:
+        `scores`, beside the bottom layer.
     """
     end = int(rows.position.max()) + 1
     sites = rows.site.tolist()
     gradients = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
     joined, projected, mixed = 0, None, None
     for layer in range(top_layer(max(sites)), -1, -1):
+        there = local.layers[layer].device
+        rows, scores = rows.passing(there), scores.to(there)
+        gradients = _passing(gradients, joined, there)
+        mixed = None if mixed is None else mixed.to(there)
         above = joining_rows(rows, sites, joined, stream_number(layer + 1))
         between = joining_rows(rows, sites, joined + len(above), stream_number(layer, between=True))
         score_writers(local, layer, gradients[:joined], above, scores)
@@ -125,6 +136,18 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Non
     at = on_device(last.position - local.start, gradients.device)
     gradients[joined:][torch.arange(len(last), device=at.device), at] = last.vector
     score_tokens(local, gradients, scores, joined if local.lifted else 0)
+    return scores
+
+
+def _passing(
+    gradients: Float[Tensor, "rows positions d_model"], joined: int, device: torch.device
+) -> Float[Tensor, "rows positions d_model"]:
+    """The gradients of the rows that have joined, with room for the others, on `device`."""
+    if gradients.device == device:
+        return gradients
+    there = torch.empty_like(gradients, device=device)
+    there[:joined].copy_(gradients[:joined])
+    return there
 
 
 def sweep_gradients(
@@ -146,18 +169,20 @@ def sweep_gradients(
         gradients.new_zeros(local.columns, len(gradients), dtype=dtype),
         gradients.new_zeros(len(gradients), dtype=dtype),
     )
-    _sweep_whole(local, gradients, [stream_number(layer)] * len(gradients), scores)
-    features = len(local.features)
+    home, features = local.features.activation.device, len(local.features)
+    sites = [stream_number(layer)] * len(gradients)
+    scores = _sweep_whole(local, gradients, sites, scores).to(home)
     scores.sources[:features].mul_(local.features.activation.to(dtype)[:, None])
     return Effects(scores.sources.T, scores.constant)
 
 
-def _sweep_spread(local: LocalModel, rows: TargetRows, scores: EffectSums) -> None:
+def _sweep_spread(local: LocalModel, rows: TargetRows, scores: EffectSums) -> EffectSums:
     """Sweep rows that stand at several positions: each joins with its whole gradient."""
     assert rows.weights is not None
     end = int(rows.position.max()) + 1
     weights = rows.weights[:, local.start : end]
-    _sweep_whole(local, weights[:, :, None] * rows.vector[:, None], rows.site.tolist(), scores)
+    gradients = weights[:, :, None] * rows.vector[:, None]
+    return _sweep_whole(local, gradients, rows.site.tolist(), scores)
 
 
 def _sweep_whole(
@@ -165,12 +190,13 @@ def _sweep_whole(
     gradients: Float[Tensor, "rows positions d_model"],
     sites: list[int],
     scores: EffectSums,
-) -> None:
+) -> EffectSums:
     """Sweep whole gradients from `local.start` on, sorted by site from the top, in place."""
     end, joined = local.start + gradients.shape[1], 0
-    nobody = JoiningRows(gradients[:0, 0], np.zeros(0, dtype=np.int64))
     for layer in range(top_layer(max(sites)), -1, -1):
         maps, done = local.layers[layer], layer == 0 and local.lifted
+        gradients, scores = gradients.to(maps.device), scores.to(maps.device)
+        nobody = JoiningRows(gradients[:0, 0], np.zeros(0, dtype=np.int64))
         joined += sites.count(stream_number(layer + 1))
         score_writers(local, layer, gradients[:joined], nobody, scores)
         below, _ = skip_back(maps, gradients[:joined], nobody, local.start)
@@ -185,6 +211,7 @@ def _sweep_whole(
         gradients[:joined] = torch.cat([below, gradients[between]])
         gradients[:joined] += product(values, maps.value).view_as(read)
     score_tokens(local, gradients, scores, joined if local.lifted else 0)
+    return scores
 
 
 def _pass_layer(

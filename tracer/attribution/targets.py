@@ -1,7 +1,7 @@
 """What a trace explains: token logits, differences, directions; features, once they are rows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,12 @@ class TargetRows:
     def __len__(self) -> int:
         return len(self.site)
 
+    def passing(self, device: torch.device) -> "TargetRows":
+        """The same rows as they pass a layer on `device`: their vectors are there."""
+        if self.vector.device == device:
+            return self
+        return replace(self, vector=self.vector.to(device))
+
     def __getitem__(self, rows: Int[np.ndarray, " chosen"]) -> "TargetRows":
         at = on_device(rows, self.vector.device)
         return TargetRows(
@@ -139,13 +145,15 @@ def feature_rows(
     for here in runs(layers):
         layer = int(layers[here.start])
         norm, read = model.host.blocks[layer].mlp_norm, model.transcoder.read_at(layer)
-        encoder = model.transcoder.encoder_rows(layer, chosen.feature[here])
-        own = model.transcoder.layers[layer].b_enc[chosen.feature[here]]
+        device = model.host.blocks[layer].device
+        features = chosen.feature[here].to(device)
+        encoder = model.transcoder.encoder_rows(layer, features)
+        own = model.transcoder.layers[layer].b_enc[features]
         if read is ReadPoint.NORMED and norm is not None and norm.bias is not None:
             own = own + encoder @ norm.bias
         pulled = read_back(encoder, norm, read)
         if read is not ReadPoint.RESIDUAL:
-            pulled = pulled / recording.layers[layer].mlp_scale[chosen.position[here]]
+            pulled = pulled / recording.layers[layer].mlp_scale[chosen.position[here].to(device)]
         vector[here], bias[here] = pulled, own
     site = feature_sites(model, local)[columns]
     return TargetRows(site, positions, vector, bias, chosen.pre_activation)
@@ -319,7 +327,7 @@ def _direction(model: ReplacementModel, recording: Recording, target: Direction)
         norm = model.host.final_norm
         read = norm.frozen(recording.residuals[-1][last], recording.final_scale[last])
         return *named, _after_norm(model, recording, vector, zero, read @ vector)
-    value = recording.stream(site)[last] @ vector
+    value = recording.stream(site)[last].to(vector.device) @ vector
     return *named, TargetRows(np.array(site.number), np.array(last), vector, zero, value)
 
 

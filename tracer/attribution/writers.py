@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from replacement_models import ActiveFeatures, DenseDecoder, Transcoder
+from replacement_models import ActiveFeatures, DenseDecoder, Transcoder, TranscoderLayer
 from replacement_models.speed.allocator import give_back
 from replacement_models.speed.threads import one_thread
 from replacement_models.transcoder import Decoder
@@ -109,8 +109,10 @@ def gather(
     table: Table,
     positions: int,
     others: Sequence[int],
-) -> tuple[list[Writers], Float[Tensor, "layers positions d_model"]]:
+) -> tuple[list[Writers], list[Float[Tensor, "positions d_model"]]]:
     """Every layer's writers, and what their features add up to, each as strongly as it fired.
+
+    Both stand beside the layer, wherever the features that write there do.
 
     Decoder rows are each read once. Others are not written yet, and no norm has been passed.
 
@@ -123,7 +125,7 @@ def gather(
     """
     source, position, _ = table
     width, fired = transcoder.layers[0].b_dec.shape[-1], features.activation
-    sums = fired.new_zeros(len(others), positions, width, dtype=summed_in(fired.dtype))
+    kind = summed_in(fired.dtype)
     found, into = [], []
     for layer, more in enumerate(others):
         writing = _writing(transcoder, layer)[source]
@@ -131,31 +133,61 @@ def gather(
         counts = np.bincount(position[columns], minlength=positions)
         ends = counts.cumsum()
         first = np.append(columns, 0)[ends - counts]
-        vectors = fired.new_empty(len(columns) + more * positions, width)
+        device = transcoder.layers[layer].b_dec.device
+        vectors = fired.new_empty(len(columns) + more * positions, width, device=device)
+        total = fired.new_zeros(positions, width, dtype=kind, device=device)
         starts = [0, *(ends + more * np.arange(1, positions + 1)).tolist()]
         found.append(Writers(vectors, starts, first.tolist(), more))
-        place = on_device(writing.cumsum() - 1 + more * position, vectors.device)
-        into.append((vectors, sums[layer], place))
+        place = on_device(writing.cumsum() - 1 + more * position, fired.device)
+        into.append((vectors, total, place))
     for layer in transcoder.present:
         here = on_device(np.flatnonzero(source == layer), fired.device)
         targets = [into[target] for target in transcoder.targets(layer)]
         reached = [(vectors, total, place[here]) for vectors, total, place in targets]
-        _write(transcoder.layers[layer].decoder, features[here], reached)
-    return found, sums
+        _write(transcoder.layers[layer], features[here], reached)
+    return found, [total for _, total, _ in into]
 
 
-def _write(decoder: Decoder, features: ActiveFeatures, into: Sequence[Into]) -> None:
+def _write(layer: TranscoderLayer, features: ActiveFeatures, into: Sequence[Into]) -> None:
     """Write what one layer's features write, to their places in each target's vectors."""
-    rows, which = _decoder_rows(decoder, features.feature)
-    copy = _copy_runs if rows.device.type == "cpu" else _copy_all
-    copy(rows, which, into, features)
+    decoder, own = layer.decoder, features.feature.to(layer.b_dec.device)
+    rows, which = _decoder_rows(decoder, own)
+    _copy(rows, which, into, features)
     if rows.nbytes > SPARE and not isinstance(decoder, DenseDecoder):
         del rows
         give_back()
 
 
-def _copy_all(
+def _copy(
     rows: Float[Tensor, "rows targets d_model"],
+    which: Int[Tensor, " features"],
+    into: Sequence[Into],
+    features: ActiveFeatures,
+) -> None:
+    """Rows of one layer's features to every target, device by device."""
+    for device in dict.fromkeys(vectors.device for vectors, *_ in into):
+        slots = [slot for slot, (vectors, *_) in enumerate(into) if vectors.device == device]
+        some, at = _rows_there(rows, which, slots, device)
+        there = [(*into[slot][:2], into[slot][2].to(device)) for slot in slots]
+        copy = _copy_runs if device.type == "cpu" else _copy_all
+        copy(some, at, there, features.to(device))
+
+
+def _rows_there(
+    rows: Float[Tensor, "rows targets d_model"],
+    which: Int[Tensor, " features"],
+    slots: Sequence[int],
+    device: torch.device,
+) -> tuple[list[Float[Tensor, "rows d_model"]], Int[Tensor, " features"]]:
+    """Rows for each of the targets on one device: as they are, or those in use brought there."""
+    if rows.device == device:
+        return [rows[:, slot] for slot in slots], which
+    used, at = which.unique(return_inverse=True)
+    return [rows[used, slot].to(device) for slot in slots], at.to(device)
+
+
+def _copy_all(
+    rows: Sequence[Float[Tensor, "rows d_model"]],
     which: Int[Tensor, " features"],
     into: Sequence[Into],
     features: ActiveFeatures,
@@ -165,14 +197,14 @@ def _copy_all(
     fired = sums.new_zeros(len(sums), len(which))
     every = torch.arange(len(which), device=which.device)
     fired[features.position, every] = features.activation.to(fired.dtype)
-    for slot, (vectors, total, place) in enumerate(into):
-        found = rows[which, slot]
+    for written, (vectors, total, place) in zip(rows, into, strict=True):
+        found = written[which]
         vectors.index_copy_(0, place, found)
         total.addmm_(fired, found.to(fired.dtype))
 
 
 def _copy_runs(
-    rows: Float[Tensor, "rows targets d_model"],
+    rows: Sequence[Float[Tensor, "rows d_model"]],
     which: Int[Tensor, " features"],
     into: Sequence[Into],
     features: ActiveFeatures,
@@ -193,9 +225,9 @@ def _copy_runs(
     )
     with one_thread():
         for position, chosen, fired, places in runs:
-            for slot, ((vectors, total, _), begin) in enumerate(zip(into, places, strict=True)):
+            for written, (vectors, total, _), begin in zip(rows, into, places, strict=True):
                 found = vectors[begin : begin + len(chosen)]
-                torch.index_select(rows[:, slot], 0, chosen, out=found)
+                torch.index_select(written, 0, chosen, out=found)
                 total[position].addmv_(found.to(fired.dtype).T, fired)
 
 

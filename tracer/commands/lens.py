@@ -122,7 +122,7 @@ def fit(prompt: Any, path: Path | None, fitting: dict[str, Any], options: dict[s
 
     check_path(path, "lens")
     corpus = None if fitting["corpus"] is None else texts_of(fitting["corpus"])
-    named = ("name", "transcoders", "device", "dtype", "elsewhere")
+    named = ("name", "transcoders", "device", "dtype", "elsewhere", "device_map")
     model = load_model({name: options[name] for name in named})
     with progress(f"Fitting the {fitting['fit']} lens") as advance:
         made = tracer.fit_lens(

@@ -26,7 +26,7 @@ def load_model(options: dict[str, Any]) -> "ReplacementModel":
             "neurons for the model's own",
             click.get_current_context(),
         )
-    names = ("name", "transcoders", "device", "dtype", "lazy", "elsewhere")
+    names = ("name", "transcoders", "device", "dtype", "lazy", "elsewhere", "device_map")
     lean_process()
     with progress("Loading the model"):
         from replacement_models.process import quiet_transformers

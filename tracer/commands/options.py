@@ -1,5 +1,6 @@
 """What several commands take: types, parsers, arguments and options."""
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -44,6 +45,19 @@ def layer_range(value: str) -> range:
     if parts is None:
         raise click.BadParameter(f"{value!r} is not A:B, as in 1:3")
     return range(int(parts[1]), int(parts[2]))
+
+
+def device_map(value: str) -> str | dict[str, int | str]:
+    """Read `auto` as it stands, and a .json file as its map of modules to devices."""
+    if not value.endswith(".json"):
+        return value
+    try:
+        found = json.loads(Path(value).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{value} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{value} holds no map of modules to devices")
+    return found
 
 
 def float_or_nan(text: str) -> float:
@@ -101,6 +115,13 @@ model_options = together(
         "--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32"
     ),
     click.option("--device", default="cpu", help="cpu, cuda, cuda:1, ..."),
+    click.option(
+        "--device-map",
+        type=device_map,
+        metavar="WAY",
+        help="Spread layers over several devices: auto, balanced, sequential, or a .json map.",
+        show_default="one device",
+    ),
 )
 prune_options = together(
     click.option("--nodes", type=SHARE, default=0.8, help="Share of the node influence to keep."),

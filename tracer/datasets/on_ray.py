@@ -177,9 +177,15 @@ def _loaded_with(model: ReplacementModel) -> dict[str, Any]:
             "the model was made in memory, and workers of Ray load theirs from files: take "
             "ReplacementModel.load, or leave ray out"
         )
+    if len(model.host.devices) > 1:
+        places = ", ".join(map(str, model.host.devices))
+        raise TraceError(
+            f"ray: the model is spread over {places}, and a worker has one device: load it on one, "
+            "or leave ray out"
+        )
     held = dict(model.loaded_with)
     if model.device.type == "cuda":
-        held["device"] = "cuda"  # a worker sees its own alone
+        held |= {"device": "cuda", "device_map": None}  # a worker sees its own alone
     return held
 
 

@@ -116,8 +116,9 @@ def measure(subject: Subject, text: Text, fitted: Mapping[int, Fit], told: Told)
 
 def _sums(subject: Subject, text: Text, fitted: Mapping[int, Fit]) -> Measured:
     count, transcoder = text.count(text.measured), subject.transcoder
+    blocks = subject.model.host.blocks
     outputs = {
-        layer: OutputSums(count, one.mean.to(subject.model.device), 1 + len(one.maps))
+        layer: OutputSums(count, one.mean.to(blocks[layer].device), 1 + len(one.maps))
         for layer, one in fitted.items()
     }
     firing = {

@@ -98,7 +98,7 @@ def subject_of(model: ReplacementModel, given: Given | None) -> Subject:
 def _made(
     model: ReplacementModel, found: Transcoder, place: str | Path | None, name: str = "in memory"
 ) -> Subject:
-    fitted = found.to(model.device, model.dtype)
+    fitted = found.beside([block.device for block in model.host.blocks], model.dtype)
     folder = None if place is None else transcoder_folder(place)
     content = "" if folder is None else content_hash(folder)
     if isinstance(fitted, SparseAutoencoder):

@@ -26,7 +26,7 @@ def dictionary_hash(model: ReplacementModel) -> str:
         weights = model.transcoder.layers[layer]
         digest.update(f"{layer} {weights.activation.name} {tuple(weights.W_enc.shape)}".encode())
         for features in torch.arange(len(weights.W_enc)).split(AT_ONCE):
-            wanted = features.to(model.device)
+            wanted = features.to(weights.b_enc.device)
             for part in (
                 model.transcoder.encoder_rows(layer, wanted),
                 weights.b_enc[wanted],

@@ -50,7 +50,7 @@ def encode_rows(
     width = int((ids != FILL).any(0).nonzero().max()) + 1
 
     def hand_on(layer: int, x: Tensor) -> None:
-        active = model.transcoder.encode(layer, x)[1].view(len(ids), width, -1)
+        active = model.transcoder.encode(layer, x)[1].view(len(ids), width, -1).to(ids.device)
         active[~counts[:, :width]] = 0
         if width < ids.shape[1]:
             active = pad(active, (0, 0, 0, ids.shape[1] - width))

@@ -157,7 +157,7 @@ def written_by(
     for slot, target in enumerate(model.transcoder.targets(layer)):
         post = mlp_post_norm(model.host.blocks[target], model.transcoder.write_at(target))
         total += written(rows[:, slot], post)
-    return total
+    return total.to(model.device)
 
 
 def label_bytes(sizes: Sizes) -> float:

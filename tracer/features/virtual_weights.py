@@ -113,15 +113,15 @@ def _before_each(
             post = mlp_post_norm(model.host.blocks[below], model.transcoder.write_at(below))
             total = total + written(rows[:, slots[below]], post)
         if below + 1 in model.transcoder.present:
-            yield below + 1, total
+            yield below + 1, total.to(model.device)
 
 
 def _reads(
     model: ReplacementModel, layer: int, features: Int[Tensor, " some"]
 ) -> Float[Tensor, "some d_model"]:
     """Encoder rows pulled back to the residual stream."""
-    rows = model.transcoder.encoder_rows(layer, features)
-    return read_back(rows, model.host.blocks[layer].mlp_norm, model.transcoder.read_at(layer))
+    rows, norm = model.transcoder.encoder_rows(layer, features), model.host.blocks[layer].mlp_norm
+    return read_back(rows, norm, model.transcoder.read_at(layer)).to(model.device)
 
 
 def _compare(model: ReplacementModel, layer: int, found: Neighbours) -> None:

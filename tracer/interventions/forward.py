@@ -159,7 +159,7 @@ def run(
         out = host.model(input_ids=tokens, past_key_values=past, use_cache=how.cached)
     assert going.normed is not None
     return Outcome(
-        logits=out.logits,
+        logits=out.logits.to(host.device),
         host=host,
         normed=going.normed,
         activations=going.activations,
@@ -180,7 +180,7 @@ def _write_hooks(model: ReplacementModel, how: Run, going: Pass) -> list[tuple[n
         ]
 
     def keep_normed(inputs: Any, output: Tensor) -> None:
-        going.normed = output
+        going.normed = output.to(model.device)
 
     return [*hooks, (model.host.final_norm.module, keep_normed)]
 
@@ -225,7 +225,7 @@ def _pend(
     for slot, target in enumerate(model.transcoder.targets(layer)):
         if how.frozen is not None and how.frozen.lets_be(target):
             continue
-        write = amount @ rows[:, slot]
+        write = (amount @ rows[:, slot]).to(model.host.blocks[target].device)
         going.pending[target] = going.pending[target] + write if target in going.pending else write
 
 

@@ -61,7 +61,7 @@ def _hold_norm(norm: Norm, scale: Tensor | None) -> Callable[..., Tensor]:
 
     def hold(inputs: Any, output: Tensor) -> Tensor:
         x = first_tensor(inputs)  # OPT's has rows and positions in one
-        rows = x.reshape(-1, *scale.shape[:1], x.shape[-1])
+        rows = x.reshape(-1, *scale.shape[:1], x.shape[-1]).to(norm.device)
         return norm.frozen(rows, scale).view_as(x)
 
     return hold

@@ -224,16 +224,18 @@ def _ran(model: ReplacementModel, ids: Tensor, how: Run) -> State:
 
 
 def state_of(outcome: Outcome, row: int) -> State:
-    """One row of a batch."""
+    """One row of a batch, all where the logits are."""
+    home = outcome.host.device
     return State(
         logits=outcome.logits[row],
         logits_before_cap=outcome.logits_before_cap[row],
-        activations=stacked([layer[row] for layer in outcome.activations]),
-        pre_activations=stacked([layer[row] for layer in outcome.pre_activations]),
+        activations=stacked([layer[row] for layer in outcome.activations]).to(home),
+        pre_activations=stacked([layer[row] for layer in outcome.pre_activations]).to(home),
     )
 
 
 def stacked(layers: Sequence[Tensor]) -> Tensor:
     """(L, ...) of layers that may differ in width; narrower ones end in zeros."""
-    width = max(layer.shape[-1] for layer in layers)
-    return torch.stack([nn.functional.pad(layer, (0, width - layer.shape[-1])) for layer in layers])
+    width, device = max(layer.shape[-1] for layer in layers), layers[-1].device
+    padded = (nn.functional.pad(layer, (0, width - layer.shape[-1])) for layer in layers)
+    return torch.stack([layer.to(device) for layer in padded])

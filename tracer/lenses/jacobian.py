@@ -12,7 +12,7 @@ Exact by reverse mode at the positions drawn: one backward pass for each of the 
 final stream gives all layers and rows of a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -84,9 +84,14 @@ def summed_jacobians(
 
     with forward_hooks([(model.host.embedding, begin)]):
         *below, final = streams(model, rows).entering
+        final = final.to(rows.device)
     place, found = (torch.arange(len(rows), device=rows.device), at), []
     for entry in range(final.shape[-1]):
-        slopes = torch.autograd.grad(final[(*place, entry)].sum(), below, retain_graph=True)
+        slopes: Sequence[Tensor] = torch.autograd.grad(
+            final[(*place, entry)].sum(), below, retain_graph=True
+        )
+        slopes = [slope.to(rows.device) for slope in slopes]
         found.append(torch.stack([slope[place].float().sum(0) for slope in slopes]))
     means = [one[:, skip:].detach().float().mean(1).sum(0) for one in (*below, final)]
+    means = [one.to(rows.device) for one in means]
     return torch.stack(found, dim=1), torch.stack(means)

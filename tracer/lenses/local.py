@@ -75,7 +75,7 @@ class LocalLens:
         return self._unembed(self.parts[site][PARTS.index(name)])
 
     def _unembed(self, stream: Tensor) -> Tensor:
-        norm = self.model.host.final_norm
+        norm, stream = self.model.host.final_norm, stream.to(self.model.device)
         passed = norm.centre(stream) / self.recording.final_scale * norm.weight
         return passed @ self.model.host.unembedding.T
 
@@ -114,7 +114,7 @@ def of_recording(
         entering, between = Site(layer, Stage.RESID_PRE), Site(layer, Stage.RESID_MID)
         going[entering] = _begun(recording.stream(entering))
         attention, mlp = _written(local, layer)
-        held = torch.stack([*going.values()])
+        held = torch.stack([one.to(maps.device) for one in going.values()])
         mixed = held + _attended(maps, held)
         mixed[:, -1] += attention
         names = [*going]
@@ -144,7 +144,8 @@ def _written(
     for position in range(local.positions):
         vectors, count = writers.at(position), writers.features(position)
         own = slice(writers.first[position], writers.first[position] + count)
-        found.append(torch.stack([fired[own] @ vectors[:count], *vectors[count:]]))
+        mine = fired[own].to(vectors.device)
+        found.append(torch.stack([mine @ vectors[:count], *vectors[count:]]))
     mlp = torch.stack(found, dim=1)
     # The engine's constant holds attention's, taken past the linear skip.
     mlp[2] -= attention if maps.parallel else _past_skip(maps, attention, attention)

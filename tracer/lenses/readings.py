@@ -28,7 +28,7 @@ def unembedded(
     model: ReplacementModel, stream: Float[Tensor, "*rows d_model"]
 ) -> Float[Tensor, "*rows vocabulary"]:
     """The logits the model shows when this stream enters its final norm."""
-    norm = model.host.final_norm
+    norm, stream = model.host.final_norm, stream.to(model.device)
     return model.host.cap(model.host.unembed(norm.frozen(stream, norm.scale(stream))))
 
 

@@ -33,7 +33,7 @@ def streams(model: ReplacementModel, tokens: Int[Tensor, "rows positions"]) -> S
     hooks.append((host.final_norm.module, on_last(host.final_norm_calls, keep)))
     with forward_hooks(hooks), float64_experts(host.model):
         logits: Tensor = host.model(input_ids=tokens, use_cache=False).logits
-    return Streams(seen, logits)
+    return Streams(seen, logits.to(host.device))
 
 
 def batches(

@@ -52,7 +52,7 @@ def tuned_maps(
             seen = streams(model, next(order))
         answer = seen.logits[:, text.skip :].flatten(0, 1).float().log_softmax(-1)
         for layer, entering in enumerate(seen.entering[:-1]):
-            stream = entering[:, text.skip :].flatten(0, 1)
+            stream = entering[:, text.skip :].flatten(0, 1).to(model.device)
             if done == 1:
                 sizes[layer] = float(stream.float().square().mean().sqrt())
             weights = moved[layer], offset[layer]

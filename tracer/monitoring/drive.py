@@ -24,6 +24,7 @@ from tracer.features.store import FeatureStore
 from tracer.monitoring.readings import read
 from tracer.monitoring.swaps import Ids, highest, ordinary, shortlist, slopes
 from tracer.monitoring.watches import Watch, maximum
+from tracer.one_device import on_one_device
 
 Progress = Callable[[int, int], None]
 AT_ONCE = 64
@@ -109,10 +110,11 @@ def drive(  # noqa: PLR0913  keyword arguments are the public interface
         The best texts, their activations, and the corpus' largest.
 
     Raises:
-        TraceError: the model has not what is to be driven, a number is out of range, or the store
-            is another dictionary's.
+        TraceError: the model has not what is to be driven, or stands on several devices; a number
+            is out of range; or the store is another dictionary's.
         ModelError: the start does not fit the model.
     """
+    on_one_device(model, "drive")
     wanted = watch if isinstance(watch, Watch) else Watch.feature(*watch)
     wanted.check(model)
     low = min(length, beam, candidates)

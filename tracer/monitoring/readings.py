@@ -141,8 +141,9 @@ class _Tap:
         for number, feature in self.layers[layer]:
             value = active[..., feature]
             reach = value if gated else hidden[..., feature]
-            self.values[number] = self.values.get(number, 0) + value.reshape(self.shape)
-            self.reach[number] = self.reach.get(number, 0) + reach.reshape(self.shape)
+            value, reach = (one.reshape(self.shape).to(self.model.device) for one in (value, reach))
+            self.values[number] = self.values.get(number, 0) + value
+            self.reach[number] = self.reach.get(number, 0) + reach
 
     def _module(self, site: Site) -> nn.Module:
         """What first reads the stream at a site."""
@@ -157,7 +158,7 @@ class _Tap:
         numbers, vectors = self.directions[site]
 
         def at_site(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found = first_tensor((*args, *kwargs.values())) @ vectors
+            found = first_tensor((*args, *kwargs.values())).to(vectors.device) @ vectors
             for column, number in enumerate(numbers):
                 self.values[number] = self.reach[number] = found[..., column].reshape(self.shape)
             self._done(site)

@@ -47,10 +47,10 @@ def _gradients(
     places = (Kind.RESIDUAL, Kind.ATTENTION, Kind.MLP)
     zero = {
         (kind, layer): torch.zeros(
-            shape, dtype=model.dtype, device=model.device, requires_grad=True
+            shape, dtype=model.dtype, device=block.device, requires_grad=True
         )
         for kind in places
-        for layer in range(len(model.host.blocks))
+        for layer, block in enumerate(model.host.blocks)
     }
     hooks: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.host.blocks):
@@ -74,7 +74,7 @@ def _gradients(
 
 
 def _plus(zero: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda stream: stream + zero
+    return lambda stream: stream.to(zero.device) + zero
 
 
 def _adding(zero: Tensor) -> Callable[..., Any]:
@@ -91,10 +91,12 @@ def _effect(
         output = model.host.blocks[site.layer].output[site.index]
         return float((gradients[Kind.ATTENTION, site.layer][at] * (change @ output)).sum())
     if site.kind is not Kind.FEATURE:
-        return float((gradients[site.kind, site.layer][at] * change).sum())
+        gradient = gradients[site.kind, site.layer][at]
+        return float((gradient * change.to(gradient.device)).sum())
     feature = torch.tensor([site.index], device=model.device)
     rows = model.transcoder.decoder_rows(site.layer, feature)[0]
-    return sum(
-        float((gradients[Kind.MLP, target][at] @ rows[slot] * change).sum())
-        for slot, target in enumerate(model.transcoder.targets(site.layer))
-    )
+    total = 0.0
+    for slot, target in enumerate(model.transcoder.targets(site.layer)):
+        gradient = gradients[Kind.MLP, target][at].to(rows.device)
+        total += float((gradient @ rows[slot] * change).sum())
+    return total

@@ -121,7 +121,7 @@ class Ablation:
         """What features write, plus errors: recorded ones inside the circuit, mean ones outside."""
         skipped = self.subject.skipped
         decoded = self.writes.output(layer, x) + self.means.written[layer]
-        inside = self.errors[:, layer, :, None]
+        inside = self.errors[:, layer, :, None].to(x.device)
         error = torch.where(inside, self.subject.errors[layer], self.means.errors[layer])
         return torch.cat([output[:, :skipped], (decoded + error)[:, skipped:]], dim=1)
 
@@ -171,7 +171,7 @@ def _masks(subject: Subject, circuits: Sequence[Circuit]) -> tuple[list[Tensor],
     positions, device = len(subject.tokens), subject.model.device
     weights = subject.model.transcoder.layers
     features = [
-        torch.zeros(len(circuits), positions, len(layer.b_enc), dtype=torch.bool, device=device)
+        layer.b_enc.new_zeros(len(circuits), positions, len(layer.b_enc), dtype=torch.bool)
         for layer in weights
     ]
     errors = torch.zeros(len(circuits), len(weights), positions, dtype=torch.bool, device=device)

@@ -76,9 +76,9 @@ def _without(prediction: Prediction, cut: Bool[Tensor, "features features"]) -> 
     placed: list[Placed] = []
     for layer, hidden in enumerate(prediction.hidden):
         here = (cut.any(1) & (places[:, 0] == layer)).nonzero()[:, 0]
-        position, feature = places[here, 1], places[here, 2]
+        position, feature = places[here, 1:].to(hidden.device).T
         moved = hidden.clone()
-        moved[position, feature] -= lost[here]
+        moved[position, feature] -= lost[here].to(hidden.device)
         active = transcoder.activate(layer, moved, inputs[layer])[position, feature]
         for at, number, value in zip(
             position.tolist(), feature.tolist(), active.tolist(), strict=True

@@ -50,7 +50,7 @@ def direct_logit(subject: Subject) -> Float[np.ndarray, " features"]:
         here = layers == layer
         ids = torch.as_tensor(features[here], device=model.device)
         rows = model.transcoder.decoder_rows(int(layer), ids)
-        found[here] = (rows.sum(1) @ vector).double().detach().cpu().numpy()
+        found[here] = (rows.sum(1) @ vector.to(rows.device)).double().detach().cpu().numpy()
     return np.abs(found * activation)
 
 

@@ -103,12 +103,13 @@ class Prediction:
         found = []
         for layer, hidden in enumerate(self.hidden):
             here = (self.places[:, 0] == layer).nonzero()[:, 0]
-            position, feature = self.places[here, 1], self.places[here, 2]
+            position, feature = self.places[here, 1:].to(hidden.device).T
             moved = hidden.repeat(rows, 1, 1)
-            moved[:, position, feature] += ratio @ self.effects[here].T
+            moved[:, position, feature] += (ratio @ self.effects[here].T).to(hidden.device)
             x = self.subject.recording.inputs[layer]
             change = transcoder.activate(layer, moved, x) - transcoder.activate(layer, hidden, x)
-            ratio[:, here] += change[:, position, feature] / self.activation[here]
+            changed = change[:, position, feature].to(ratio.device)
+            ratio[:, here] += changed / self.activation[here]
             found.append(change)
         return found
 
