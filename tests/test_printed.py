@@ -25,8 +25,8 @@ from graphs.pictures import charts
 from tests.graph_samples import dallas, random_graph
 from tests.test_graphs_aggregate import written
 from tests.test_graphs_picture_heads import carried, moving
-from tracer.commands import COMMANDS as COMMANDS_OF_TRACER
 from tracer import ReplacementModel
+from tracer.commands import COMMANDS as COMMANDS_OF_TRACER
 from tracer.commands import main
 from tracer.serving.confined import Root
 from tracer.serving.tools import Tools

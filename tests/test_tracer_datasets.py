@@ -384,7 +384,9 @@ def test_targets_of_a_prompt_come_before_those_of_all(golden: ReplacementModel, 
         ([{"tokens": [1]} | {f"c{n}": n for n in range(257)}], {}, "has 257 columns"),
         (IDS, {"nodes": 0}, "nodes is 0, expected a share"),
         (IDS, {"edges": 1.5}, "edges is 1.5, expected a share"),
-        (IDS, {"shard": 0}, "shard is 0, expected 1"),
+        (IDS, {"edges": 0}, "edges is 0, expected a share"),
+        (IDS, {"shard": 0}, "shard is 0, expected 1 to 1048576 prompts"),
+        (IDS, {"shard": (1 << 20) + 1}, "shard is 1048577, expected 1 to 1048576 prompts"),
     ],
 )
 def test_what_is_wrong_with_all_prompts_is_refused_before_any_work(
@@ -397,6 +399,18 @@ def test_what_is_wrong_with_all_prompts_is_refused_before_any_work(
     with pytest.raises(TraceError, match=said):
         tracer.trace_many(golden, prompts, tmp_path / "runs", **settings)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_takes_everything_and_the_longest_shard(golden: ReplacementModel, tmp_path: Path):
+    prompts = many._read(IDS)
+    longest = plan(golden, prompts, tmp_path, 1 << 20, (1, 1), {})
+    assert (longest.shards, longest.numbers(0)) == (1, range(5))
+    assert longest.about["pruned"] == {"nodes": 1, "edges": 1}
+    by_two = plan(golden, prompts, tmp_path, 2, (1, 1), {})
+    assert [by_two.numbers(at) for at in range(by_two.shards)] == [
+        *(range(2), range(2, 4), range(4, 5))
+    ]
+    assert plan(golden, prompts[:4], tmp_path, 2, (1, 1), {}).shards == 2
 
 
 def test_a_setting_that_trace_has_not_is_a_mistake(golden: ReplacementModel, tmp_path: Path):
