@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from replacement_models.one_writer import one_writer
 from tests.killed import die_at
 from tracer import Difference, GraphDataset, TraceError
 from tracer.commands import main
+from tracer.commands import many as many_command
 from tracer.datasets import many, on_ray
 from tracer.datasets import shard as shard_module
 from tracer.datasets.plan import plan
@@ -441,6 +443,28 @@ def test_the_command_writes_the_dataset_of_the_call(
     assert contents(out) == contents(unbroken)
     assert run("--prompts", str(file), "-o", str(out), "--shard", "2", *SMALL).exit_code == 0
     assert contents(out) == contents(unbroken)
+
+
+def test_progress_says_how_many_are_done_and_how_many_a_second(monkeypatch: pytest.MonkeyPatch):
+    told: list[tuple[int, int, str]] = []
+
+    @contextmanager
+    def shown(what: str) -> Iterator[Callable[[int, int, str], None]]:
+        assert what == "Tracing prompts"
+        yield lambda *given: told.append(given)
+
+    clock = iter((10.0, 10.5, 14.0, 18.0))
+    monkeypatch.setattr(many_command, "progress", shown)
+    monkeypatch.setattr(many_command, "monotonic", lambda: next(clock))
+    with many_command.rated_progress() as show:
+        show(3, 9)
+        show(4, 9)
+        show(7, 9)
+    assert told == [
+        (3, 9, "Tracing prompts (3 of 9)"),
+        (4, 9, "Tracing prompts (4 of 9, 0.25 graphs a second)"),
+        (7, 9, "Tracing prompts (7 of 9, 0.5 graphs a second)"),
+    ]
 
 
 def test_the_command_names_what_failed(tmp_path: Path):
