@@ -413,6 +413,7 @@ def test_a_plan_takes_everything_and_the_longest_shard(golden: ReplacementModel,
         *(range(2), range(2, 4), range(4, 5))
     ]
     assert plan(golden, prompts[:4], tmp_path, 2, (1, 1), {}).shards == 2
+    assert plan(golden, prompts, tmp_path, 1, (1, 1), {}).shards == 5
 
 
 def test_a_setting_that_trace_has_not_is_a_mistake(golden: ReplacementModel, tmp_path: Path):
