@@ -16,6 +16,7 @@ from graphs import AttributionGraph
 from graphs.attention_words import Names, carried
 from graphs.exchange.attention_json import link_heads, qk_only_nodes, qk_tracing_results
 from replacement_models import ReplacementModel
+from replacement_models.host import Norm
 from tests.local_forward import LocalForward
 from tests.random_models import (
     FAMILIES,
@@ -32,6 +33,7 @@ from tracer import Intervention, TraceError
 from tracer.attention import marginals, spot
 from tracer.attention.effects import STEPS, _matrix
 from tracer.attention.explained import explained
+from tracer.attention.live import _norm_answers, _post_norm_answers
 from tracer.attention.patterns import attention_patterns, pattern_svg, patterns_json
 from tracer.attention.queries_keys import QueryKeyMap, Scores
 from tracer.attention.weights import head_maps
@@ -568,3 +570,24 @@ def test_what_no_table_knows_is_left_out_of_the_words():
     assert names("constant.biases") == "biases"
     assert names("1_-1_7") in ("error (L1, at “Dallas”)", names("1_-1_7"))
     assert names("2_5_99") == "feature 5 (L2, at position 99)"
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_gradients_through_a_norm_with_its_denominator_are_those_of_autograd(centred: bool):
+    torch.manual_seed(0)
+    weight = torch.randn(8, dtype=torch.float64)
+    weight[:2] = 1.0
+    norm = Norm(torch.nn.Identity(), weight, None, 1e-3, centred)
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(2, 3, 8, dtype=torch.float64)
+    scale = norm.scale(x)
+    live = norm.frozen(x, scale)
+    wanted = [torch.autograd.grad((live * one).sum(), x, retain_graph=True)[0] for one in gradient]
+    x, scale = x.detach(), scale.detach()
+    pulled = norm.centre(gradient * weight) / scale
+    found = _norm_answers(norm, x, scale, pulled)
+    torch.testing.assert_close(found, torch.stack(wanted))
+    scored = _post_norm_answers(norm, x, scale, gradient)
+    torch.testing.assert_close(norm.centre(scored * weight) / scale, torch.stack(wanted))
+    weight[3] = 0.0
+    assert torch.equal(_post_norm_answers(norm, x, scale, gradient)[..., 3], gradient[..., 3])
