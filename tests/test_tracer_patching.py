@@ -412,3 +412,20 @@ def test_patches_that_cannot_be_are_refused():
     ):
         with pytest.raises(TraceError, match=said):
             call()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen3_moe", "gpt_oss", "gemma2"])
+def test_what_an_mlp_gives_is_kept_for_every_position(family: str):
+    model, heard = replacement_model(family), []
+    hooks = [
+        block.mlp.register_forward_hook(
+            lambda _, __, out: heard.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for block in model.host.blocks
+    ]
+    found = values_of(model, PROMPT).mlp
+    for hook in hooks:
+        hook.remove()
+    assert len(found) == len(heard) == len(model.host.blocks)
+    for got, wanted in zip(found, heard, strict=True):
+        torch.testing.assert_close(got, wanted.reshape(len(PROMPT), -1))
