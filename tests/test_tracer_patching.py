@@ -32,7 +32,7 @@ from tracer.patching import (
 )
 from tracer.patching.exact import patched
 from tracer.patching.first_order import estimated
-from tracer.patching.patch_sites import values_of
+from tracer.patching.patch_sites import Values, _keep_mlp, values_of
 
 OTHER = (1, 3, 12, 8, 22, 4)
 HYBRIDS = ["jamba", "nemotron_h", "qwen3_next"]
@@ -429,3 +429,12 @@ def test_what_an_mlp_gives_is_kept_for_every_position(family: str):
     assert len(found) == len(heard) == len(model.host.blocks)
     for got, wanted in zip(found, heard, strict=True):
         torch.testing.assert_close(got, wanted.reshape(len(PROMPT), -1))
+
+
+def test_what_a_layer_flattened_is_kept_position_by_position():
+    """As OPT's layers do: rows and positions of what their MLPs give are one dimension."""
+    rows = torch.randn(1, 5, 8)
+    for given in (rows, rows[0], (rows[0], None)):
+        seen = Values()
+        _keep_mlp(seen)(None, given)
+        assert torch.equal(seen.mlp[0], rows[0])
