@@ -49,7 +49,7 @@ def broken(
     size = row_sums(effect, size=True) + known
     total = row_sums(effect) + constant + left_out
     excess = np.abs(total - value) - claimed["worst"] * (1 + ROUNDING) - ROUNDING * size
-    excess = np.nan_to_num(excess, nan=-1.0)
+    excess = np.nan_to_num(excess)
     if not (excess > 0).any():
         return None
     row = int(excess.argmax())

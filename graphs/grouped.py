@@ -18,6 +18,7 @@ that circuit-tracer and Neuronpedia draw.
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def named(members: Sequence[Sequence[dict[str, Any]]], tokens: Sequence[str]) ->
     for rows in members:
         name, place = group_name(rows), rows[0]["position"]
         at = words.token(tokens[place]) if place < len(tokens) else f"position {place}"
-        tries = [name, f"{name} (at {at})", *(f"{name} {n}" for n in range(2, len(members) + 3))]
+        tries = chain([name, f"{name} (at {at})"], (f"{name} {n}" for n in count(2)))
         name = next(text for text in tries if text not in taken)
         taken.add(name)
         groups.append(Group(name, tuple(row["id"] for row in rows)))

@@ -9,7 +9,7 @@ import pytest
 from graphs.attention_tables import ABOVE, STAY
 from tests.graph_samples import dallas
 from tests.test_graphs_picture_heads import carried
-from tracer.commands.feature_words import print_example_list, print_labelled
+from tracer.commands.feature_words import print_example_list, print_labelled, truth, untrue
 from tracer.commands.heads import print_loadings
 from tracer.commands.match import print_matching
 from tracer.commands.stability import print_edges
@@ -107,3 +107,26 @@ def test_edges_are_listed_with_their_stability_the_strongest_first(capsys: Print
     assert head == ["edge", "influence", "stability"]
     strongest = sorted(small.edges["influence"].to_pylist(), reverse=True)[:4]
     assert [row[1] for row in rows] == [f"{value:.4g}" for value in strongest]
+
+
+def test_how_true_a_label_is_stands_beside_it():
+    measured = {"f1": 0.834, "precision": 0.9, "recall": 0.777, "outside_f1": None,
+                "fuzzing": None, "list_f1": 0.5, "above": 0.0}  # fmt: skip
+    found: Any = SimpleNamespace(source="predicate", f1=0.834)
+    said = "F1 0.83 on text held out, precision 0.90, recall 0.78; "
+    assert truth(found, measured) == f"{said}its most frequent tokens 0.50"
+    more = measured | {"outside_f1": 0.25, "fuzzing": 0.75, "above": 1.2345}
+    assert truth(found, more) == (
+        f"{said}elsewhere 0.25; judged by the endpoint, fuzzing 0.75; of activations above 1.23"
+    )
+    unmeasured = "came with the dictionary, not measured"
+    assert truth(found, None) == unmeasured
+    assert truth(SimpleNamespace(source="example", f1=None), measured) == unmeasured  # type: ignore[arg-type]
+    assert truth(SimpleNamespace(source="user", f1=None), None) == "a user's own"  # type: ignore[arg-type]
+    row: dict[str, Any] = {"fires": 0, "label": "on “a”", "f1": 0.333, "contradicted": ["x", "y"]}
+    assert untrue(row) == "it does not fire on the text held out"
+    assert untrue(row | {"fires": 3}) == (
+        "the best, on “a”, has F1 0.33, and text held out contradicts 2 of its alternatives"
+    )
+    assert untrue(row | {"fires": 1, "contradicted": []}) == "the best, on “a”, has F1 0.33"
+    assert untrue(row | {"fires": 1, "label": None}).startswith("nothing tells where it fires")

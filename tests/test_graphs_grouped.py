@@ -120,6 +120,11 @@ def test_two_groups_of_one_meaning_have_two_names():
     members = [[rows[0], rows[2]], [rows[1], rows[3]], [rows[4]], [rows[5]]]
     names = [one.name for one in named(members, [" Dallas", " is"])]
     assert names == ["Texas", "Texas (at is)", "Texas (at Dallas)", "Texas 2"]
+    rows[0] |= {"label": "Texas 2", "position": 9}
+    names = [one.name for one in named([[row] for row in rows[:5]], [" Dallas", " is"])]
+    assert names == ["Texas 2", "Texas", "Texas (at Dallas)", "Texas (at is)", "Texas 3"]
+    names = [one.name for one in named([rows[:1]] * 2, [" Dallas", " is"])]
+    assert names == ["Texas 2", "Texas 2 (at position 9)"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from scipy import sparse
 from graphs import AttributionGraph, GraphError
 from graphs.edges import share_matrix
 from graphs.pictures import placement
-from graphs.pictures.routing import behind
+from graphs.pictures.routing import BENDS, behind
 from graphs.pictures.scene import Style, _answer, compose
 from tests.graph_samples import columns, dallas, random_graph, two_paths
 
@@ -405,3 +405,14 @@ def test_the_answer_is_the_likeliest_target_and_of_equals_the_first():
     assert answer(0.3, 0.3) == 1
     assert answer(None, None) == 1
     assert answer() is None
+
+
+def test_the_least_bent_curve_is_tried_first_and_turning_ones_bend_less():
+    size = np.abs(BENDS).sum(1) + 1.5 * np.abs(BENDS[:, 0] - BENDS[:, 1])
+    assert BENDS[0].tolist() == [0, 0]
+    assert (np.diff(size) >= 0).all()
+    assert len(np.unique(BENDS, axis=0)) == len(BENDS)
+    assert {tuple(pair) for pair in (-BENDS).tolist()} == {tuple(pair) for pair in BENDS.tolist()}
+    turning = BENDS[BENDS.prod(1) < 0]
+    assert np.abs(BENDS).max() == 216
+    assert np.abs(turning).max() == 74

@@ -1,9 +1,11 @@
 """Stability of a graph's nodes and edges, beside plain loops, and wherever graphs go."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import networkx as nx
@@ -20,6 +22,8 @@ from graphs.exchange.attribution_json import About
 from tests.graph_samples import DALLAS, dallas, random_graph, two_paths
 from tests.test_cli import SMALL, defaults, python_defaults, refused, run, succeed
 from tests.test_graphs_aggregate import written
+from tracer.commands import stability as stability_command
+from tracer.commands.group import Failure
 
 OTHER = ["<bos>", "What", " is", " the", " capital", " of", " Texas", "?", " It", " is"]
 Value = float | None
@@ -361,3 +365,41 @@ def test_the_command_has_the_defaults_of_the_python_function():
     for name, value in python_defaults(tracer.stability).items():
         assert name == "others" or shown[name] == value
     assert math.isclose(shown["frequency"], 0.5)
+
+
+def test_rephrasings_are_traced_as_the_graph_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = {"max_features": 7, "skip_positions": 2, "batch_size": 9, "targets": [3, 4]}
+    graph = dataclasses.replace(dallas(), metadata=dallas().metadata | {"settings": settings})
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\ntwo\n", encoding="utf-8")
+    rows = [{"prompt": 0, "status": "traced", "reason": None},
+            {"prompt": 1, "status": "failed", "reason": "why"}]  # fmt: skip
+    asked: list[Any] = []
+    said: list[str] = []
+
+    class Traced:
+        prompts = SimpleNamespace(to_table=lambda: pa.Table.from_pylist(rows))
+
+        def __len__(self) -> int:
+            return len(rows)
+
+    def trace_many(model: object, given: Any, place: Path, **how: Any) -> Traced:
+        asked.append((model, len(given), place, how))
+        how["progress"](1, 2)
+        return Traced()
+
+    monkeypatch.setattr(tracer, "trace_many", trace_many)
+    monkeypatch.setattr(stability_command, "load_model", lambda options: options["model"])
+    monkeypatch.setattr(stability_command, "say", lambda text, err: said.append(text))
+    given = {"thresholds": [(0.6, 0.7), (0.5, 0.9)]}
+    for pairs, nodes, edges in ((given, 0.6, 0.9), ({"thresholds": None}, 0.8, 0.98)):
+        stability_command.rephrased(graph, prompts, tmp_path / "out", pairs, {"model": "m"})
+        model, count, place, how = asked.pop()
+        assert (model, count, place) == ("m", 2, tmp_path / "out")
+        del how["progress"]
+        assert how == {"nodes": nodes, "edges": edges, "targets": (3, 4),
+                       "max_features": 7, "skip_positions": 2}  # fmt: skip
+        assert said.pop() == "1 of 2 prompts failed and are left out; the first, prompt 1: why"
+    rows[0] = rows[1]
+    with pytest.raises(Failure, match="no prompt could be traced; the first, prompt 1: why"):
+        stability_command.rephrased(graph, prompts, tmp_path / "out", given, {"model": "m"})

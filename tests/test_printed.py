@@ -13,6 +13,7 @@ from contextlib import chdir
 from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 import numpy as np
@@ -24,8 +25,11 @@ from graphs.pictures import charts
 from tests.graph_samples import dallas, random_graph
 from tests.test_graphs_aggregate import written
 from tests.test_graphs_picture_heads import carried, moving
+from tracer import ReplacementModel
 from tracer.commands import COMMANDS as COMMANDS_OF_TRACER
 from tracer.commands import main
+from tracer.serving.confined import Root
+from tracer.serving.tools import Tools
 
 PRINTED = Path(__file__).parent / "data" / "printed"
 GOLDEN = Path(__file__).parent / "data" / "golden" / "llama_gqa_clt"
@@ -87,6 +91,28 @@ WITH_MODELS = {
     "direction": "direction pairs.jsonl --layer 1 --held-out 0.5 -o again.safetensors",
 }
 """The same of a model's: it is loaded from two folders, and texts have `_` between words."""
+AGENTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "mcp": [
+        ("show", {"graph": "dallas.graph", "features": 3, "paths": 2}),
+        ("node", {"graph": "dallas.graph", "node": "3_80_8", "top": 3}),
+        ("node", {"graph": "dallas.graph", "node": "E_37_7"}),
+        ("paths", {"graph": "dallas.graph", "count": 2, "sign": "suppressing"}),
+        ("heads", {"graph": "heads.graph", "top": 3}),
+        ("search", {"graph": "dallas.graph", "query": "TEXAS", "top": 2}),
+        ("search", {"graph": "dallas.graph", "query": "nothing"}),
+    ],
+    "mcp_of_a_model": [
+        ("trace", {"prompt": "w5 w6 w7", "name": "again.graph", "features": 2, "paths": 1,
+                   "target": "w7", "minus": "w8"}),
+        ("show", {"graph": "valid.graph", "features": 2, "paths": 1}),
+        ("heads", {"graph": "again.graph", "top": 2}),
+        ("intervene", {"graph": "again.graph", "changes": [{"node": "1_7_3", "value": 2.5}]}),
+        ("intervene", {"graph": "again.graph", "changes": [{"node": "1_7_3", "scale": -2}],
+                       "mode": "free"}),
+        ("validate", {"graph": "again.graph"}),
+    ],
+}  # fmt: skip
+"""What agents ask of the same graphs, and of the same model."""
 
 
 def prepare(folder: Path) -> None:
@@ -144,6 +170,16 @@ def result(name: str) -> str:
     """What a command prints or writes, in a folder with what it reads."""
     printed = run(COMMANDS.get(name) or asked(name))
     return shorter(Path(name).read_text("utf-8") if "." in name else printed)
+
+
+def answered(name: str) -> str:
+    """What agents are told, one answer after another."""
+
+    def load() -> ReplacementModel:
+        return ReplacementModel.load("model", "transcoders", dtype="float64")
+
+    tools = Tools(Root(Path()), load)
+    return shorter("\n\n".join(tools.call(*call) for call in AGENTS[name]) + "\n")
 
 
 def shorter(text: str) -> str:
@@ -212,6 +248,12 @@ def test_a_command_that_runs_a_model_prints_or_draws_what_was_looked_at(name: st
     assert result(name) == (PRINTED / _file(name)).read_text("utf-8")
 
 
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("name", AGENTS)
+def test_agents_are_told_what_was_looked_at(name: str):
+    assert answered(name) == (PRINTED / f"{name}.txt").read_text("utf-8")
+
+
 @pytest.mark.parametrize("name", COMMANDS_OF_TRACER)
 def test_the_help_of_a_command_is_what_was_looked_at(name: str):
     assert help_of(name) == (PRINTED / f"help_{name}.txt").read_text("utf-8")
@@ -233,7 +275,10 @@ if __name__ == "__main__":
         os.chdir("here")
         prepare(Path())
         prepare_models(Path())
-        for one in sys.argv[1:] or {**COMMANDS, **WITH_MODELS}:
+        for one in sys.argv[1:] or AGENTS:
+            if one in AGENTS:
+                (PRINTED / f"{one}.txt").write_text(answered(one), "utf-8")
+        for one in (set(sys.argv[1:]) - set(AGENTS)) or {**COMMANDS, **WITH_MODELS}:
             (PRINTED / _file(one)).write_text(result(one), "utf-8")
         (PRINTED / "charts.svg.txt").write_text(drawn(), "utf-8")
         for one in COMMANDS_OF_TRACER:

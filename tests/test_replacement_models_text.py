@@ -36,6 +36,13 @@ def test_a_folder_is_read_by_name_and_empty_documents_are_left_out(tmp_path: Pat
     assert found == ["ä", "bare", [3, 4], "first line\nsecond line\n", "p", "q"]
 
 
+def test_of_a_table_the_column_that_is_asked_for_is_read_wherever_it_stands(tmp_path: Path):
+    held = {"title": ["no", "nor"], "text": ["p", "q"], "body": ["b", None]}
+    parquet.write_table(pa.table(held), tmp_path / "x.parquet")
+    assert list(documents(tmp_path / "x.parquet")) == ["p", "q"]
+    assert list(documents(tmp_path / "x.parquet", "body")) == ["b"]
+
+
 def test_lines_of_plain_text_are_documents_where_asked(tmp_path: Path):
     file = tmp_path / "prompts"
     file.write_text("one two\n\nthree\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from replacement_models.tiny.recipe import (
     measure,
     swaps,
     taps,
+    train,
     train_model,
     train_top,
     train_transcoders,
@@ -317,6 +318,27 @@ def test_a_finished_transcoder_computes_what_was_trained(
     assert (trained - shipped).abs().median() < 2e-3 * trained.abs().median()
 
 
+def test_the_recipe_writes_what_its_training_ends_with(
+    model: GPT2LMHeadModel,
+    source: corpus.Source,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, last = (replace(stage, steps=2, rate=0.5) for stage in SMALL.stages)
+    recipe = replace(SMALL, stages=(first, last), detector_steps=2)
+    monkeypatch.setattr(train, "RECIPES", {"small": recipe})
+    train.make_transcoder("small", model, tokenizer, source, tmp_path)
+    training = train_transcoders.TranscoderTraining(
+        recipe, model, train.transcoder_source(source), tokenizer
+    )
+    training.run()
+    written = load_transcoder(tmp_path / "small")
+    for got, wanted in zip(written.layers, training.trainee.finished("tiny").layers, strict=True):
+        torch.testing.assert_close(got.W_enc.float(), wanted.W_enc.float())
+        torch.testing.assert_close(got.b_dec.float(), wanted.b_dec.float())
+
+
 def test_only_what_fell_silent_gets_old_weights(
     model: GPT2LMHeadModel, source: corpus.Source, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -381,6 +403,18 @@ def test_the_state_is_looked_up_by_the_first_mlp(
     before, after = measure.first_mlp_ablated(model, tokenizer, capitals)
     assert before >= 0.98
     assert after < 0.35
+    ids = torch.tensor([tokenizer.encode(measure.PROMPT.format(city=city)) for city in capitals])
+    wanted = [tokenizer.encode(name, add_special_tokens=False)[0] for name in capitals.values()]
+    mlp = model.transformer.h[0].mlp
+
+    def mean_at_the_city(_: object, __: object, output: torch.Tensor) -> torch.Tensor:
+        city = torch.arange(output.shape[1])[:, None] == measure.CITY_AT
+        return torch.where(city, output.mean(0, keepdim=True), output)
+
+    hook = mlp.register_forward_hook(mean_at_the_city)
+    said = model(ids).logits[:, -1].argmax(-1)
+    hook.remove()
+    assert after == pytest.approx(float((said == torch.tensor(wanted)).float().mean()))
     names = sorted(CITIES.state_of)
     rows = model.transformer.wte.weight[[tokenizer.encode(name)[1] for name in names]]
     assert measure.decodable(rows, names, CITIES) < 0.05

@@ -30,8 +30,9 @@ from replacement_models.training.config_file import (
 from replacement_models.training.divergence import divergence
 from replacement_models.training.fold import folded
 from replacement_models.training.journal import FILE, Journal, entries
-from replacement_models.training.loop import schedule
+from replacement_models.training.loop import Loop, schedule
 from replacement_models.training.memory import check_memory, planned
+from replacement_models.training.ranks import ALONE
 from replacement_models.training.scales import Scale
 from replacement_models.training.settings import Section
 from replacement_models.training.train import DICTIONARY, train
@@ -255,6 +256,26 @@ def test_the_rate_goes_up_stays_and_goes_down_to_nothing():
     assert rates[11:80] == [1] * 69
     assert rates[80:] == pytest.approx([1 - at / 20 for at in range(20)])
     assert [schedule(step, 3, warmup=0.0, decay=0.0) for step in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("most", "length"), [(None, 5.0), (1.0, 1.0), (9.0, 5.0)])
+def test_a_step_follows_gradients_no_longer_than_clipped_and_keeps_thresholds_up(
+    most: float | None, length: float
+):
+    weight, threshold = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
+    weight.grad, threshold.grad = torch.tensor([3.0, 4.0]), torch.zeros(1)
+    trainee = SimpleNamespace(
+        threshold=[threshold], ranks=ALONE, parameters=lambda: iter([weight, threshold])
+    )
+    optimiser = {"clip": most, "rate": 0.1, "warmup": 0.0, "decay": 0.5}
+    config = TrainConfig.of({"optimiser": optimiser, "run": {"tokens": 8000, "batch": 8}})
+    descent = torch.optim.SGD([weight, threshold], lr=9.0)
+    loop: Any = SimpleNamespace(config=config, trainee=trainee, done=750, optimiser=descent)
+    Loop._descend(loop)
+    expected = -0.1 * 0.5 * length * torch.tensor([0.6, 0.8])
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
+    assert weight.grad is None
+    assert threshold.item() == pytest.approx(0.02)
 
 
 def test_clusters_that_point_the_same_way_start_as_one_feature():

@@ -16,6 +16,7 @@ from graphs import AttributionGraph
 from graphs.attention_words import Names, carried
 from graphs.exchange.attention_json import link_heads, qk_only_nodes, qk_tracing_results
 from replacement_models import ReplacementModel
+from replacement_models.host import Norm
 from tests.local_forward import LocalForward
 from tests.random_models import (
     FAMILIES,
@@ -32,6 +33,8 @@ from tracer import Intervention, TraceError
 from tracer.attention import marginals, spot
 from tracer.attention.effects import STEPS, _matrix
 from tracer.attention.explained import explained
+from tracer.attention.live import _norm_answers, _post_norm_answers
+from tracer.attention.patterns import attention_patterns, pattern_svg, patterns_json
 from tracer.attention.queries_keys import QueryKeyMap, Scores
 from tracer.attention.weights import head_maps
 from tracer.validation.ablation import ablations
@@ -235,8 +238,52 @@ def test_bad_input_is_one_line():
         with pytest.raises(TraceError, match=said) as caught:
             explain(model, graph, **place)
         assert "\n" not in str(caught.value)
+    for layer, head, said in (
+        *((3, 0, r"layer 3 does not exist"), (-1, 0, r"layer -1 does not exist")),
+        *((1, 4, r"head 1\.4 does not exist"), (1, -1, r"head 1\.-1 does not exist")),
+    ):
+        with pytest.raises(TraceError, match=said):
+            pattern_svg(model, graph, layer, head)
+        with pytest.raises(TraceError, match=said):
+            explain(model, graph, layer=layer, head=head, query=1)
     with pytest.raises(TraceError, match="load the model it was traced from"):
         explain(made("gpt2")[0], graph, layer=0, head=0, query=1)
+
+
+def test_errors_and_tokens_have_no_inputs_and_features_and_targets_do():
+    model, graph = made("gpt2")
+    known = explained(model, graph)
+    features = int(known.local.features.layer.numel())
+    for column in (features, features + 1, len(known.ids) - 1):
+        with pytest.raises(TraceError, match=f"node '{known.ids[column]}' has no inputs"):
+            known.rows([known.ids[column]])
+    with pytest.raises(TraceError, match="node 'nothing' has no inputs"):
+        known.rows(["nothing"])
+    [target, *_] = known.logits
+    mixed = known.rows([target, known.ids[features - 1], known.ids[0]])
+    alone = [known.rows([name]) for name in (target, known.ids[features - 1], known.ids[0])]
+    assert mixed.value.tolist() == [float(one.value[0]) for one in alone]
+    assert mixed.position.tolist() == [int(one.position[0]) for one in alone]
+
+
+def test_a_pattern_is_drawn_up_to_each_query_and_listed_for_all_heads():
+    model, graph = made("mistral")
+    patterns = attention_patterns(model, graph)
+    with torch.no_grad():
+        held: Any = model.host.model
+        truth = held(torch.tensor([PROMPT]), output_attentions=True).attentions
+    for found, expected in zip(patterns, truth, strict=True):
+        np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-6)
+    listed = json.loads(patterns_json(model, graph))
+    assert listed["tokens"] == graph.metadata["tokens"]
+    assert listed["layers"] == [
+        [[[round(float(one), 4) for one in row[: at + 1]] for at, row in enumerate(head)]
+         for head in layer]
+        for layer in patterns
+    ]  # fmt: skip
+    drawn = pattern_svg(model, graph, 1, 2)
+    assert "attention of head 1.2: from rows to columns" in drawn
+    assert drawn != pattern_svg(model, graph, 1, 1)
 
 
 def test_explanations_are_kept_with_the_graph_and_replaced_by_newer_ones(tmp_path: Path):
@@ -523,3 +570,24 @@ def test_what_no_table_knows_is_left_out_of_the_words():
     assert names("constant.biases") == "biases"
     assert names("1_-1_7") in ("error (L1, at “Dallas”)", names("1_-1_7"))
     assert names("2_5_99") == "feature 5 (L2, at position 99)"
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_gradients_through_a_norm_with_its_denominator_are_those_of_autograd(centred: bool):
+    torch.manual_seed(0)
+    weight = torch.randn(8, dtype=torch.float64)
+    weight[:2] = 1.0
+    norm = Norm(torch.nn.Identity(), weight, None, 1e-3, centred)
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(2, 3, 8, dtype=torch.float64)
+    scale = norm.scale(x)
+    live = norm.frozen(x, scale)
+    wanted = [torch.autograd.grad((live * one).sum(), x, retain_graph=True)[0] for one in gradient]
+    x, scale = x.detach(), scale.detach()
+    pulled = norm.centre(gradient * weight) / scale
+    found = _norm_answers(norm, x, scale, pulled)
+    torch.testing.assert_close(found, torch.stack(wanted))
+    scored = _post_norm_answers(norm, x, scale, gradient)
+    torch.testing.assert_close(norm.centre(scored * weight) / scale, torch.stack(wanted))
+    weight[3] = 0.0
+    assert torch.equal(_post_norm_answers(norm, x, scale, gradient)[..., 3], gradient[..., 3])

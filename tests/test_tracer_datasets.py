@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from replacement_models.one_writer import one_writer
 from tests.killed import die_at
 from tracer import Difference, GraphDataset, TraceError
 from tracer.commands import main
+from tracer.commands import many as many_command
 from tracer.datasets import many, on_ray
 from tracer.datasets import shard as shard_module
 from tracer.datasets.plan import plan
@@ -384,7 +386,9 @@ def test_targets_of_a_prompt_come_before_those_of_all(golden: ReplacementModel, 
         ([{"tokens": [1]} | {f"c{n}": n for n in range(257)}], {}, "has 257 columns"),
         (IDS, {"nodes": 0}, "nodes is 0, expected a share"),
         (IDS, {"edges": 1.5}, "edges is 1.5, expected a share"),
-        (IDS, {"shard": 0}, "shard is 0, expected 1"),
+        (IDS, {"edges": 0}, "edges is 0, expected a share"),
+        (IDS, {"shard": 0}, "shard is 0, expected 1 to 1048576 prompts"),
+        (IDS, {"shard": (1 << 20) + 1}, "shard is 1048577, expected 1 to 1048576 prompts"),
     ],
 )
 def test_what_is_wrong_with_all_prompts_is_refused_before_any_work(
@@ -397,6 +401,19 @@ def test_what_is_wrong_with_all_prompts_is_refused_before_any_work(
     with pytest.raises(TraceError, match=said):
         tracer.trace_many(golden, prompts, tmp_path / "runs", **settings)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_takes_everything_and_the_longest_shard(golden: ReplacementModel, tmp_path: Path):
+    prompts = many._read(IDS)
+    longest = plan(golden, prompts, tmp_path, 1 << 20, (1, 1), {})
+    assert (longest.shards, longest.numbers(0)) == (1, range(5))
+    assert longest.about["pruned"] == {"nodes": 1, "edges": 1}
+    by_two = plan(golden, prompts, tmp_path, 2, (1, 1), {})
+    assert [by_two.numbers(at) for at in range(by_two.shards)] == [
+        *(range(2), range(2, 4), range(4, 5))
+    ]
+    assert plan(golden, prompts[:4], tmp_path, 2, (1, 1), {}).shards == 2
+    assert plan(golden, prompts, tmp_path, 1, (1, 1), {}).shards == 5
 
 
 def test_a_setting_that_trace_has_not_is_a_mistake(golden: ReplacementModel, tmp_path: Path):
@@ -427,6 +444,28 @@ def test_the_command_writes_the_dataset_of_the_call(
     assert contents(out) == contents(unbroken)
     assert run("--prompts", str(file), "-o", str(out), "--shard", "2", *SMALL).exit_code == 0
     assert contents(out) == contents(unbroken)
+
+
+def test_progress_says_how_many_are_done_and_how_many_a_second(monkeypatch: pytest.MonkeyPatch):
+    told: list[tuple[int, int, str]] = []
+
+    @contextmanager
+    def shown(what: str) -> Iterator[Callable[[int, int, str], None]]:
+        assert what == "Tracing prompts"
+        yield lambda *given: told.append(given)
+
+    clock = iter((10.0, 10.5, 14.0, 18.0))
+    monkeypatch.setattr(many_command, "progress", shown)
+    monkeypatch.setattr(many_command, "monotonic", lambda: next(clock))
+    with many_command.rated_progress() as show:
+        show(3, 9)
+        show(4, 9)
+        show(7, 9)
+    assert told == [
+        (3, 9, "Tracing prompts (3 of 9)"),
+        (4, 9, "Tracing prompts (4 of 9, 0.25 graphs a second)"),
+        (7, 9, "Tracing prompts (7 of 9, 0.5 graphs a second)"),
+    ]
 
 
 def test_the_command_names_what_failed(tmp_path: Path):

@@ -28,7 +28,7 @@ from tracer.evaluation.pareto import front
 from tracer.evaluation.settings import Settings
 from tracer.evaluation.swaps import Swap
 from tracer.evaluation.text import text_of
-from tracer.evaluation.widths import Family, _judge
+from tracer.evaluation.widths import Family, _absorbed, _judge
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "replacement_models" / "tiny"
@@ -375,6 +375,34 @@ def test_a_feature_that_splits_is_absorbed_or_missed_where_no_child_fires(size: 
     assert family.children().tolist() == [2, 1, 0]
     _judge(family, (_rows(narrow), _rows(size * wide)), 0, [first, second / size])
     assert family.outcome == {"child": 60, "absorbed": 15, "missed": 5}
+
+
+@pytest.mark.parametrize(
+    ("cosines", "written", "absorbed"),
+    [
+        ([0.026], [9.0], True),
+        ([0.024], [9.0], False),  # not alike
+        ([0.5], [0.51], True),
+        ([0.5], [0.49], False),  # less than half of what the feature itself writes
+        ([0.5, 0.6], [2.0, 1.9], True),
+        ([0.5, 0.6, 0.7], [2.0, 1.9, 0.2], False),  # less than half of what is written
+        ([0.5, 0.6, -0.7], [2.0, 1.9, -5.0], True),
+        ([-0.5], [-2.0], False),
+    ],
+)
+def test_what_absorbs_is_alike_and_writes_half_of_all_and_of_the_feature(
+    cosines: list[float], written: list[float], absorbed: bool
+):
+    narrow = torch.eye(5)[:1]
+    rows = torch.zeros(len(cosines) + 1, 5)
+    for at, cosine in enumerate(cosines):
+        rows[at, 0], rows[at, 1 + at] = cosine, (1 - cosine**2) ** 0.5
+    rows[-1, 0] = 1.0  # never fires
+    fires = torch.tensor([one / cosine for one, cosine in zip(written, cosines, strict=True)])
+    active = [torch.tensor([[0.0], [1.0]]), torch.zeros(2, len(rows))]
+    active[1][1, :-1] = fires
+    both: Any = (_rows(narrow), _rows(rows))
+    assert _absorbed(both, 0, active, torch.tensor([[1, 0]])) == absorbed
 
 
 def _rows(rows: Tensor) -> Any:

@@ -205,6 +205,8 @@ def test_noise_is_not_named():
     silent = planted.sides([rare], planted.Noise(missed=1.0, wrong=0.0))
     nothing = label(silent, 0, 0, 1.0)
     assert (nothing.predicate, nothing.held_out, nothing.shown) == (None, None, False)
+    assert (nothing.fires, nothing.always, nothing.token_list) == (0, 0.0, 0.0)
+    assert (nothing.contradicted, nothing.mixed, nothing.polysemantic) == ((), None, False)
 
 
 def test_a_label_that_the_text_held_out_contradicts_is_not_shown():

@@ -4,6 +4,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -186,6 +187,30 @@ def test_a_fault_of_ours_is_one_line_and_the_server_lives_on(inside: Path):
     )
     assert answers[0] == (True, "this is a fault of tracer: RuntimeError")
     assert not answers[1][0]
+
+
+def test_a_search_of_the_store_hands_on_what_is_asked(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked_for: list[tuple[str, str, int]] = []
+
+    def search(*given: Any) -> list[SimpleNamespace]:
+        asked_for.append(given)
+        return [SimpleNamespace(layer=at, feature=7, score=0.25) for at in range(2)]
+
+    def label_of(layer: int, feature: int) -> SimpleNamespace:
+        return SimpleNamespace(label="Texas" if (layer, feature) == (1, 7) else None)
+
+    store = SimpleNamespace(search=search, label_of=label_of)
+    monkeypatch.setattr("tracer.features.beside.store_of", lambda _: (store, None))
+    model: Any = SimpleNamespace()
+    tools = Tools(Root(inside), lambda: model)
+    said = tools.call("search", {"query": "Texas", "by": "promoted", "top": 4})
+    assert asked_for == [("Texas", "promoted", 4)]
+    assert said.splitlines() == [
+        *("2 features (layer/feature, score, label):", "  0/7  0.250  no label"),
+        "  1/7  0.250  Texas",
+    ]
 
 
 @pytest.mark.parametrize("limit", [500, 1000, 3000])

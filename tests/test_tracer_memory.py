@@ -17,6 +17,7 @@ from replacement_models.speed.available import free_in_memory, free_on
 from tests.random_hybrids import hybrid
 from tests.random_models import PROMPT, language_model, replacement_model, transcoder
 from tracer import TraceError
+from tracer.attention.effects import answer_bytes
 from tracer.attribution import blocks, memory
 from tracer.attribution import trace as attribute
 from tracer.attribution.finished import FlooredRun
@@ -58,6 +59,20 @@ def sizes(**changes: Any) -> Sizes:
 
 
 CROSS = tuple(range(layer, 16) for layer in range(16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "need"),
+    [
+        ({}, 5131958663),
+        ({"patterns_kept": False}, 4024662407),
+        ({"explained": 1, "logits": 1}, 4466667245),
+        ({"explained": 1, "logits": 1, "d_model": 4096}, 7506489069),
+        ({"itemsize": 2}, 2907404679),
+    ],
+)
+def test_the_estimate_of_what_steers_attention_is_in_bytes(changes: dict[str, Any], need: int):
+    assert int(answer_bytes(sizes(**changes))) == need
 
 
 @pytest.mark.parametrize(

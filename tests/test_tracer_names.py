@@ -13,6 +13,7 @@ import pytest
 import graphs
 import replacement_models
 import tracer
+from tracer import namesakes
 
 ROOT = Path(__file__).parents[1]
 LAZY = [tracer, replacement_models]
@@ -116,3 +117,20 @@ def test_a_folder_called_graphs_is_no_namesake(tmp_path: Path):
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs" / "dallas.graph").mkdir()
     assert python(tmp_path, "-c", "import tracer; tracer.NodeKind").returncode == 0
+
+
+def test_what_an_import_would_run_is_found_without_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert namesakes.namesake() is None
+    (tmp_path / "replacement_models.py").write_text("raise SystemExit", encoding="utf-8")
+    (tmp_path / "of_nobody.py").write_text("raise SystemExit", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert namesakes._place("of_nobody") == tmp_path / "of_nobody.py"
+    assert namesakes._place("there_is_none") is None
+    assert namesakes.namesake() is None  # ours ran before
+    monkeypatch.delitem(sys.modules, "replacement_models")
+    hidden = f"{tmp_path / 'replacement_models.py'} hides tracer's own package 'replacement_models'"
+    assert str(namesakes.namesake()).startswith(hidden)
+    with pytest.raises(ImportError, match="hides tracer's own package"):
+        namesakes.check_namesakes()

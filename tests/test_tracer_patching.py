@@ -32,7 +32,7 @@ from tracer.patching import (
 )
 from tracer.patching.exact import patched
 from tracer.patching.first_order import estimated
-from tracer.patching.patch_sites import values_of
+from tracer.patching.patch_sites import Values, _keep_mlp, values_of
 
 OTHER = (1, 3, 12, 8, 22, 4)
 HYBRIDS = ["jamba", "nemotron_h", "qwen3_next"]
@@ -412,3 +412,29 @@ def test_patches_that_cannot_be_are_refused():
     ):
         with pytest.raises(TraceError, match=said):
             call()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen3_moe", "gpt_oss", "gemma2"])
+def test_what_an_mlp_gives_is_kept_for_every_position(family: str):
+    model, heard = replacement_model(family), []
+    hooks = [
+        block.mlp.register_forward_hook(
+            lambda _, __, out: heard.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for block in model.host.blocks
+    ]
+    found = values_of(model, PROMPT).mlp
+    for hook in hooks:
+        hook.remove()
+    assert len(found) == len(heard) == len(model.host.blocks)
+    for got, wanted in zip(found, heard, strict=True):
+        torch.testing.assert_close(got, wanted.reshape(len(PROMPT), -1))
+
+
+def test_what_a_layer_flattened_is_kept_position_by_position():
+    """As OPT's layers do: rows and positions of what their MLPs give are one dimension."""
+    rows = torch.randn(1, 5, 8)
+    for given in (rows, rows[0], (rows[0], None)):
+        seen = Values()
+        _keep_mlp(seen)(None, given)
+        assert torch.equal(seen.mlp[0], rows[0])

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from graphs.exchange.tables import edge_list_json
 from graphs.viewer.page import policy
 from tests.graph_samples import dallas
 from tests.test_cli import succeed
-from tracer.commands import main
+from tracer.commands import main, view
 from tracer.commands.view import beside
 from tracer.features import packaged
 from tracer.serving.access import Access
@@ -488,3 +489,66 @@ def test_what_is_no_graph_is_not_served(tmp_path: Path):
     result = CliRunner().invoke(main, ["view", str(tmp_path / "none"), "--no-browser"])
     assert result.exit_code == 2
     assert "none does not exist" in result.stderr
+
+
+class Told:
+    """Stands for the server: notes what it was given, and is interrupted at once."""
+
+    given: tuple[Viewing, int]
+
+    def __init__(self, viewing: Viewing, port: int) -> None:
+        type(self).given = viewing, port
+        self.access = SimpleNamespace(url="http://here/?token=x")
+
+    def __enter__(self) -> "Told":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def serve_forever(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_the_command_hands_on_what_it_was_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    graph = AttributionGraph.load(folder)
+    own = dataclasses.replace(graph, metadata=graph.metadata | {"model": "embedded/clt"})
+    own.save(tmp_path / "own.graph")
+    opened: list[str] = []
+    loaded: list[dict[str, Any]] = []
+    model, store = object(), SimpleNamespace(path=Path("store"))
+    monkeypatch.setattr("tracer.serving.server.Server", Told)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(view, "load_model", lambda given: loaded.append(given) or model)
+    monkeypatch.setattr("tracer.features.beside.store_of", lambda one: (store, "said of it"))
+
+    def looked(*arguments: str) -> tuple[Viewing, int, str]:
+        opened.clear()
+        loaded.clear()
+        result = CliRunner().invoke(main, ["view", *arguments])
+        assert result.exit_code == 0, result.output
+        assert result.stdout == "Open http://here/?token=x\n"
+        return *Told.given, result.stderr
+
+    found, port, said = looked(str(folder), "--nodes", "0.5", "--edges", "0.6")
+    assert (port, found.opening, found.what_if) == (0, {"nodes": 0.5, "edges": 0.6}, None)
+    assert opened == ["http://here/?token=x"]
+    assert said == "Ctrl-C ends it\nEnded\n"
+    assert [(one.path, one.store) for one in found.graphs] == [(folder, None)]
+    found, port, _ = looked(str(folder), "--port", "7", "--no-browser")
+    assert (port, found.opening, opened) == (7, {"nodes": 0.8, "edges": 0.98}, [])
+    found, *_ = looked(str(tmp_path / "own.graph"))
+    assert found.what_if is not None
+    assert found.graphs[0].store is None
+    assert not loaded
+    found, *_ = looked(str(folder), str(tmp_path / "own.graph"))
+    assert found.what_if is None
+    for named in (("--model", "m"), ("--transcoders", "t"), ("--model", "m", "--transcoders", "t")):
+        found, _, said = looked(str(folder), *named)
+        assert found.what_if is not None
+        assert found.what_if.model is model
+        assert len(loaded) == 1
+        assert found.graphs[0].store is store
+        assert said == "said of it\nCtrl-C ends it\nEnded\n"

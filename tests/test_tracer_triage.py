@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tests.test_cli import SMALL, defaults, python_defaults, refused, succeed
 from tests.test_graphs_aggregate import written
 from tracer import GraphDataset, Intervention, TraceError
 from tracer.datasets.triage import PARTS
+from tracer.validation import spot_check as spot
 from tracer.validation.spot_check import spot_check
 
 ASKED = [[1, 7, 12, 30, 5], [1, 9, 3, 4], [999999], [1, 33, 2, 17, 8, 6], [1, 5, 5, 5]]
@@ -148,3 +151,27 @@ def test_the_benchmark_correlates_halves_and_judges():
     assert found == {
         "circuit keeps": 1.0, "responses": 0.4, "spearman": 0.7, "all of it": pytest.approx(0.7),
     }  # fmt: skip
+
+
+def test_a_spot_check_zeroes_features_at_even_steps_of_influence(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    rows = [{"kind": "feature", "id": f"n{at}", "influence": float(one), "layer": 0}
+            for at, one in enumerate(rng.permutation(9))]  # fmt: skip
+    rows += [{"kind": "logit", "id": name, "probability": share, "token": token}
+             for name, share, token in (("a", 0.2, 5), ("b", 0.7, 6), ("c", 0.1, 7))]  # fmt: skip
+    asked: list[list[float]] = []
+
+    def falls(_: Any, ids: Any, features: Any, token: int) -> np.ndarray:
+        assert (ids, token) == ([1, 2], 6)
+        asked.append([row["influence"] for row in features])
+        return np.array([-row["influence"] for row in features])
+
+    monkeypatch.setattr(spot, "_falls", falls)
+    graph: Any = SimpleNamespace(
+        nodes=SimpleNamespace(to_pylist=lambda: rows),
+        metadata={"token_ids": [1, 2, 3], "position": 1},
+    )
+    for count, chosen in ((3, [8, 4, 0]), (5, [8, 6, 4, 2, 0]), (24, [*range(8, -1, -1)])):
+        assert spot_check(None, graph, count) == pytest.approx(1.0)  # type: ignore[arg-type]
+        assert asked.pop() == chosen
+    assert spot_check(None, graph, 2) is None  # type: ignore[arg-type]

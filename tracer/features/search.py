@@ -224,7 +224,7 @@ class Index:
 def _contains(small: pa.Array, query: str) -> Bool[np.ndarray, " texts"]:
     """Which of some texts in small letters hold a query in any."""
     found = compute.match_substring(small, compute.utf8_lower(pa.scalar(query)).as_py())
-    return np.asarray(found.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+    return np.asarray(found.fill_null(False).to_numpy(zero_copy_only=False))
 
 
 def _read(file: Path, columns: Sequence[str], **options: Any) -> pa.Table:
