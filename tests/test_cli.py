@@ -632,6 +632,17 @@ def test_progress_on_a_terminal_knows_its_end_when_it_is_told(monkeypatch: pytes
         assert task.description == "Reading [2/2]"
 
 
+def test_progress_goes_to_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress("Reading") as advance:
+        advance(1, 2)
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert "Reading" in printed.err
+
+
 def test_a_monitor_says_every_ten_seconds_how_fast_it_goes(monkeypatch: pytest.MonkeyPatch):
     now, said = [0.0], list[str]()
     monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now[0]))

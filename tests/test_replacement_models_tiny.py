@@ -266,6 +266,8 @@ def test_a_state_is_decodable_where_its_cities_share_a_direction() -> None:
     state = torch.tensor([states.index(CITIES.state_of[name]) for name in names])
     rows = torch.eye(len(states))[state]
     assert measure.decodable(rows, names, CITIES) == 1
+    line = 100.0 + state[:, None].float()
+    assert measure.decodable(line, names, CITIES) == 1  # means are those of the others
     rows[5] = rows[state != state[5]][0]
     assert measure.decodable(rows, names, CITIES) == pytest.approx(1 - 1 / len(names))
 

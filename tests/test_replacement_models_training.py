@@ -17,6 +17,7 @@ from replacement_models import ModelError, ReplacementModel, load_transcoder
 from replacement_models.formats import convert
 from replacement_models.replaced import Where, logits_of, replaced
 from replacement_models.sites import Stage
+from replacement_models.training import memory
 from replacement_models.training import train as training
 from replacement_models.training.clusters import clusters
 from replacement_models.training.config import TrainConfig
@@ -565,6 +566,16 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would(
         train(config)
     assert "\n" not in str(no.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fits", range(1, 24, 3))
+def test_the_largest_dictionary_that_fits_is_named(fits: int, tmp_path: Path):
+    config = TrainConfig.of(settings(tmp_path / "run", dictionary={"features": 64 * 23}))
+    wiring = Wiring.of(config.dictionary, 4)
+    just = replace(config, dictionary=replace(config.dictionary, features=64 * fits))
+    most = planned(just, wiring, 128).total
+    assert memory._features(config, wiring, 128, most, memory.ALONE) == 64 * fits
+    assert memory._features(config, wiring, 128, most - 1, memory.ALONE) == 64 * (fits - 1)
 
 
 # What stands in the way

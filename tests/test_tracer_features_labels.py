@@ -10,7 +10,7 @@ from tests import planted
 from tests.planted import FRUIT, condition, on, predicate, word
 from tracer import TraceError
 from tracer.features.labels.choosing import Label, Side, how_mixed, label
-from tracer.features.labels.kinds_of_context import effective
+from tracer.features.labels.kinds_of_context import Contexts, effective
 from tracer.features.labels.observed import Observed
 from tracer.features.labels.predicates import (
     KINDS,
@@ -285,3 +285,13 @@ def test_without_a_true_label_the_contexts_of_firings_say_how_mixed_a_feature_is
     assert 2 <= mixed < 3  # what stands around the phrases is never the same
     assert polysemantic
     assert effective(np.array([0.5, 0.25, 0.25])) == pytest.approx(2 * 2**0.5)
+
+
+def test_contexts_of_a_token_weigh_as_much_as_any_others():
+    """What stands near and what is said next count one each, however rare their words."""
+    side = Side(
+        planted.observed([planted.predicate((planted.on(3),))], 1, planted.Noise()), planted.names()
+    )
+    squares = Contexts(side.families, side.names).matrix.power(2).sum(1)
+    assert squares == pytest.approx(np.round(squares))
+    assert set(np.round(squares)) <= {1.0, 2.0}

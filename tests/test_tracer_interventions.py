@@ -333,6 +333,8 @@ def test_the_colder_the_likelier_and_the_odds_are_those_of_the_temperature():
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 11}, "17 tokens, but the model reads at most 16"),
         ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"seed": 1 << 62}, "seed is 4611686018427387904"),
+        ({"seed": -1}, "seed is -1"),
         ({"interventions": [Intervention(layer=0, position=9, feature=0, add=1.0)],
           "max_new_tokens": 3}, "position 9 is not in -6..8"),
     ],

@@ -278,6 +278,8 @@ def test_a_path_to_a_logit_carries_the_weight_of_its_edge():
     moved = table[1]["patched_activation"] - table[1]["activation"]
     assert moved == pytest.approx(-0.1 * effect[end, start], abs=1e-9)
     assert abs(table[1]["effect"]) > 1e-9
+    removed = path_patch(model, graph, edges, demeaned)
+    assert removed.equals(path_patch(model, graph, edges, demeaned, scale=0.0))
     with pytest.raises(TraceError, match="no node has the id 'x'"):
         path_patch(model, graph, [("x", nodes[target]["id"])], demeaned)
     with pytest.raises(TraceError, match="is of kind logit, expected feature"):

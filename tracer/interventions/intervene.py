@@ -112,15 +112,12 @@ def intervene(  # noqa: PLR0913  keyword arguments are the public interface
     tokens = model.tokenize(prompt)
     placed, steered = place(model, interventions, len(tokens))
     freezing = _freezing(model, tokens, mode, layers, (freeze_attention, freeze_norms))
-    if freezing is not None and freezing.layers:
-        _check_range(placed, freezing.layers)
+    held = freezing if freezing is not None and freezing.layers else None
+    if held is not None:
+        _check_range(placed, held.layers)
     base = _state(model, tokens, Run(edit=FeatureEdits([[]]), frozen=freezing), patterns)
-    clean = freezing is not None and len(freezing.layers) > 0
-    edit = FeatureEdits(
-        [placed],
-        freezing.recording if freezing is not None and clean else None,
-        model.transcoder.encode,
-    )
+    clean = None if held is None else held.recording
+    edit = FeatureEdits([placed], clean, model.transcoder.encode)
     added = steering_hooks(model, [(one, [0]) for one in steered], len(tokens))
     after = _state(model, tokens, Run(edit=edit, frozen=freezing, added=added), patterns)
     return Change(**vars(after), base=base)
