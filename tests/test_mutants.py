@@ -47,6 +47,11 @@ def test_texts_types_and_what_is_raised_stay():
             assert kept in changed
 
 
+def test_what_is_imported_for_types_alone_has_no_faults():
+    source = "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    import torch\n"
+    assert not mutants("a.py", source)
+
+
 def test_a_seed_draws_the_same_faults_again(tmp_path: Path):
     (tmp_path / "a.py").write_text(SOURCE, encoding="utf-8")
     one, again, other = (draw(tmp_path, {"all": ["a.py"]}, {"all": 5}, seed) for seed in (1, 1, 2))

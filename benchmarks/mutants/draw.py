@@ -135,7 +135,7 @@ def _of(node: ast.expr | ast.stmt) -> Iterator[Change]:
             yield "constant", node, _other_constant(node.value)
         case ast.Expr(value=ast.Call()):
             yield "step left out", node, "pass"
-        case ast.If(test=test):
+        case ast.If(test=test) if "TYPE_CHECKING" not in ast.unparse(test):
             yield "condition", test, f"(not {_text(test)})"
         case ast.Call():
             yield from _of_call(node)
