@@ -28,7 +28,7 @@ from replacement_models.training.config_file import (
     template,
     with_changes,
 )
-from replacement_models.training.divergence import divergence
+from replacement_models.training.divergence import divergence, shared_divergence
 from replacement_models.training.fold import folded
 from replacement_models.training.journal import FILE, Journal, entries
 from replacement_models.training.loop import Loop, schedule
@@ -298,6 +298,8 @@ def test_sharpened_distributions_are_compared_too():
     plain, none = divergence(model, trainee, tokens, where)
     again, sharp = divergence(model, trainee, tokens, where, sharp=True)
     assert plain == again > 0 == none
+    alone = shared_divergence(model, trainee, tokens, where, 0.0)
+    assert alone == pytest.approx(float(plain.detach()))
     own = logits_of(model, tokens)[0, 1:]
     standing = replace(model, transcoder=folded(trainee, 4, "x"))
     with replaced(standing, where):
