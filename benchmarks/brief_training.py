@@ -11,6 +11,10 @@ import tracer
 from replacement_models import ReplacementModel
 
 DOCUMENTS, BATCH = 1500, 256
+SEEDS = (0, 1)
+KINDS = ("per_layer", "cross_layer")
+STARTS = ("neurons", "data")
+"""First features: the MLPs' own neurons, `tracer train`'s default, or at tokens."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ import numpy as np
 from benchmarks.tracr.truth import OUTPUT, TOKENS, Circuit, Edge, Node
 from graphs import AttributionGraph
 
+DRAWS = 20
+"""Times that edges are drawn at random beside those found."""
+
 
 @dataclass
 class Counts:

@@ -32,8 +32,8 @@ import torch
 
 import tracer
 from benchmarks import planted
-from benchmarks.brief_training import Brief
-from benchmarks.found_circuits import Tally, edges_at_random, merged
+from benchmarks.brief_training import KINDS, SEEDS, STARTS, Brief
+from benchmarks.found_circuits import DRAWS, Tally, edges_at_random, merged
 from benchmarks.output import RESULTS, output_file
 from benchmarks.tracr.truth import OUTPUT, TOKENS, Circuit, Edge, Program, programs
 from graphs import AttributionGraph
@@ -41,11 +41,6 @@ from replacement_models import ReplacementModel
 
 PARTS = ("neurons", "dictionaries", "planted")
 PRUNINGS = {"all": (1.0, 1.0), "kept": (0.8, 0.98), "wide": (0.95, 0.99)}
-DRAWS = 20
-SEEDS = (0, 1)
-KINDS = ("per_layer", "cross_layer")
-STARTS = ("neurons", "data")
-"""First features: the MLPs' own neurons, `tracer train`'s default, or at tokens."""
 TRAINED = ("map_shift_map", "pattern_ab", "pattern_abc", "three_maps")
 """Programs of letters with MLPs that read what MLPs before them wrote."""
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import tracer
-from benchmarks.brief_training import Brief
-from benchmarks.found_circuits import Tally, edges_at_random, merged
+from benchmarks.brief_training import KINDS, SEEDS, STARTS, Brief
+from benchmarks.found_circuits import DRAWS, Tally, edges_at_random, merged
 from benchmarks.tracr.truth import OUTPUT, TOKENS, Circuit, Node
 from graphs import AttributionGraph
 from replacement_models import ReplacementModel
@@ -34,9 +34,7 @@ DIMENSIONS, LENGTH = 144, 7
 BOS = WORDS
 SHARP = 60.0
 """Difference of attention scores between the token before and all others."""
-PROMPTS, DRAWS = 20, 20
-SEEDS = (0, 1)
-KINDS, STARTS = ("per_layer", "cross_layer"), ("neurons", "data")
+PROMPTS = 20
 STEPS = 2000
 """Of training."""
 ALIKE = 0.9

@@ -142,25 +142,28 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         if on_recording is not None:
             on_recording(recording)
         logits = logit_targets(model, recording, targets, max_logits, logit_mass)
-        sizes = replace(
-            sizes_of(
-                model,
-                recording,
-                skip_positions=skip_positions,
-                logits=len(logits.rows),
-                max_features=max_features,
-                rank_every=rank_every,
-                edge_floor=edge_floor,
-            ),
-            keep_attention=keep_attention,
+        sizes = sizes_of(
+            model,
+            recording,
+            skip_positions=skip_positions,
+            logits=len(logits.rows),
+            max_features=max_features,
+            rank_every=rank_every,
+            edge_floor=edge_floor,
         )
-        sizes, need = _make_room(model, sizes, memory_limit, on_estimate)
+        sizes, need = _make_room(
+            model, replace(sizes, keep_attention=keep_attention), memory_limit, on_estimate
+        )
         bare = skip_alone(model, recording, logits, skip_positions)
         local = linearise(model, recording, skip_positions, sizes.explained)
         give_back()
         plan = Plan(
-            *(sizes.explained, sizes.rank_every, edge_floor, progress, keep_partial),
-            sizes.ranked_there,
+            features=sizes.explained,
+            rank_every=sizes.rank_every,
+            edge_floor=edge_floor,
+            progress=progress,
+            keep_partial=keep_partial,
+            ranked_there=sizes.ranked_there,
         )
         settings = {
             "max_features": max_features,
