@@ -147,7 +147,6 @@ def run(case: Case) -> dict[str, Any]:
 
     def start(need: Estimate) -> None:
         found["estimate"], found["stage"] = need.device, need.stage
-        trim()  # what was freed before must not count as memory that tracing did not take
         found["before"] = resident()
         forget_peak()
 
@@ -158,6 +157,8 @@ def run(case: Case) -> dict[str, Any]:
         edge_floor=case.edge_floor,
         recompute_patterns=case.recompute_patterns,
         keep_attention=case.keep_attention,
+        # What was freed before must not count as memory that tracing did not take.
+        on_recording=lambda _: trim(),
         on_estimate=start,
     )
     found["measured"] = peak() - found.pop("before")

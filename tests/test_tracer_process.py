@@ -24,6 +24,7 @@ from replacement_models.speed.threads import side_by_side
 from tests.random_models import PROMPT, language_model, transcoder
 from tracer import Intervention, patching
 from tracer.attribution import chunks, product
+from tracer.attribution.memory import Estimate
 from tracer.patching import Kind, PatchSite
 from tracer.validation.resample_ablation import Resampling, outside, resample_ablation
 
@@ -164,12 +165,13 @@ class Glibc:
 
     def __init__(self) -> None:
         self.options: dict[int, int] = {}
+        self.trimmed = 0
 
     def mallopt(self, parameter: int, value: int) -> None:
         self.options[parameter] = value
 
     def malloc_trim(self, pad: int) -> None:
-        pass
+        self.trimmed += 1
 
 
 @pytest.fixture
@@ -200,6 +202,55 @@ def test_a_call_inside_another_leaves_the_others_options(glibc: Glibc):
         assert glibc.options == allocator.KEPT
         assert torch.get_num_threads() == 3
     assert glibc.options == allocator.RAISED
+
+
+def test_freed_memory_is_kept_while_a_process_grows_by_no_more_than_it_may(
+    glibc: Glibc, monkeypatch: pytest.MonkeyPatch
+):
+    held = 1000
+    monkeypatch.setattr(allocator, "own_memory", lambda: held)
+    with one_call():
+        allocator.keep_freed(True, 500)
+        held = 1500
+        allocator.stay_within()
+        assert glibc.options == allocator.KEPT
+        assert not glibc.trimmed
+        held = 1501
+        allocator.stay_within()
+        assert glibc.options == allocator.HANDED_BACK
+        assert glibc.trimmed == 1
+        held += allocator.STEP
+        allocator.stay_within()
+        assert glibc.trimmed == 1
+        held += 1
+        allocator.stay_within()
+        assert glibc.trimmed == 2
+    allocator.stay_within()
+    assert glibc.trimmed == 2
+    assert glibc.options == allocator.RAISED
+
+
+def test_chunks_are_swept_within_what_a_trace_was_estimated_to_take(
+    glibc: Glibc, monkeypatch: pytest.MonkeyPatch
+):
+    held = 0
+    monkeypatch.setattr(allocator, "own_memory", lambda: held)
+
+    def grow(need: Estimate, by: int) -> None:
+        nonlocal held
+        held += need.whole + by
+
+    tracer.trace(made(), PROMPT, on_estimate=partial(grow, by=0))
+    assert not glibc.trimmed
+    tracer.trace(made(), PROMPT, on_estimate=partial(grow, by=1))
+    assert glibc.trimmed
+
+
+@pytest.mark.skipif(not allocator._glibc(), reason="the C library is not GNU's")
+def test_memory_of_its_own_is_what_a_process_touches():
+    before = allocator.own_memory()
+    ones = torch.ones(1 << 24)
+    assert 0.9 * ones.nbytes < allocator.own_memory() - before < 1.5 * ones.nbytes
 
 
 @pytest.mark.skipif(not allocator._glibc(), reason="the C library is not GNU's")

@@ -13,6 +13,7 @@ import pytest
 
 import tracer
 from replacement_models import ReplacementModel
+from replacement_models.speed.allocator import STATM
 from tracer.attribution import blocks, spill
 from tracer.errors import TraceError
 
@@ -82,6 +83,42 @@ def test_a_killed_trace_goes_on_where_it_was(cache: Path, monkeypatch: pytest.Mo
     assert len(swept) == 2
     assert list(cache.iterdir()) == []
     assert same(graph, tracer.trace(model, TOKENS, **BLOCKS))
+
+
+def test_rows_that_would_not_fit_in_memory_go_to_disk(cache: Path):
+    model, needs = golden(), []
+    plain = tracer.trace(model, TOKENS)
+    tracer.trace(model, TOKENS, on_estimate=needs.append)
+    assert not cache.exists()
+    limit = (needs[0].whole - 1) / 1e9
+    with pytest.raises(tracer.TraceError, match="memory: "):
+        tracer.trace(model, TOKENS, memory_limit=limit, spill_above=float("inf"))
+    graph = tracer.trace(model, TOKENS, memory_limit=limit, on_estimate=needs.append)
+    assert cache.exists()
+    assert needs[1].whole < needs[0].whole
+    assert np.array_equal(graph.effect.data, plain.effect.data)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of resident memory so")
+def test_what_was_read_of_rows_on_disk_takes_no_memory_any_more(tmp_path: Path):
+    values = np.arange(1 << 20, dtype=np.float32)
+    spill.save_file({"values": values}, tmp_path / "rows", {"check": "1"})
+    held, arrays, about = spill._mapped(tmp_path / "rows")
+    kept = spill.Spill(tmp_path, None)
+    kept.maps.add(held)
+    assert about == {"check": "1"}
+
+    def resident() -> int:
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    assert arrays["values"].sum(dtype=np.float64) == values.sum(dtype=np.float64)
+    assert resident() - before > 0.9 * values.nbytes
+    kept._let_go()
+    assert resident() - before < 0.1 * values.nbytes
+    assert np.array_equal(arrays["values"], values)
+    del held, arrays
+    assert not kept.maps
 
 
 def stopped(model: ReplacementModel, **how: Any) -> None:

@@ -9,9 +9,12 @@ would be fresh memory from then on (tests/test_tracer_process.py counts it).
 """
 
 import ctypes
+import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters' numbers in malloc.h."""
@@ -22,15 +25,44 @@ KEPT = {M_TRIM_THRESHOLD: 1 << 30, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 0}
 HANDED_BACK = {M_TRIM_THRESHOLD: 32 << 20, M_MMAP_THRESHOLD: 8 << 20, M_MMAP_MAX: 1 << 16}
 _given: Mapping[int, int] = RAISED
 """What was set last; at first, what the C library comes to by itself."""
+_most: float = math.inf
+"""Bytes of its own that the process may hold while it keeps what is freed."""
+STEP = 32 << 20
+"""Bytes that it may grow by until freed memory is handed back again."""
+STATM = Path("/proc/self/statm")
 
 
-def keep_freed(keep: bool) -> None:
+def keep_freed(keep: bool, growth: float = math.inf) -> None:
     """Settle what becomes of freed memory until the call ends: kept for the next tensor, or not.
 
-    Fresh memory costs as much time as what is computed on it, so small traces keep theirs. In large
-    ones gaps between what is kept can double what a trace takes.
+    Fresh memory costs as much time as what is computed on it, so small traces keep theirs. Gaps
+    between what is kept add up, though, to as much again in large ones.
+
+    Args:
+        keep: whether it is kept.
+        growth: bytes that the process may grow by meanwhile; `stay_within` looks.
     """
+    global _most
     _give(KEPT if keep else HANDED_BACK)
+    _most = own_memory() + growth
+
+
+def stay_within() -> None:
+    """Hand back what is freed, from now on, once the process has grown by more than it may."""
+    global _most
+    if own_memory() > _most:
+        if _given is KEPT:
+            _give(HANDED_BACK)
+        give_back()
+        _most = max(_most, own_memory() + STEP)
+
+
+def own_memory() -> int:
+    """Bytes resident of the process that are no file's; 0 where the system does not say."""
+    if sys.platform != "linux":
+        return 0
+    resident, shared = STATM.read_text().split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def give_back() -> None:
@@ -46,10 +78,12 @@ def give_back() -> None:
 @contextmanager
 def freed_as_before() -> Iterator[None]:
     """Put back the options that were set last before."""
-    before = _given
+    global _most
+    before, most = _given, _most
     try:
         yield
     finally:
+        _most = most
         if _given is not before:
             _give(before)
 

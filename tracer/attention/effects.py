@@ -31,7 +31,7 @@ ENTRIES = 1 << 24
 """Numbers of patterns by row, or of gradients, held at once."""
 HELD = 5
 """Numbers by row, head, query and key that are held for each."""
-SPARSE = 68
+SPARSE = 56
 """Bytes of a difference between two matrices while it is made sparse."""
 STEPS = (Live(False, False), Live(True, False), Live(True, True))
 ODDS = (Live(False, False), Live(True, False, True), Live(True, True, True))

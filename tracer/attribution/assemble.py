@@ -24,7 +24,7 @@ from tracer.features.promoted import labelled
 
 NODE, ACTIVE = 1500, 400
 """Bytes that one node, and one active feature, take in tables and lists. Measured."""
-BUILD = 21
+BUILD = 19
 """Bytes an edge that checking a graph and its first influence take beside two copies. Measured."""
 GATHER = 24
 """Bytes an entry of one block while it is brought into node order."""

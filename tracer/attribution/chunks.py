@@ -73,7 +73,8 @@ def side_by_side_sizes(sizes: Sizes, rows: int) -> tuple[int, int, int]:
     """How a block is cut: chunks swept at once, row-positions and rows of the largest."""
     budget = CHUNK if sizes.on_cpu else CHUNK_ON_GPU
     least = ROWS if sizes.patterns_kept else ROWS_PER_PATTERN
-    whole = rows * sizes.positions
+    whole, threads = rows * sizes.positions, sizes.threads if sizes.on_cpu else 1
+    budget = min(budget, whole // threads)
     chunk = min(whole, max(budget, least * sizes.positions))
-    threads = sizes.threads if sizes.on_cpu and whole / chunk >= sizes.threads else 1
-    return threads, chunk, min(rows, max(least, budget // sizes.positions))
+    most = min(rows, max(least, budget // sizes.positions))
+    return min(threads, whole // chunk), chunk, most

@@ -41,6 +41,7 @@ from tracer.attribution.local_model import (
     vector_bytes,
 )
 from tracer.attribution.sizes import Sizes
+from tracer.attribution.spill import fits_on_disk
 from tracer.attribution.sweep import chunk_bytes
 from tracer.attribution.writers import read_bytes, sum_bytes, table_of
 from tracer.errors import Proposal, TraceError
@@ -126,6 +127,29 @@ def with_room_to_rank(model: ReplacementModel, sizes: Sizes, memory_limit: float
     return replace(sizes, ranked_there=there.holds(estimate(replace(sizes, ranked_there=True))))
 
 
+def with_rows_on_disk(
+    model: ReplacementModel, sizes: Sizes, memory_limit: float | None, spill_above: float
+) -> Sizes:
+    """The same, finished rows on disk where much memory is taken, or more than there is.
+
+    Args:
+        model: what will be traced.
+        sizes: what was recorded.
+        memory_limit: as of `check`.
+        spill_above: gigabytes from which on they go there if the disk has room; infinity is never.
+    """
+    if spill_above == math.inf or not fits_on_disk(rows_bytes(sizes)):
+        return sizes
+    need = estimate(sizes)
+    much = need.whole >= spill_above * GB or not _room(model, sizes, memory_limit).holds(need)
+    return replace(sizes, on_disk=much)
+
+
+def rows_bytes(sizes: Sizes) -> float:
+    """Bytes of all finished rows."""
+    return entries(sizes)[0] * entry_bytes(sizes)
+
+
 def _around(block: Block, frozen: FrozenLayer) -> tuple[int, int]:
     values = 0 if bare_values(block, frozen) else block.value[..., 0].numel()
     return values, 0 if frozen.factors.outputs is None else block.output[..., 0].numel()
@@ -205,12 +229,13 @@ def _sweeping(sizes: Sizes) -> Iterator[Stage]:
     every, edges = entries(sizes)
     of_block = every * min(1.0, block / (sizes.explained + sizes.logits))
     dense, names = dense_bytes(sizes, block), table_bytes(sizes)
-    before, landing = (every - of_block) * row, landing_bytes(sizes, block)
-    yield Stage("sweep", local + dense + ranked + chunk_bytes(sizes, block), before + landing)
-    after = (every + of_block) * row
-    yield Stage("sweep", local + dense + ranked + part_bytes(sizes, block), after + landing)
+    rows = 0.0 if sizes.on_disk else (every - of_block) * row
+    landing = landing_bytes(sizes, block)
+    yield Stage("sweep", local + dense + ranked + chunk_bytes(sizes, block), rows + landing)
+    after = rows + 2 * of_block * row + landing
+    yield Stage("sweep", local + dense + ranked + part_bytes(sizes, block), after)
     edge = sizes.entry + INDEX.itemsize
-    gathered = max(every * row, edges * edge) + of_block * GATHER
+    gathered = max(rows + of_block * row, edges * edge) + of_block * GATHER
     yield Stage("assemble", local, gathered + names / 2)
     yield Stage("assemble", local + label_bytes(sizes), names + graph_bytes(edges, edge))
 
@@ -237,12 +262,7 @@ def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> 
     Raises:
         TraceError: more is needed than there is; `proposals` and the message say what would fit.
     """
-    need = estimate(sizes)
-    there = _kept_free(_free(model)) if memory_limit is None else memory_limit * GB
-    beside = math.inf
-    if not sizes.on_cpu and memory_limit != math.inf:
-        beside = _kept_free(free_in_memory())
-    room = Room(there, beside)
+    need, room = estimate(sizes), _room(model, sizes, memory_limit)
     if room.holds(need):
         return need
     proposals = _proposals(model, sizes, room)
@@ -253,6 +273,14 @@ def check(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> 
         *_advice(proposals),
         proposals=proposals,
     )
+
+
+def _room(model: ReplacementModel, sizes: Sizes, memory_limit: float | None) -> "Room":
+    there = _kept_free(_free(model)) if memory_limit is None else memory_limit * GB
+    beside = math.inf
+    if not sizes.on_cpu and memory_limit != math.inf:
+        beside = _kept_free(free_in_memory())
+    return Room(there, beside)
 
 
 def _free(model: ReplacementModel) -> int | None:

@@ -49,6 +49,8 @@ class Sizes:
     """Bytes of weights that the model's first trace folds and keeps."""
     keep_attention: bool = False
     """Whether what steers attention is found out too."""
+    on_disk: bool = False
+    """Whether finished rows go to disk and are mapped from there (spill.py)."""
     ranked_there: bool = False
     """Whether a GPU that makes the rows keeps them to rank features under a cap."""
     around: tuple[tuple[int, int], ...] = ()

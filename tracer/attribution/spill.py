@@ -8,6 +8,7 @@ come out in the same bytes as without a disk (`tests/test_tracer_spill.py`).
 
 import contextlib
 import json
+import mmap
 import os
 import shutil
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -46,6 +48,15 @@ def unfinished() -> Path:
     return Path(cache) / "tracer" / "unfinished"
 
 
+def fits_on_disk(size: float) -> bool:
+    """Whether the cache folder's disk has room for rows of so many bytes."""
+    folder = unfinished()
+    with contextlib.suppress(OSError):
+        there = next(one for one in (folder, *folder.parents) if one.is_dir())
+        return shutil.disk_usage(there).free >= SPARE * size
+    return False
+
+
 @dataclass
 class Spill:
     """The rows of one trace on disk, as far as they are finished."""
@@ -56,6 +67,8 @@ class Spill:
     """Blocks so far."""
     writes: bool = field(default=True)
     """Until the disk is full."""
+    maps: WeakSet[mmap.mmap] = field(default_factory=WeakSet)
+    """Of the files whose rows are still needed."""
 
     def block(
         self,
@@ -73,9 +86,10 @@ class Spill:
         Returns:
             What finishes the block and has its rows, mapped from the disk unless that is full.
         """
+        self._let_go()
         path = self.folder / f"{self.made:06}.safetensors"
         self.made += 1
-        if (found := _read(path, self.local)) and np.array_equal(found.columns, columns):
+        if (found := self._read(path)) and np.array_equal(found.columns, columns):
             known(found)
             return lambda: found
         finish = sweep()
@@ -91,7 +105,25 @@ class Spill:
             self.writes = False
             path.unlink(missing_ok=True)
             return block
-        return _read(path, self.local, checked=False) or block
+        return self._read(path, checked=False) or block
+
+    def _let_go(self) -> None:
+        """Take no memory for what was read of the files; the system has it as long as it likes."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for held in self.maps:
+                held.madvise(mmap.MADV_DONTNEED)
+
+    def _read(self, path: Path, checked: bool = True) -> FinishedRows | None:
+        """A block that `_write` wrote, mapped; None where there is none, or none that is whole."""
+        try:
+            held, arrays, about = _mapped(path)
+            if checked and about["check"] != str(_checksum(arrays)):
+                return None
+            found = _block(arrays, about, self.local)
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        self.maps.add(held)
+        return found
 
     def done(self) -> None:
         """Remove the files; what is mapped of them stays readable."""
@@ -125,7 +157,7 @@ def spilled(
         with contextlib.suppress(OSError):
             folder.parent.mkdir(parents=True, exist_ok=True)
             _remove_old(folder.parent)
-            if shutil.disk_usage(folder.parent).free >= SPARE * size:
+            if fits_on_disk(size):
                 folder.mkdir(exist_ok=True)
                 if stack.enter_context(locked(folder / LOCK)):
                     os.utime(folder)
@@ -208,24 +240,16 @@ def _checksum(arrays: dict[str, np.ndarray]) -> int:
     return check
 
 
-def _read(path: Path, local: LocalModel, checked: bool = True) -> FinishedRows | None:
-    """A block that `_write` wrote, mapped; None where there is none, or none that is whole."""
-    try:
-        arrays, about = _mapped(path)
-        if checked and about["check"] != str(_checksum(arrays)):
-            return None
-        places = [(int(site), int(at)) for site, at in json.loads(about["places"])]
-        runs = json.loads(about["runs"])
-        effects = [
-            _run(run, {name: arrays[f"{at}.{name}"] for name in _names(run)}, local, place)
-            for at, (run, place) in enumerate(zip(runs, places, strict=True))
-        ]
-        sums = Sums(*(np.array(arrays[name]) for name in ("signed", "absolute", "floored")))
-        first = (np.array(arrays[name]) for name in ("columns", "constant", "value"))
-        columns, constant, value = first
-        return FinishedRows(columns, effects, constant, value, sums, places)
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+def _block(arrays: dict[str, np.ndarray], about: dict[str, str], local: LocalModel) -> FinishedRows:
+    places = [(int(site), int(at)) for site, at in json.loads(about["places"])]
+    runs = json.loads(about["runs"])
+    effects = [
+        _run(run, {name: arrays[f"{at}.{name}"] for name in _names(run)}, local, place)
+        for at, (run, place) in enumerate(zip(runs, places, strict=True))
+    ]
+    sums = Sums(*(np.array(arrays[name]) for name in ("signed", "absolute", "floored")))
+    columns, constant, value = (np.array(arrays[n]) for n in ("columns", "constant", "value"))
+    return FinishedRows(columns, effects, constant, value, sums, places)
 
 
 def _names(run: dict[str, Any]) -> tuple[str, ...]:
@@ -244,15 +268,17 @@ def _run(
     return FlooredRun(sparse.csr_array(parts, shape=tuple(about["shape"]), copy=False))
 
 
-def _mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays of a safetensors file, mapped, and its metadata."""
-    held = np.memmap(path, np.uint8, "r")
-    length = int(held[:8].view("<u8")[0])
-    header = json.loads(held[8 : 8 + length].tobytes())
+def _mapped(path: Path) -> tuple[mmap.mmap, dict[str, np.ndarray], dict[str, str]]:
+    """A safetensors file, its arrays, mapped from it, and its metadata."""
+    with path.open("rb") as file:
+        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    length = int.from_bytes(held[:8], "little")
+    header = json.loads(held[8 : 8 + length])
     about = header.pop("__metadata__")
     arrays = {}
     for name, one in header.items():
         begin, end = (8 + length + offset for offset in one["data_offsets"])
-        flat = np.asarray(held[begin:end]).view(NUMPY[one["dtype"]])
+        kind = np.dtype(NUMPY[one["dtype"]])
+        flat = np.frombuffer(held, kind, (end - begin) // kind.itemsize, begin)
         arrays[name] = flat.reshape(one["shape"])
-    return arrays, about
+    return held, arrays, about

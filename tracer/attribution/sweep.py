@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement_models.sites import stream_number, top_layer
+from replacement_models.speed.allocator import stay_within
 from tracer.attribution.chunks import each, side_by_side_sizes
 from tracer.attribution.indices import on_device
 from tracer.attribution.local_model import LinearLayer, LocalModel, pattern_bytes
@@ -84,6 +85,7 @@ def sweep(local: LocalModel, rows: TargetRows, into: Tensor | None = None) -> Ef
         scores.sources[: len(fired)].mul_(fired)
         sources.index_copy_(0, at, turned.copy_(scores.sources.T))
         constant.index_add_(0, at, scores.constant)
+        stay_within()
 
     each(sweep_chunk, swept, any(layer.remakes_pattern for layer in local.layers))
     score_early(local, rows, sources, constant)

@@ -16,10 +16,18 @@ from replacement_models.speed.allocator import give_back, keep_freed
 from tracer.attention.steering import keep_attention as keeping_attention
 from tracer.attribution import product
 from tracer.attribution.assemble import Traced, assemble, metadata
-from tracer.attribution.blocks import Plan, Progress, entries, entry_bytes, finished_blocks
+from tracer.attribution.blocks import Plan, Progress, finished_blocks
 from tracer.attribution.finished import FinishedRows, Sums
 from tracer.attribution.local_model import LocalModel, linearise
-from tracer.attribution.memory import GB, Estimate, check, estimate, sizes_of, with_room_to_rank
+from tracer.attribution.memory import (
+    Estimate,
+    check,
+    estimate,
+    rows_bytes,
+    sizes_of,
+    with_room_to_rank,
+    with_rows_on_disk,
+)
 from tracer.attribution.sizes import PATTERNS, Sizes
 from tracer.attribution.skip_alone import skip_alone
 from tracer.attribution.spill import Spill, spilled
@@ -100,8 +108,9 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         memory_limit: gigabytes (10^9 bytes) that tracing may take once the prompt is recorded;
             None is what the model's device has free, infinity never refuses.
         spill_above: gigabytes that a trace must be estimated to take for its rows to go to disk as
-            they are made (in the cache folder, `XDG_CACHE_HOME`); the same trace again, after the
-            process was killed, then goes on where it was. Infinity never writes.
+            they are made (in the cache folder, `XDG_CACHE_HOME`), as they do where they would not
+            fit in memory; the same trace again, after the process was killed, then goes on where it
+            was. Infinity never writes.
         store: feature store, or its folder, whose labels the nodes get; None is the one that stands
             beside the dictionary (`FOLDER.features`), if any.
         keep_attention: find out what steers attention as well (`tracer.keep_attention`), in about
@@ -151,9 +160,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
             rank_every=rank_every,
             edge_floor=edge_floor,
         )
-        sizes, need = _make_room(
-            model, replace(sizes, keep_attention=keep_attention), memory_limit, on_estimate
-        )
+        sizes = replace(sizes, keep_attention=keep_attention)
+        sizes = _make_room(model, sizes, (memory_limit, spill_above), on_estimate)
         bare = skip_alone(model, recording, logits, skip_positions)
         local = linearise(model, recording, skip_positions, sizes.explained)
         give_back()
@@ -182,9 +190,8 @@ def trace(  # noqa: PLR0913  keyword arguments are the public interface
         }
         what = [settings, products, sizes.explained, sizes.rank_every]
         aside: AbstractContextManager[Spill | None] = nullcontext()
-        if need.whole >= spill_above * GB:
-            held = entries(sizes)[0] * entry_bytes(sizes)
-            aside = spilled(model, recording, local, (logits.rows, what), held)
+        if sizes.on_disk:
+            aside = spilled(model, recording, local, (logits.rows, what), rows_bytes(sizes))
         # Eager attention is for patterns made anew, from several threads.
         with aside as spill:
             with eager_attention(model.host.model), splitting, cores:
@@ -236,18 +243,28 @@ def _check_amounts(edge_floor: float, memory_limit: float | None, spill_above: f
 def _make_room(
     model: ReplacementModel,
     sizes: Sizes,
-    memory_limit: float | None,
+    limits: tuple[float | None, float],
     on_estimate: Callable[[Estimate], None] | None,
-) -> tuple[Sizes, Estimate]:
-    """Settle what becomes of freed memory and where rows are ranked; refuse what does not fit."""
+) -> Sizes:
+    """Settle what becomes of freed memory and of finished rows; refuse what does not fit.
+
+    Args:
+        model: what is traced.
+        sizes: what was recorded.
+        limits: gigabytes that may be taken, and from which on rows go to disk.
+        on_estimate: told of the memory that will be taken.
+    """
+    memory_limit, spill_above = limits
     sizes = with_room_to_rank(model, sizes, memory_limit)
+    sizes = with_rows_on_disk(model, sizes, memory_limit, spill_above)
     if sizes.on_cpu:
-        keep_freed(estimate(sizes).whole < ROOMY)
+        expected = estimate(sizes).whole
+        keep_freed(expected < ROOMY, expected)
         give_back()
     need = check(model, sizes, memory_limit)
     if on_estimate is not None:
         on_estimate(need)
-    return sizes, need
+    return sizes
 
 
 def _fits(model: ReplacementModel, positions: int) -> bool:

@@ -141,8 +141,8 @@ trace_options = together(
         type=click.FloatRange(min=0),
         default=1.0,
         metavar="GB",
-        help="Write rows to disk as they are made where a trace takes more, to go on from there "
-        "if it is killed and run again; inf never does.",
+        help="Write rows to disk as they are made where a trace takes more, or more than is free, "
+        "to go on from there if it is killed and run again; inf never does.",
     ),
     click.option(
         "--keep-attention",
