@@ -1,10 +1,12 @@
 """The memory estimate against what is measured, over shapes, dictionaries and options.
 
     python -m benchmarks.memory
+    python -m benchmarks.memory --model FOLDER -o FILE.json    # its own neurons
 
-Every case runs in a process of its own: a model with random weights is loaded and its prompt
-traced; the estimate that `tracer.trace` makes once the prompt is recorded is compared with how far
-the resident set then rises at most above where it stood. Prints a table and writes JSON.
+Every case runs in a process of its own: a model with random weights, or a folder's, is loaded and
+its prompt traced; the estimate that `tracer.trace` makes once the prompt is recorded is compared
+with how far the resident set then rises at most above where it stood. Prints a table and writes
+JSON.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,6 +90,9 @@ CASES = [
     Case("gpt2", "per_layer", 32, 40, keep_attention=True),
 ]
 """The twelfth and thirteenth have over 3e8 entries in their rows."""
+PROMPT = "The capital of the state containing Dallas is"
+CAPS = (1500, 4000)
+"""Features explained of a model in a folder."""
 HYBRIDS = {
     "mamba": {"state_size": 16, "residual_in_fp32": False},
     "mamba2": {"num_heads": 16, "head_dim": 64, "state_size": 64, "n_groups": 1},
@@ -139,11 +145,15 @@ def dictionary(
     return of_kind(layers)
 
 
-def run(case: Case) -> dict[str, Any]:
+def run(case: Case, folder: str | None) -> dict[str, Any]:
     """Trace a case in this process and compare."""
-    tokens = [0, *torch.randint(1, VOCABULARY, (case.positions - 1,)).tolist()]
-    model = random_model(case, tokens)
-    found: dict[str, Any] = {}
+    if folder is None:
+        tokens = [0, *torch.randint(1, VOCABULARY, (case.positions - 1,)).tolist()]
+        model = random_model(case, tokens)
+    else:
+        model = ReplacementModel.load(folder, "neurons")
+        tokens = list(model.tokenize(PROMPT))
+    found: dict[str, Any] = {"positions": len(tokens)}
 
     def start(need: Estimate) -> None:
         found["estimate"], found["stage"] = need.device, need.stage
@@ -169,12 +179,20 @@ def run(case: Case) -> dict[str, Any]:
     return found
 
 
-def measure(number: int) -> dict[str, Any]:
+def cases_of(folder: str | None) -> list[Case]:
+    """`CASES`, or those of a model in a folder, whose prompt and neurons are read there."""
+    if folder is None:
+        return CASES
+    return [Case(Path(folder).name, "neurons", 0, 0, max_features=most) for most in CAPS]
+
+
+def measure(number: int, folder: str | None) -> dict[str, Any]:
     """Trace a case in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.memory", "--child", str(number)]
+    command += [] if folder is None else ["--model", folder]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return asdict(CASES[number]) | found
+    return asdict(cases_of(folder)[number]) | found
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -203,13 +221,14 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Run the cases, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="folder of a model, traced by its neurons")
     parser.add_argument("--only", type=int, action="append", help="number of a case, from 0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "memory.json")
     args = parser.parse_args()
     if args.child is not None:
-        print(json.dumps(run(CASES[args.child])))
+        print(json.dumps(run(cases_of(args.model)[args.child], args.model)))
         return
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     machine = {
@@ -218,8 +237,8 @@ def main() -> None:
         "torch": torch.__version__,
     }
     results = []
-    for number in args.only or range(len(CASES)):
-        results.append(measure(number))
+    for number in args.only or range(len(cases_of(args.model))):
+        results.append(measure(number, args.model))
         print(table(results).splitlines()[-1], flush=True)
         found = {"machine": machine, "results": results}
         args.out.write_text(json.dumps(found, indent=1) + "\n")

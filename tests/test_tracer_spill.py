@@ -15,6 +15,8 @@ import tracer
 from replacement_models import ReplacementModel
 from replacement_models.speed.allocator import STATM
 from tracer.attribution import blocks, spill
+from tracer.attribution.finished import WholeRun
+from tracer.attribution.local_model import Reach
 from tracer.errors import TraceError
 
 ROOT = Path(__file__).parents[1]
@@ -101,24 +103,24 @@ def test_rows_that_would_not_fit_in_memory_go_to_disk(cache: Path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of resident memory so")
 def test_what_was_read_of_rows_on_disk_takes_no_memory_any_more(tmp_path: Path):
-    values = np.arange(1 << 20, dtype=np.float32)
+    values = np.arange(1 << 22, dtype=np.float32)
     spill.save_file({"values": values}, tmp_path / "rows", {"check": "1"})
-    held, arrays, about = spill._mapped(tmp_path / "rows")
-    kept = spill.Spill(tmp_path, None)
-    kept.maps.add(held)
+    file, arrays, about = spill._mapped(tmp_path / "rows")
     assert about == {"check": "1"}
-
-    def resident() -> int:
-        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
+    rows = arrays["values"].reshape(4, -1)
+    run = spill.MappedRun(WholeRun(Reach.of(np.arange(rows.shape[1])), rows), file)
+    into = np.zeros(rows.shape[1])
     before = resident()
-    assert arrays["values"].sum(dtype=np.float64) == values.sum(dtype=np.float64)
+    run.run.pass_on(np.ones(4), into)
     assert resident() - before > 0.9 * values.nbytes
-    kept._let_go()
-    assert resident() - before < 0.1 * values.nbytes
-    assert np.array_equal(arrays["values"], values)
-    del held, arrays
-    assert not kept.maps
+    run.pass_on(np.ones(4), into)
+    assert resident() - before < 0.3 * values.nbytes
+    assert np.array_equal(into, 2 * values.reshape(4, -1).sum(0, dtype=np.float64))
+    assert (run.rows, run.nbytes) == (4, 0)
+
+
+def resident() -> int:
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def stopped(model: ReplacementModel, **how: Any) -> None:

@@ -18,19 +18,25 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors.numpy import save_file
 from scipy import sparse
 from torch import Tensor
 
 from replacement_models import Recording, ReplacementModel
 from replacement_models.one_writer import locked
-from tracer.attribution.finished import FinishedRows, FlooredRun, RowRun, Sums, WholeRun
-from tracer.attribution.local_model import LocalModel
+from tracer.attribution.finished import (
+    FinishedRows,
+    FlooredRun,
+    NodeRows,
+    RowRun,
+    Sums,
+    WholeRun,
+)
+from tracer.attribution.local_model import LocalModel, Reach
 from tracer.attribution.targets import TargetRows
 
 KEPT_DAYS = 7
@@ -67,8 +73,6 @@ class Spill:
     """Blocks so far."""
     writes: bool = field(default=True)
     """Until the disk is full."""
-    maps: WeakSet[mmap.mmap] = field(default_factory=WeakSet)
-    """Of the files whose rows are still needed."""
 
     def block(
         self,
@@ -86,10 +90,9 @@ class Spill:
         Returns:
             What finishes the block and has its rows, mapped from the disk unless that is full.
         """
-        self._let_go()
         path = self.folder / f"{self.made:06}.safetensors"
         self.made += 1
-        if (found := self._read(path)) and np.array_equal(found.columns, columns):
+        if (found := _read(path, self.local)) and np.array_equal(found.columns, columns):
             known(found)
             return lambda: found
         finish = sweep()
@@ -105,25 +108,7 @@ class Spill:
             self.writes = False
             path.unlink(missing_ok=True)
             return block
-        return self._read(path, checked=False) or block
-
-    def _let_go(self) -> None:
-        """Take no memory for what was read of the files; the system has it as long as it likes."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for held in self.maps:
-                held.madvise(mmap.MADV_DONTNEED)
-
-    def _read(self, path: Path, checked: bool = True) -> FinishedRows | None:
-        """A block that `_write` wrote, mapped; None where there is none, or none that is whole."""
-        try:
-            held, arrays, about = _mapped(path)
-            if checked and about["check"] != str(_checksum(arrays)):
-                return None
-            found = _block(arrays, about, self.local)
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
-        self.maps.add(held)
-        return found
+        return _read(path, self.local, checked=False) or block
 
     def done(self) -> None:
         """Remove the files; what is mapped of them stays readable."""
@@ -240,36 +225,79 @@ def _checksum(arrays: dict[str, np.ndarray]) -> int:
     return check
 
 
-def _block(arrays: dict[str, np.ndarray], about: dict[str, str], local: LocalModel) -> FinishedRows:
-    places = [(int(site), int(at)) for site, at in json.loads(about["places"])]
-    runs = json.loads(about["runs"])
-    effects = [
-        _run(run, {name: arrays[f"{at}.{name}"] for name in _names(run)}, local, place)
-        for at, (run, place) in enumerate(zip(runs, places, strict=True))
-    ]
-    sums = Sums(*(np.array(arrays[name]) for name in ("signed", "absolute", "floored")))
-    columns, constant, value = (np.array(arrays[n]) for n in ("columns", "constant", "value"))
-    return FinishedRows(columns, effects, constant, value, sums, places)
+def _read(path: Path, local: LocalModel, checked: bool = True) -> FinishedRows | None:
+    """A block that `_write` wrote, mapped; None where there is none, or none that is whole."""
+    try:
+        file, arrays, about = _mapped(path)
+        if checked and about["check"] != str(_checksum(arrays)):
+            return None
+        places = [(int(site), int(at)) for site, at in json.loads(about["places"])]
+        runs = json.loads(about["runs"])
+        effects: list[RowRun] = [
+            MappedRun(_run(run, arrays, f"{at}.", local.reach(*place)), file)
+            for at, (run, place) in enumerate(zip(runs, places, strict=True))
+        ]
+        sums = Sums(*(np.array(arrays[name]) for name in ("signed", "absolute", "floored")))
+        first = (np.array(arrays[name]) for name in ("columns", "constant", "value"))
+        columns, constant, value = first
+        _let_go(file)
+        return FinishedRows(columns, effects, constant, value, sums, places)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
-def _names(run: dict[str, Any]) -> tuple[str, ...]:
-    return ("values",) if run["kind"] == "whole" else ("data", "indices", "indptr")
+@dataclass(frozen=True, eq=False)
+class MappedRun:
+    """A run of rows in a file, which take no memory but while they are read."""
+
+    run: RowRun
+    file: mmap.mmap
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.run.rows
+
+    @property
+    def nbytes(self) -> int:
+        """None: the file has them."""
+        return 0
+
+    def pass_on(
+        self, weight: Float[np.ndarray, " rows"], into: Float[np.ndarray, " columns"]
+    ) -> None:
+        """As `RowRun.pass_on`."""
+        self.run.pass_on(weight, into)
+        _let_go(self.file)
+
+    def dense(self, columns: int) -> Float[np.ndarray, "rows columns"]:
+        """As `RowRun.dense`."""
+        found = self.run.dense(columns)
+        _let_go(self.file)
+        return found
+
+    def among(self, node: Int[np.ndarray, " columns"], nodes: int) -> NodeRows:
+        """As `RowRun.among`."""
+        found = self.run.among(node, nodes)
+        _let_go(self.file)
+        return found
 
 
-def _run(
-    about: dict[str, Any],
-    arrays: dict[str, np.ndarray],
-    local: LocalModel,
-    place: tuple[int, int],
-) -> RowRun:
+def _let_go(file: mmap.mmap) -> None:
+    """Give back the pages that were read; what the system keeps of the file counts for nobody."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+def _run(about: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str, reach: Reach) -> RowRun:
     if about["kind"] == "whole":
-        return WholeRun(local.reach(place[0], place[1]), arrays["values"])
-    parts = (arrays["data"], arrays["indices"], arrays["indptr"])
+        return WholeRun(reach, arrays[prefix + "values"])
+    parts = tuple(arrays[prefix + name] for name in ("data", "indices", "indptr"))
     return FlooredRun(sparse.csr_array(parts, shape=tuple(about["shape"]), copy=False))
 
 
 def _mapped(path: Path) -> tuple[mmap.mmap, dict[str, np.ndarray], dict[str, str]]:
-    """A safetensors file, its arrays, mapped from it, and its metadata."""
+    """A safetensors file, its arrays in it, and its metadata."""
     with path.open("rb") as file:
         held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     length = int.from_bytes(held[:8], "little")
