@@ -35,6 +35,7 @@ from tracer.features.beside import store_of
 from tracer.features.labels.on_nodes import with_labels
 from tracer.features.store import FeatureStore
 from tracer.interrupts import stopped_once
+from tracer.nothing_aside import nothing_aside
 
 SPARE = 1 << 24
 """Bytes of finished effects after which memory that was freed on the way is given back."""
@@ -240,6 +241,8 @@ def _make_room(
     on_estimate: Callable[[Estimate], None] | None,
 ) -> tuple[Sizes, Estimate]:
     """Settle what becomes of freed memory and where rows are ranked; refuse what does not fit."""
+    if sizes.keep_attention:
+        nothing_aside(model, "keep_attention")
     sizes = with_room_to_rank(model, sizes, memory_limit)
     if sizes.on_cpu:
         keep_freed(estimate(sizes).whole < ROOMY)

@@ -108,11 +108,12 @@ def _before_each(
     rows = model.transcoder.decoder_rows(layer, features)
     slots = {target: slot for slot, target in enumerate(model.transcoder.targets(layer))}
     total = torch.zeros_like(rows[:, 0])
-    for below in range(layer, len(model.host.blocks) - 1):
-        if below in slots:
-            post = mlp_post_norm(model.host.blocks[below], model.transcoder.write_at(below))
+    blocks = model.host.blocks
+    for below in range(layer, len(blocks) - 1):
+        if below in slots and not blocks[below].aside:
+            post = mlp_post_norm(blocks[below], model.transcoder.write_at(below))
             total = total + written(rows[:, slots[below]], post)
-        if below + 1 in model.transcoder.present:
+        if below + 1 in model.transcoder.present and not blocks[below + 1].aside:
             yield below + 1, total.to(model.device)
 
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import first_tensor, float64_experts, forward_hooks, on_last
+from replacement_models.hooks import Hook, first_tensor, float64_experts, forward_hooks, on_last
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,16 +23,18 @@ class Streams:
 
 def streams(model: ReplacementModel, tokens: Int[Tensor, "rows positions"]) -> Streams:
     """Run the model on rows of one length; gradients flow where torch records them."""
-    host, seen = model.host, []
+    host = model.host
+    seen: dict[int, Tensor] = {}
 
-    def keep(inputs: Any, output: Any) -> None:
-        seen.append(first_tensor(inputs))
+    def keep(layer: int) -> Hook:
+        return lambda inputs, output: seen.__setitem__(layer, first_tensor(inputs))
 
-    hooks = [(block.module, keep) for block in host.blocks]
-    hooks.append((host.final_norm.module, on_last(host.final_norm_calls, keep)))
+    hooks = [(block.module, keep(layer)) for layer, block in enumerate(host.blocks)]
+    last = on_last(host.final_norm_calls, keep(len(host.blocks)))
+    hooks.append((host.final_norm.module, last))
     with forward_hooks(hooks), float64_experts(host.model):
         logits: Tensor = host.model(input_ids=tokens, use_cache=False).logits
-    return Streams(seen, logits.to(host.device))
+    return Streams([seen[layer] for layer in sorted(seen)], logits.to(host.device))
 
 
 def batches(
