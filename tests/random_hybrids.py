@@ -171,6 +171,20 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         {**KIMI, "head_dim": 5, "short_conv_kernel_size": 3, "num_mtp_layers": 0},
     ),
     "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
+    "zamba": (
+        "zamba",
+        {
+            **COMMON,
+            "num_hidden_layers": 2,
+            "layers_block_type": ["linear_attention", "hybrid"],
+            "num_key_value_heads": 2,
+            "mamba_d_state": 5,
+            "mamba_d_conv": 3,
+            "mamba_dt_rank": 3,
+            "n_mamba_heads": 2,
+            "mamba_proj_bias": True,
+        },
+    ),
     "zamba2": ("zamba2", ZAMBA),
     "zamba2_grouped": (
         "zamba2",
@@ -181,7 +195,7 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name of a case to its `model_type` and what its configuration takes."""
 
 
-ASIDE = ("zamba2", "zamba2_grouped")
+ASIDE = ("zamba", "zamba2", "zamba2_grouped")
 """Cases with blocks that add nothing to the residual stream."""
 
 

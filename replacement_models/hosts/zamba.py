@@ -8,6 +8,7 @@ block may have low-rank adapters of its own.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +16,17 @@ from torch import Tensor, nn
 
 from replacement_models.errors import ModelError
 from replacement_models.host import Block, Host
+from replacement_models.hosts.by_channel import selective
 from replacement_models.hosts.llama import host
 from replacement_models.hosts.norms import norm_of
 from replacement_models.hosts.projections import projections
 from replacement_models.hosts.state_space import scan
 from replacement_models.no_mlp import NoMLP
+
+
+def zamba(model: Any) -> Host:
+    """Name the parts of a `ZambaForCausalLM`."""
+    return _host(model, "shared_transf", partial(selective, interleaved=True))
 
 
 def zamba2(model: Any) -> Host:
@@ -78,9 +85,11 @@ def _shared(layer: Any, shared: Any, use: int, config: Any) -> Block:
 
 def _mlp_maps(layer: Any, mlp: Any, use: int) -> SimpleNamespace:
     """The MLP's linear modules by their usual names; the layer's own map is part of the last."""
-    down = nn.Sequential(mlp.down_proj, layer.linear)
+    ends = {"down_proj": nn.Sequential(mlp.down_proj, layer.linear), "act_fn": mlp.act_fn}
+    if hasattr(mlp, "gate_proj"):
+        return SimpleNamespace(gate_proj=mlp.gate_proj, up_proj=mlp.up_proj, **ends)
     both = _adapted(mlp.gate_up_proj, mlp, "gate_up_proj_adapter_list", use)
-    return SimpleNamespace(gate_up_proj=both, down_proj=down, act_fn=mlp.act_fn)
+    return SimpleNamespace(gate_up_proj=both, **ends)
 
 
 class _Adapted(nn.Module):

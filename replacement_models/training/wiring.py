@@ -66,6 +66,6 @@ def check_host(config: DictionaryConfig, blocks: Sequence[Block]) -> None:
         return
     if any(block.parallel or block.aside for block in blocks):
         raise ModelError(
-            "dictionary.site: expected mlp_out, attn_out or resid_pre, since in this model no stream "
-            "lies between attention and MLP, got 'resid_mid'"
+            "dictionary.site: expected mlp_out, attn_out or resid_pre, since in this model no "
+            "stream lies between attention and MLP, got 'resid_mid'"
         )

@@ -563,7 +563,7 @@ def folded_bytes(model: ReplacementModel, positions: int, rows: int) -> float:
     ]
     numbers = 0
     if "folded" not in vars(model):
-        numbers += sum(output + value for output, value in heads) * model.host.d_model
+        numbers += sum(block.output.numel() + block.value.numel() for block in model.host.blocks)
     if virtual_pays(model, positions, rows) and "virtual_weights" not in vars(model):
         numbers += sum(below[0] * above[1] for below, above in pairwise(heads))
     return float(numbers * model.dtype.itemsize)

@@ -594,4 +594,5 @@ def _widest(sizes: Sizes, layer: tuple[int, int, int, int], around: tuple[int, i
     mixing = width / kv_heads if sizes.positions > KEYS else 0
     after = max(2 * width, width + kv_width + mixing, width + 2 * kv_width + sizes.d_model)
     beside = 5 * around[0] + around[1]  # values scaled, turned, mixed by taps, turned back
-    return sizes.d_model + after + beside + (sizes.d_model if sizes.skips else 0)
+    whole = 3 if sizes.aside else 0  # what is read, pulled back and added up
+    return sizes.d_model * (1 + whole + sizes.skips) + after + beside
