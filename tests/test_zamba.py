@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tracer
-from replacement_models import ModelError, ReadPoint, ReplacementModel
+from replacement_models import ModelError, ReadPoint, ReplacementModel, replaced
 from replacement_models.dictionaries.neurons import neurons
 from replacement_models.host import Block
 from replacement_models.hosts import host_of
@@ -36,6 +36,8 @@ from tracer.attribution.memory import sizes_of
 from tracer.attribution.sweep import chunk_bytes
 from tracer.attribution.targets import TargetRows, feature_rows
 from tracer.features.virtual_weights import NOBODY, neighbours
+from tracer.interventions.forward import FeatureEdits, Run, run, steering_hooks
+from tracer.lenses.jacobian import summed_jacobians
 from tracer.lenses.streams import streams
 from tracer.patching import Kind, PatchSite, logit_difference, patch
 from tracer.patching.exact import patched
@@ -249,6 +251,42 @@ def test_neurons_of_every_use_are_conserved_without_errors(family: str):
     nodes = graph.nodes.to_pylist()
     assert {node["layer"] for node in nodes if node["kind"] == "feature"} == {1, 3, 5}
     assert max(abs(node["activation"] or 0) for node in nodes if node["kind"] == "error") < 1e-3
+
+
+@family_case
+def test_neurons_in_the_place_of_shared_mlps_change_nothing_and_others_do(family: str):
+    found, tokens = language_model(family), torch.tensor([PROMPT])
+    own = ReplacementModel.from_huggingface(found, None, neurons(host_of(found)))
+    expected = own.record(PROMPT).logits
+    assert torch.allclose(replaced.run(own, tokens).logits[0], expected, atol=1e-5)
+    other = replaced.run(model_of(family, kind="per_layer"), tokens)
+    assert set(other.layers) == set(range(BLOCKS))
+    assert not torch.allclose(other.logits[0], expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["tuned", "jacobian"])
+def test_lenses_are_fitted_on_a_stream_that_passes_shared_blocks_by(kind: str):
+    found = tracer.fit_lens(model_of("zamba2"), [[*PROMPT, 4, 6]] * 12, kind, steps=2)
+    read = tracer.lens(model_of("zamba2"), PROMPT, lens=found).table.to_pylist()
+    assert {row["site"] for row in read} == {f"resid_pre.{layer}" for layer in range(BLOCKS + 1)}
+
+
+def test_a_jacobian_is_of_the_stream_and_of_nothing_that_is_read_beside_it():
+    model, rows, at = model_of("zamba2"), torch.tensor([PROMPT]), torch.tensor([4])
+    jacobians, _ = summed_jacobians(model, rows, at, 1)
+    norm = model.host.final_norm.module
+    for layer in range(BLOCKS):
+        ends: list[torch.Tensor] = []
+        for size in (3e-4, -3e-4):
+            vector = size * torch.eye(WIDTH, dtype=torch.float64)[7]
+            steering = tracer.Steering(layer=layer, position=4, vector=vector)
+            added = steering_hooks(model, [(steering, [0])], len(PROMPT))
+            hooks = [(norm, lambda inputs, _, ends=ends: ends.append(inputs[0][0, 4]))]
+            with torch.no_grad():
+                run(model, rows, Run(edit=FeatureEdits([[]]), added=added, hooks=hooks, keep=False))
+        slope = ((ends[0] - ends[1]) / 6e-4).float()
+        off = (jacobians[layer][:, 7] - slope).abs().max()
+        assert float(off) < 3e-2 * float(slope.abs().max()), layer
 
 
 def test_a_stream_alone_does_not_bring_back_what_attention_reads_beside_it():

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement_models import ReplacementModel
-from replacement_models.hooks import Hook, first_tensor, float64_experts, forward_hooks, on_last
+from replacement_models.hooks import first_tensor, float64_experts, forward_hooks, on_last
+from tracer.interventions.forward import input_hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,18 +24,21 @@ class Streams:
 
 def streams(model: ReplacementModel, tokens: Int[Tensor, "rows positions"]) -> Streams:
     """Run the model on rows of one length; gradients flow where torch records them."""
-    host = model.host
-    seen: dict[int, Tensor] = {}
+    host, seen, end = model.host, [], []
 
-    def keep(layer: int) -> Hook:
-        return lambda inputs, output: seen.__setitem__(layer, first_tensor(inputs))
+    def enter(stream: Tensor) -> Tensor:
+        seen.append(stream.view_as(stream))  # its gradient is of what reads it from here on
+        return seen[-1]
 
-    hooks = [(block.module, keep(layer)) for layer, block in enumerate(host.blocks)]
-    last = on_last(host.final_norm_calls, keep(len(host.blocks)))
-    hooks.append((host.final_norm.module, last))
-    with forward_hooks(hooks), float64_experts(host.model):
+    entering = [(block.module, enter) for block in host.blocks]
+    last = on_last(host.final_norm_calls, lambda inputs, _: end.append(first_tensor(inputs)))
+    with (
+        input_hooks(entering),
+        forward_hooks([(host.final_norm.module, last)]),
+        float64_experts(host.model),
+    ):
         logits: Tensor = host.model(input_ids=tokens, use_cache=False).logits
-    return Streams([seen[layer] for layer in sorted(seen)], logits.to(host.device))
+    return Streams([*seen, *end], logits.to(host.device))
 
 
 def batches(
