@@ -65,7 +65,7 @@ def _attended(block: Block, frozen: FrozenLayer, pattern: Tensor, x: Tensor) -> 
     norm, bias = block.attention_post_norm, block.output_bias
     width = block.output.shape[-1]
     some = slice(None if norm is not None and norm.centred else -(-width // PARTS))
-    out = mixed.flatten() @ block.output.flatten(0, 1)[:, some]
+    out = block.output.flatten(0, 1)[:, some].T @ mixed.flatten()
     if bias is not None:
         out = out + bias[some]
     if norm is not None:
