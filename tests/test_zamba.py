@@ -338,9 +338,12 @@ def test_features_of_shared_blocks_read_nothing_from_each_other_through_the_stre
     three = transcoder(kind="per_layer")
     found = neighbours(replace(model, host=host, transcoder=three), 3)
     assert (found.inputs.columns == NOBODY).all()
-    plain = [replace(block, aside=False) for block in host.blocks]
-    known = neighbours(replace(model, host=replace(host, blocks=plain), transcoder=three), 3)
-    assert (known.inputs.columns[24:] != NOBODY).all()
+    first, *above = (replace(block, aside=False) for block in host.blocks)
+    for bottom, readers in ((first, 24), (host.blocks[0], 48)):
+        below = replace(host, blocks=[bottom, *above])
+        found = neighbours(replace(model, host=below, transcoder=three), 3)
+        assert (found.inputs.columns[:readers] == NOBODY).all()
+        assert (found.inputs.columns[readers:] >= readers - 24).all()
 
 
 REFUSED: dict[str, Callable[[ReplacementModel, Any], Any]] = {

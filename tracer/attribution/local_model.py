@@ -321,8 +321,7 @@ def _virtual(model: ReplacementModel, recording: Recording) -> list[Tensor | Non
     """Virtual weights, but for those of a layer that mixes something else than bare values."""
     above = list(zip(model.host.blocks, recording.layers, strict=True))[1:]
     pairs = zip(model.virtual_weights, above, strict=True)
-    bare = (one if bare_values(*place) and not place[0].aside else None for one, place in pairs)
-    return [*bare, None]
+    return [*(one if bare_values(*place) else None for one, place in pairs), None]
 
 
 def _mixed(writers: Writers, above: LinearLayer, rows: int) -> Writers | None:

@@ -254,7 +254,7 @@ def _pass_whole(
     below = torch.cat([below, gradients[between]])
     values = _attention(maps, pattern, above if maps.parallel else below, None, start)
     back = product(values, maps.value).view_as(below)
-    gradients[: between.stop] = below + back
+    torch.add(below, back, out=gradients[: between.stop])
     return back if layer and local.layers[layer - 1].aside else None
 
 
