@@ -17,7 +17,7 @@ def nothing_aside(model: ReplacementModel, what: str) -> None:
     aside = [layer for layer, block in enumerate(model.host.blocks) if block.aside]
     if aside:
         raise TraceError(
-            f"{what}: layer {aside[0]} of this {model.host.family} model is a shared block that "
-            f"writes nothing to the residual stream, and {what} cannot be had there; traces, "
-            "interventions and patching go through it"
+            f"{what} cannot be had: layer {aside[0]} of this {model.host.family} model is a shared "
+            "block that writes nothing to the residual stream; traces, interventions and patching "
+            "go through it"
         )
