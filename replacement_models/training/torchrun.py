@@ -80,8 +80,8 @@ def ranks_begun(config: TrainConfig) -> Iterator[Ranks]:
         return
     if dist.is_initialized():
         raise ModelError("ranks: this process has a process group already; destroy it first")
-    # Groups stand in cycles of references, and their threads end with them. A thread of gloo's that
-    # frees a tensor while the interpreter ends aborts the process: it was seen to, once.
+    # Groups stand in cycles of references, and their threads end with them. Left to the end of the
+    # interpreter, such a thread can abort a rank that has finished.
     atexit.register(gc.collect)
     store = _store(config)
     if WATCHED in os.environ:
