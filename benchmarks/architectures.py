@@ -58,8 +58,8 @@ ACTIVATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "Matryoshka": {"dictionary": {"activation": "jump_relu", "prefixes": True}},
 }
 IN_ALL = ("SAE, stream", "per-layer", "cross-layer, window of 2")
-"""Kinds that are trained with every activation; the others with `IN_SOME`."""
-IN_SOME = ("JumpReLU", "TopK")
+"""Kinds that are trained with every activation; the others with these two."""
+FIRST, IN_REST = "JumpReLU", "TopK"
 ALLOWED = 0.1
 """How far L0 may be off, as a share of what was asked for."""
 APART = 10
@@ -87,11 +87,10 @@ class Plan:
     context: int = 128
     prompt: int = 12
     """Tokens of the prompt that is traced."""
-    cases: Sequence[tuple[str, str]] = tuple(
-        (kind, activation)
-        for activation in ACTIVATIONS
-        for kind in KINDS
-        if kind in IN_ALL or activation in IN_SOME
+    cases: Sequence[tuple[str, str]] = (
+        *((kind, FIRST) for kind in KINDS),
+        *((kind, one) for one in ACTIVATIONS if one != FIRST for kind in IN_ALL),
+        *((kind, IN_REST) for kind in KINDS if kind not in IN_ALL),
     )
     """Kinds and activations, every kind once before the others."""
 

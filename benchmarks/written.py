@@ -4,14 +4,13 @@
 circuit-tracer, or SAELens. Dictionaries of the embedded model, trained for a moment, are written in
 circuit-tracer's layout, loaded and traced there and here: the same nodes, and effects apart by so
 much of the largest. Autoencoders and transcoders in SAELens's layout: the same activations and
-reconstructions. FOLDER keeps all files; what is finished is not trained again.
+reconstructions. Interrupted, the same command goes on; without FOLDER everything is done anew.
 """
 
 import argparse
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +176,23 @@ def encoded(folder: Path, config: TrainConfig, python: str) -> dict[str, Any]:
     return {"l0": l0, "difference": max(found.values()), **found}
 
 
-def rows(folder: Path, circuit_tracer: str | None, saelens: str | None) -> Iterator[dict[str, Any]]:
-    """Every case whose tool is at hand."""
-    for name, sections in TRACED.items() if circuit_tracer else ():
-        place = folder / "circuit_tracer" / name.replace(", ", "_").replace(" ", "_")
-        trained(place, "circuit-tracer", sections)
-        yield {"tool": "circuit-tracer", "case": name, **traced(place, str(circuit_tracer))}
-    for name, sections in ENCODED.items() if saelens else ():
-        place = folder / "saelens" / name.replace(", ", "_").replace(" ", "_")
-        config = trained(place, "saelens", sections)
-        yield {"tool": "SAELens", "case": name, **encoded(place, config, str(saelens))}
+def row_of(folder: Path, tool: str, case: str, python: str) -> dict[str, Any]:
+    """Train one case, and compare."""
+    name = case.replace(", ", "_").replace(" ", "_")
+    place = folder / tool.lower().replace("-", "_") / name
+    if tool == "SAELens":
+        config = trained(place, "saelens", ENCODED[case])
+        found = encoded(place, config, python)
+    else:
+        trained(place, "circuit-tracer", TRACED[case])
+        found = traced(place, python)
+    alone = found.get("only_ours", 0) + found.get("only_theirs", 0)
+    return {
+        "tool": tool,
+        "case": case,
+        **found,
+        "same": found["difference"] <= WITHIN and not alone,
+    }
 
 
 def main() -> None:
@@ -198,11 +204,18 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "written.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    before = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
+    done = before.get("rows", []) if args.folder.is_dir() else []
+    known = {(row["tool"], row["case"]): row for row in done}
+    asked = [("circuit-tracer", case, args.circuit_tracer) for case in TRACED]
+    asked += [("SAELens", case, args.saelens) for case in ENCODED]
     found: dict[str, Any] = {"processor": processor_name(), "within": WITHIN, "rows": []}
-    for row in rows(args.folder, args.circuit_tracer, args.saelens):
+    for tool, case, python in asked:
+        if (tool, case) not in known and python is None:
+            continue
+        row = known.get((tool, case)) or row_of(args.folder, tool, case, python)
         print(json.dumps(row), flush=True)
-        same = row["difference"] <= WITHIN and not (row.get("only_ours") or row.get("only_theirs"))
-        found["rows"].append(row | {"same": same})
+        found["rows"].append(row)
         args.out.write_text(f"{json.dumps(found, indent=1)}\n", "utf-8")
     print(f"{sum(row['same'] for row in found['rows'])} of {len(found['rows'])} are the same")
 
