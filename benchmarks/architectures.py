@@ -11,7 +11,7 @@ none being error. Interrupted, the same command goes on; without FOLDER everythi
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, takewhile
@@ -273,13 +273,6 @@ def traced(laboratory: Laboratory, transcoder: Path, layers: Sequence[int]) -> d
     }
 
 
-def rows(laboratory: Laboratory, before: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every architecture of the plan; those that were measured before are not again."""
-    known = {(row["kind"], row["activation"]): row for row in before}
-    for case in laboratory.plan.cases:
-        yield known[case] if case in known else row_of(laboratory, *case)
-
-
 def shown(row: dict[str, Any]) -> str:
     """A row of the table, layers averaged."""
     cells = [row["kind"], row["activation"], f"{row['wanted_l0']:g}", _range(row["l0"])]
@@ -323,13 +316,14 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     }
     before = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
     done = before.pop("rows", []) if args.folder.is_dir() else []
-    done, found["rows"] = done if before == found else [], []
+    known = {(row["kind"], row["activation"]): row for row in done if before == found}
     print("| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|", sep="\n", flush=True)
-    for row in rows(laboratory, done):
-        print(shown(row), flush=True)
-        found["rows"].append(row)
-        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    missed = [f"{one['kind']}, {one['activation']}" for one in found["rows"] if not one["met"]]
+    for case in plan.cases:
+        known[case] = known.get(case) or row_of(laboratory, *case)
+        print(shown(known[case]), flush=True)
+        text = json.dumps(found | {"rows": list(known.values())}, indent=1) + "\n"
+        args.out.write_text(text, encoding="utf-8")
+    missed = [", ".join(case) for case, row in known.items() if not row["met"]]
     print(f"L0 missed by more than {ALLOWED:.0%}: {'; '.join(missed) or 'none'}")
 
 

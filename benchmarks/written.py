@@ -213,9 +213,9 @@ def main() -> None:
     for tool, case, python in asked:
         if (tool, case) not in known and python is None:
             continue
-        row = known.get((tool, case)) or row_of(args.folder, tool, case, python)
-        print(json.dumps(row), flush=True)
-        found["rows"].append(row)
+        known[tool, case] = known.get((tool, case)) or row_of(args.folder, tool, case, python)
+        print(json.dumps(known[tool, case]), flush=True)
+        found["rows"] = list(known.values())
         args.out.write_text(f"{json.dumps(found, indent=1)}\n", "utf-8")
     print(f"{sum(row['same'] for row in found['rows'])} of {len(found['rows'])} are the same")
 
