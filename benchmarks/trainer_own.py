@@ -73,6 +73,7 @@ def main() -> None:
     host = None if sae else ReplacementModel.without_dictionary(None).host
     rows = Rows(job)
     wiring = Wiring.of(config.dictionary, rows.layers)
+    rows.start()
     sample = as_batch(*rows.part(0, config.start.tokens))
     trainee = started(config, wiring, host, sample, generator(config.run.seed, 10))
     like = trainee.b_dec[0].detach()

@@ -54,9 +54,7 @@ class Model(nn.Module):
     def __init__(self, rows: Rows) -> None:
         super().__init__()
         self.rows = rows
-        self.h = nn.ModuleList(
-            nn.ModuleDict({"mlp": Written()}) for _ in range(rows.layers)
-        )
+        self.h = nn.ModuleList(nn.ModuleDict({"mlp": Written()}) for _ in range(rows.layers))
         self.config = types.SimpleNamespace(num_hidden_layers=rows.layers, bos_token_id=-1)
 
     @property
@@ -98,6 +96,7 @@ def sparsify(job: Job, rows: Rows) -> None:
     sys.path.insert(0, job.source)
     from sparsify import SparseCoderConfig, TrainConfig, Trainer
 
+    rows.start()
     config = TrainConfig(
         SparseCoderConfig(num_latents=job.features, k=int(job.setting), transcode=True),
         batch_size=1,
@@ -115,6 +114,7 @@ def clt_training(job: Job, rows: Rows) -> None:
     from safetensors.torch import save_file
     from sparsify import SparseCoderConfig, TrainConfig, Trainer, fused_encoder, sparse_coder, utils
 
+    rows.start()
     utils.save_file = lambda tensors, path: save_file(
         {name: tensor.clone() for name, tensor in tensors.items()}, path
     )
@@ -177,9 +177,7 @@ class Store:
         size = rows.job.batch
         read, written = rows.part(0, NORM_BATCHES * size)
         root = rows.width**0.5
-        self.read, self.written = (
-            root / one.norm(dim=-1).mean(0) for one in (read, written)
-        )
+        self.read, self.written = (root / one.norm(dim=-1).mean(0) for one in (read, written))
         self.asked = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -201,6 +199,8 @@ def clt_forge(job: Job, rows: Rows) -> None:
     from clt_forge.clt import CLT
     from clt_forge.config import CLTConfig, CLTTrainingRunnerConfig
     from clt_forge.training.clt_trainer import CLTTrainer
+
+    rows.start()
 
     class Fitting(CLT):
         @torch.no_grad()
@@ -234,6 +234,7 @@ def sae_lens(job: Job, rows: Rows) -> None:
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
+    rows.start()
     steps = job.steps
     coder = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(d_in=rows.width, d_sae=job.features, k=job.setting)

@@ -6,7 +6,7 @@ Imported in the peers' own environments too, so it needs numpy and torch alone.
 import json
 import time
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,16 @@ class Rows:
     """Batches of a job, and a checksum of those that were trained on, in their order."""
 
     job: Job
-    begun: float = field(default_factory=time.process_time)
+    begun: float = 0.0
     tokens: int = 0
     checksum: int = 0
 
     def __post_init__(self) -> None:
         self.data = np.load(self.job.rows, mmap_mode="r")
+
+    def start(self) -> None:
+        """Begin to count CPU seconds: imports are done, and the model is there."""
+        self.begun = time.process_time()
 
     @property
     def layers(self) -> int:
@@ -90,7 +94,7 @@ class Rows:
         return found
 
     def finish(self, **more: Any) -> None:
-        """Say what was done, and in how many CPU seconds since this was made."""
+        """Say what was done, and in how many CPU seconds since the start."""
         seconds = time.process_time() - self.begun
         said = {"seconds": seconds, "tokens": self.tokens, "checksum": self.checksum, **more}
         (Path(self.job.out) / TOLD).write_text(json.dumps(said), encoding="utf-8")

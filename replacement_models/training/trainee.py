@@ -148,17 +148,23 @@ class Trainee(nn.Module):
         bias = self.b_dec[at].expand(len(x), -1)
         return bias + x @ self.W_skip[at] if len(self.W_skip) else bias
 
-    def decoders(self, at: int) -> Float[Tensor, "features slots d_model"]:
-        """Decoder rows for each layer written to."""
+    def decoders(
+        self, at: int, some: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, "features slots d_model"]:
+        """Decoder rows for each layer written to, of all features or of some."""
+        rows = _rows(self.W_dec[at], some)
         if len(self.share):
-            return self.share[at][:, :, None] * self.W_dec[at][:, None]
-        return self.W_dec[at].unflatten(1, (-1, self.width))
+            return _rows(self.share[at], some)[:, :, None] * rows[:, None]
+        return rows.unflatten(1, (-1, self.width))
 
-    def norms(self, at: int) -> Float[Tensor, " features"]:
-        """Norm of each feature's whole decoder, in normalised units."""
+    def norms(
+        self, at: int, some: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, " features"]:
+        """Norm of each feature's whole decoder, in normalised units; likewise."""
+        norms = _rows(self.W_dec[at], some).norm(dim=1)
         if len(self.share):
-            return self.W_dec[at].norm(dim=1) * self.share[at].norm(dim=1)
-        return self.W_dec[at].norm(dim=1)
+            return norms * _rows(self.share[at], some).norm(dim=1)
+        return norms
 
     @torch.no_grad()
     def heard(self, at: int, fired: Float[Tensor, " features"], tokens: int) -> None:
@@ -184,3 +190,7 @@ class Trainee(nn.Module):
 
 def _parameters(tensors: Sequence[Tensor]) -> nn.ParameterList:
     return nn.ParameterList([nn.Parameter(tensor) for tensor in tensors])
+
+
+def _rows(parameter: Tensor, some: Tensor | None) -> Tensor:
+    return parameter if some is None else parameter[some]
