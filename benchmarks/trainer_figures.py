@@ -1,6 +1,6 @@
 """What dictionaries of `trainers` are worth, measured alike for all sides."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,10 @@ class Text:
             skip_positions=harvester.config.data.skip_positions, keep_tokens=harvester.special
         )
 
+    def features(self, asked: int) -> int:
+        """Of a layer of a dictionary: as many as are asked for."""
+        return asked
+
     def written(self, batch: int) -> Path:
         """The file of rows that every side reads, made once."""
         path = self.folder / "rows.npy"
@@ -107,22 +111,24 @@ class Text:
             for begin in range(0, len(some), SHARED):
                 yield some[begin : begin + SHARED]
 
-    def figures(self, transcoder: Transcoder, prompts: bool = True) -> dict[str, Any]:
-        """Means over layers, and layer by layer; with all MLPs replaced; graphs where asked."""
+    def figures(self, transcoder: Transcoder, whole: bool = True) -> dict[str, Any]:
+        """Means over layers, and layer by layer; the rest where the whole of it is asked for."""
         held = self.measured_on
         scales = [Scale.of(y, OUTLIERS) for y in held.outputs]
         layers = range(len(held.inputs))
         found = worth(transcoder, layers, scales, held, OUTLIERS, affine=False)
-        model = ReplacementModel(self.model.host, transcoder.to("cpu", torch.float32))
-        return {
+        figures = {
             "error": fmean(found.error), "l0": fmean(found.l0), "dead": fmean(found.dead),
             "layers": {"error": found.error, "l0": found.l0, "dead": found.dead},
-            **stands_in(model, self.spoken_rows(), self.where),
-            **(score(model, self.asked) if prompts else {}),
         }  # fmt: skip
+        if not whole:
+            return figures
+        model = ReplacementModel(self.model.host, transcoder.to("cpu", torch.float32))
+        spoken = stands_in(model, self.spoken_rows(), self.where)
+        return figures | spoken | score(model, self.asked)
 
 
 def read(job: Job) -> Transcoder:
-    """What a side wrote, which reads and writes where all were trained."""
+    """What a side wrote, reading and writing where all were trained whatever its files say."""
     found = load_transcoder(Path(job.out) / "dictionary")
     return type(found)(found.layers)

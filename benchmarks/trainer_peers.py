@@ -4,8 +4,8 @@ Each peer's own model class, loss, optimiser, schedules and loop; only where row
 replaced. What had to be changed besides:
 
 clt-training (EleutherAI): its Triton kernels need a GPU. The decoder runs by its own fallback for
-machines without, `embedding_bag`; for the encoder's gradient it has none, and gets torch's product
-with a sparse matrix, the fastest there is here. Its untied decoders fail as they stand (the result
+machines without, `embedding_bag`; for the encoder's gradient it has none, and gets ours, one sort
+and an `embedding_bag`, the fastest we know. Its untied decoders fail as they stand (the result
 of a source below is made with two fields too many, and one of two names of the same weight has to
 be a copy before it is saved), which is mended. The offset that it adds to
 active features is left out (`train_post_encoder=False`, one of its own variants): no decoder of a
@@ -21,7 +21,6 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +161,13 @@ def _without_triton() -> None:
 
 def _gradient(indices: Tensor, values: Tensor, dense: Tensor, N: int) -> Tensor:  # noqa: N803
     """(N, width): the transposed sparse matrix times `dense`."""
-    begins = torch.arange(0, indices.numel() + 1, indices.shape[1])
-    matrix = torch.sparse_csr_tensor(
-        begins, indices.flatten(), values.flatten(), (len(dense), N), check_invariants=False
-    )
-    return matrix.t() @ dense
+    flat = indices.flatten()
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=N)
+    return nn.functional.embedding_bag(
+        order // indices.shape[1], dense, counts.cumsum(0) - counts,
+        mode="sum", per_sample_weights=values.flatten()[order],
+    )  # fmt: skip
 
 
 class Store:

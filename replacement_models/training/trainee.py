@@ -157,14 +157,11 @@ class Trainee(nn.Module):
             return _rows(self.share[at], some)[:, :, None] * rows[:, None]
         return rows.unflatten(1, (-1, self.width))
 
-    def norms(
-        self, at: int, some: Int[Tensor, " some"] | None = None
-    ) -> Float[Tensor, " features"]:
-        """Norm of each feature's whole decoder, in normalised units; likewise."""
-        norms = _rows(self.W_dec[at], some).norm(dim=1)
+    def norms(self, at: int) -> Float[Tensor, " features"]:
+        """Norm of each feature's whole decoder, in normalised units."""
         if len(self.share):
-            return norms * _rows(self.share[at], some).norm(dim=1)
-        return norms
+            return self.W_dec[at].norm(dim=1) * self.share[at].norm(dim=1)
+        return self.W_dec[at].norm(dim=1)
 
     @torch.no_grad()
     def heard(self, at: int, fired: Float[Tensor, " features"], tokens: int) -> None:
@@ -193,4 +190,4 @@ def _parameters(tensors: Sequence[Tensor]) -> nn.ParameterList:
 
 
 def _rows(parameter: Tensor, some: Tensor | None) -> Tensor:
-    return parameter if some is None else parameter[some]
+    return parameter if some is None else parameter.index_select(0, some)
