@@ -76,28 +76,28 @@ def sides(arguments: argparse.Namespace) -> list[Side]:
     peer, tuned = str(arguments.peers), (4e-3, 8e-3, 1.6e-2)
     forge = (0.5, 1.0, 2.0, 4.0, 8.0), (4e-4, 1.2e-3, 4e-3)
     tunes = {
+        "sparsify": ("tracer per-layer", l0, (4e-3, 1e-2, 2e-2), arguments.sparsify),
         "clt-training": ("tracer", l0, tuned, arguments.clt_training),
         "clt-training tied": ("tracer", l0, tuned, arguments.clt_training),
         "CLT-Forge": ("tracer", *forge, arguments.clt_forge),
-        "sparsify": ("tracer per-layer", l0, (4e-3, 1e-2, 2e-2), arguments.sparsify),
     }  # fmt: skip
-    found += [
+    found.append(Side("SAELens", "tracer sae", l0, (3e-4, 1e-3, 3e-3), peer, planted=True))
+    return found + [
         Side(name, against, settings, rates, peer, source=str(source))
         for name, (against, settings, rates, source) in tunes.items()
         if source is not None
     ]
-    return [*found, Side("SAELens", "tracer sae", l0, (3e-4, 1e-3, 3e-3), peer, planted=True)]
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything."""
 
-    tokens: int = 307_200
-    batch: int = 1024
+    tokens: int = 204_800
+    batch: int = 512
     features: int = 1024
-    prompts: int = 20
-    planted: int = 307_200
+    prompts: int = 12
+    planted: int = 204_800
     """Tokens of planted features."""
 
 

@@ -129,7 +129,7 @@ def test_peers_without_a_checkout_are_left_out(tmp_path: Path):
     names = [
         side.name for side in sides(parsed([str(tmp_path), "--peers", "p", "--sparsify", "s"]))
     ]
-    assert names == ["tracer", "tracer per-layer", "tracer sae", "sparsify", "SAELens"]
+    assert names == ["tracer", "tracer per-layer", "tracer sae", "SAELens", "sparsify"]
     assert [len(side.settings) for side in sides(parsed([str(tmp_path), "--peers", "p"]))] == [
         5
     ] * 4

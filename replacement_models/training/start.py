@@ -1,4 +1,4 @@
-"""What training starts from, in closed form where there is one.
+"""What training starts from, fitted and not drawn.
 
 First features are the MLP's own neurons where it has any: on the embedded model (512 features a
 layer, 120,000 tokens, equal L0, no skip) graphs of what came of them scored .783, from random rows
