@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from statistics import fmean
 from typing import Any
 
 Point = Mapping[str, Any]
 HIGHER = ("replacement_score", "agreement", "recovered", "recovered_firmly")
 """Read off straight lines over log L0; of all others the logarithm is."""
-COMPARED = ("error", "divergence", *HIGHER)
+COMPARED = ("error", "divergence", "tokens_a_cpu_second", *HIGHER)
 
 
 def at_l0(curve: Sequence[Point], name: str, l0: float) -> float | None:
@@ -47,8 +46,6 @@ def compared(runs: Sequence[Point]) -> list[dict[str, Any]]:
             own = at_l0(curve, name, one["l0"])
             if own is not None and one.get(name) is not None:
                 row[name] = own - one[name] if name in HIGHER else own / one[name]
-        fast = fmean(other["tokens_a_cpu_second"] for other in curve)
-        row["tokens_a_cpu_second"] = fast / one["tokens_a_cpu_second"]
         found.append(row)
     return found
 
@@ -61,7 +58,7 @@ def table(runs: Sequence[Point]) -> str:
         "replacement_score": "replacement", "recovered": "recovery",
     }  # fmt: skip
     heads = ["trainer", "setting", "L0", *names.values(), "tokens a CPU second"]
-    ours = ["our error / its", "our score - its"]
+    ours = ["our error / its", "our score - its", "our speed / its"]
     lines = ["| " + " | ".join([*heads, *ours]) + " |", "|---" * (len(heads) + len(ours)) + "|"]
     for one in runs:
         other = beside.get((one["side"], one["setting"]), {})
@@ -71,6 +68,7 @@ def table(runs: Sequence[Point]) -> str:
             *(_shown(one.get(name), ".3f") for name in names),
             f"{one['tokens_a_cpu_second']:,.0f}",
             _shown(other.get("error"), ".2f"), _shown(score, "+.3f"),
+            _shown(other.get("tokens_a_cpu_second"), ".2f"),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -120,11 +120,10 @@ def clt_training(job: Job, rows: Rows) -> None:
     fused_encoder.triton_sparse_transpose_dense_matmul = _gradient
     kept = sparse_coder.ForwardOutput
     sparse_coder.ForwardOutput = lambda *parts: kept(*parts[:4], parts[-1])
-    tied = {"coalesce_topk": "concat"} if job.side.endswith("tied") else {}
     config = TrainConfig(
         SparseCoderConfig(
             num_latents=job.features, k=int(job.setting), transcode=True, normalize_io=True,
-            train_post_encoder=False, **tied,
+            train_post_encoder=False,
         ),
         batch_size=1,
         hookpoints=[f"h.{at}.mlp" for at in range(rows.layers)],
@@ -256,7 +255,6 @@ def sae_lens(job: Job, rows: Rows) -> None:
 
 SIDES: dict[str, Callable[[Job, Rows], None]] = {
     "clt-training": clt_training,
-    "clt-training tied": clt_training,
     "CLT-Forge": clt_forge,
     "sparsify": sparsify,
     "SAELens": sae_lens,

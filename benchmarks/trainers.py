@@ -2,24 +2,22 @@
 
 The embedded default's activations are written to a file once. Every side reads the same rows in the
 same order, once, in a process of its own with one thread, and trains dictionaries of the same width
-at five settings of its sparsity: clt-training (EleutherAI; untied decoders, and tied ones, which
-its own sweep takes), CLT-Forge (LLM-Interp), sparsify (EleutherAI; per-layer), and SAELens on
-planted features (`trainer_planted`). Each side's learning rate is the one of three with the least
-error on the first third of the rows at the middle setting, ours too. What was changed of the peers'
-code stands in `trainer_peers`.
+at five settings of its sparsity: clt-training (EleutherAI; untied decoders, as ours), CLT-Forge
+(LLM-Interp), sparsify (EleutherAI; per-layer), and SAELens on planted features (`trainer_planted`).
+Each side's learning rate is the one of three with the least error on the first third of the rows at
+the middle setting, ours too. What was changed of the peers' code stands in `trainer_peers`.
 
 Measured alike for all, on text that nobody trained on: error as a share of the variance and active
 features a token, means over layers; dead features; KL and agreement with all MLPs replaced; the
 replacement score of graphs, the mean over prompts. Tokens a CPU second are of training alone, its
 start and end included, imports and loading left out.
 
-"At equal L0": our error and score at a peer's L0 are read off our five points, straight lines over
-log L0 between neighbours, of the error's logarithm and of the score as it is; a peer's point beyond
-our range is compared with nothing.
+"At equal L0": our error, KL, speed and score at a peer's L0 are read off our five points, straight
+lines over log L0 between neighbours, of logarithms but for the scores, which are taken as they are;
+a peer's point beyond our range is compared with nothing.
 
 `--peers` can import what the peers need; `--clt-training`, `--clt-forge`, `--sparsify` are their
-checkouts. A run that is there already is not made again. Half an hour of a core. Writes
-results/trainers.json.
+checkouts. A run that is there already is not made again. A quarter of an hour of a free core.
 """
 
 import argparse
@@ -78,7 +76,6 @@ def sides(arguments: argparse.Namespace) -> list[Side]:
     tunes = {
         "sparsify": ("tracer per-layer", l0, (4e-3, 1e-2, 2e-2), arguments.sparsify),
         "clt-training": ("tracer", l0, tuned, arguments.clt_training),
-        "clt-training tied": ("tracer", l0, tuned, arguments.clt_training),
         "CLT-Forge": ("tracer", *forge, arguments.clt_forge),
     }  # fmt: skip
     found.append(Side("SAELens", "tracer sae", l0, (3e-4, 1e-3, 3e-3), peer, planted=True))
