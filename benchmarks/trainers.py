@@ -70,7 +70,7 @@ def sides(arguments: argparse.Namespace) -> list[Side]:
     wide, own = (1.5, 3.0, 4.5, 7.0, 11.0), "benchmarks.trainer_own"
     found = [
         Side(name, name, wide, rates, module=own) for name in ("tracer", "tracer per-layer")
-    ] + [Side("tracer sae", "tracer sae", wide, rates, module=own, planted=True)]
+    ] + [Side("tracer sae", "tracer sae", wide, (4e-3, 8e-3, 1.6e-2), module=own, planted=True)]
     peer, tuned = str(arguments.peers), (4e-3, 8e-3, 1.6e-2)
     forge = (0.5, 1.0, 2.0, 4.0, 8.0), (4e-4, 1.2e-3, 4e-3)
     tunes = {
@@ -78,7 +78,7 @@ def sides(arguments: argparse.Namespace) -> list[Side]:
         "clt-training": ("tracer", l0, tuned, arguments.clt_training),
         "CLT-Forge": ("tracer", *forge, arguments.clt_forge),
     }  # fmt: skip
-    found.append(Side("SAELens", "tracer sae", l0, (3e-4, 1e-3, 3e-3), peer, planted=True))
+    found.append(Side("SAELens", "tracer sae", l0, (3e-3, 1e-2, 3e-2), peer, planted=True))
     return found + [
         Side(name, against, settings, rates, peer, source=str(source))
         for name, (against, settings, rates, source) in tunes.items()
