@@ -15,6 +15,7 @@ from replacement_models.training.pairs import Pairs, decode, encode
 from replacement_models.training.product import product_of
 from replacement_models.training.ridge import affine, decoder
 from replacement_models.training.scales import Scale
+from replacement_models.training.sparsity import _strongest
 from replacement_models.training.trainee import Batch, Trainee
 from replacement_models.training.wiring import Wiring
 
@@ -233,6 +234,47 @@ def test_a_decoder_is_found_where_there_is_one():
     target = decode(values, rows, pairs)
     found = decoder([(pairs, values)], target, torch.ones(600, dtype=torch.float64))
     assert float((found - rows).abs().max()) < 0.01
+
+
+def test_a_decoder_of_noise_is_hardly_worse_than_the_best_penalty():
+    """Where rows of rare features would fit noise; tokens of weight 0 say nothing."""
+    torch.manual_seed(0)
+    hidden = torch.randn(3000, 300, dtype=torch.float64)
+    limits = torch.linspace(1.0, 3.2, 300, dtype=torch.float64)
+    pairs, rows = Pairs.of(hidden > limits), torch.randn(300, 8, dtype=torch.float64)
+    values, weight = pairs.take(hidden), torch.ones(3000, dtype=torch.float64)
+    clean = decode(values, rows, pairs)
+    target = clean + 6 * torch.randn_like(clean)
+    weight[:200], target[:200] = 0.0, 1e3
+    active = hidden * (hidden > limits)
+    seen = active[:2700] * weight[:2700, None]
+    gram, right = seen.T @ seen, seen.T @ target[:2700]
+
+    def error(found: Tensor) -> float:
+        return float((active @ found - clean)[200:].square().mean())
+
+    mean, one = gram.diagonal().mean(), torch.eye(300, dtype=torch.float64)
+    tried = [torch.linalg.solve(gram + part * mean * one, right) for part in (1e-3, 1e-2, 0.1, 1.0)]
+    least, most = min(map(error, tried)), error(tried[0])
+    halves = [Pairs.of((hidden > limits)[:, some]) for some in (slice(0, 100), slice(100, 300))]
+    beside = [
+        (some, some.take(part))
+        for some, part in zip(halves, hidden.split([100, 200], 1), strict=True)
+    ]
+    found = decoder([(pairs, values)], target, weight)
+    assert error(found) < 1.1 * least < most
+    assert torch.allclose(decoder(beside, target, weight), found, atol=1e-9)
+
+
+def test_the_largest_are_found_without_sorting_all():
+    torch.manual_seed(0)
+    flat = torch.randn(3000, 40)
+    flat[:, 0] += 8  # one feature owns them
+    found = _strongest(flat, 2.0).sort(descending=True).values
+    assert len(found) >= 6 * 2 * 3000
+    assert len(found) < flat.numel()
+    assert torch.equal(found, flat.flatten().topk(len(found)).values)
+    assert len(_strongest(flat[:10], 2.0)) == 400
 
 
 def shapes() -> Iterator[tuple[dict[str, Any], list[list[int]]]]:

@@ -90,7 +90,7 @@ class StartConfig(Section):
     tokens: int = setting(16384, least=64)
     """Tokens that norms, skip and first features are read off."""
     decoder: bool = setting(True)
-    """Fit the first decoder to the first features in closed form."""
+    """Fit the first decoder to the first features by least squares."""
     threshold: float = setting(0.7, above=0.0)
     """First threshold, in units of a pre-activation whose input has norm √D and its row norm 1."""
     detector_steps: int = setting(800, least=1)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from replacement_models.training.pairs import Pairs, decode, encode
+from replacement_models.training.pairs import Pairs, above, decode, encode
 from replacement_models.training.ranks import ALONE, Ranks
 
 EXACT_BELOW = 1 << 20
@@ -178,12 +178,12 @@ class Firing:
     ) -> Bool[Tensor, "tokens features"]:
         """Where a value or a gradient may be, from pre-activations without a graph."""
         if threshold is not None:
-            return hidden > threshold - self.bandwidth / 2
+            return above(hidden, threshold - self.bandwidth / 2)
         if self.name == "topk":
             return largest(hidden, int(self.l0), self.among) & (hidden > 0)
         if self.name == "batch_topk":
-            return hidden > batch_threshold(hidden, self.l0, self.among)
-        return hidden > 0
+            return above(hidden, batch_threshold(hidden, self.l0, self.among))
+        return above(hidden, hidden.new_zeros(()))
 
     def values(self, hidden: Tensor, threshold: Tensor | None) -> Tensor:
         """Activations where `mask` holds, with gradients."""

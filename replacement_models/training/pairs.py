@@ -2,22 +2,25 @@
 
 Everything after the encoder's product works on pairs: their values in the order of tokens (the
 sparse rows of a CSR matrix), so that a step costs what is active and not tokens times features.
+Sums over pairs are `embedding_bag`s, those over a feature's tokens after one sort: 4 times as fast
+as torch's product with a transposed sparse matrix (512 to 2,048 tokens, one thread of an AMD EPYC).
 Backward passes are written by hand; `tests/test_replacement_models_training_step.py` compares them
 with dense autograd.
 """
 
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 AT_ONCE = 1 << 22
-"""Numbers gathered at once where the machine has no product of sparse and dense matrices."""
+"""Numbers gathered at once where the machine makes no single entries of a dense product."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +36,12 @@ class Pairs:
     @classmethod
     def of(cls, mask: Bool[Tensor, "tokens features"]) -> "Pairs":
         """Where a mask is true."""
-        token, feature = mask.nonzero(as_tuple=True)
+        if mask.device.type == "cpu":  # numpy is four times as quick at it
+            flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
+            token = flat // mask.shape[1]
+            feature = flat - token * mask.shape[1]
+        else:
+            token, feature = mask.nonzero(as_tuple=True)
         return cls.sorted(token, feature, len(mask), mask.shape[1])
 
     @classmethod
@@ -42,6 +50,13 @@ class Pairs:
         counts = torch.bincount(token, minlength=tokens)
         begins = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         return cls(begins, token, feature, features)
+
+    @cached_property
+    def turned(self) -> "Turned":
+        """The same places, feature by feature."""
+        order = self.feature.argsort(stable=True)
+        counts = torch.bincount(self.feature, minlength=self.features)
+        return Turned(counts.cumsum(0) - counts, self.token[order], order)
 
     def within(self, keep: Bool[Tensor, " pairs"]) -> "Pairs":
         """Some of them."""
@@ -59,6 +74,24 @@ class Pairs:
     def take(self, dense: Float[Tensor, "tokens features"]) -> Float[Tensor, " pairs"]:
         """Values of a dense matrix at these places."""
         return dense.reshape(-1)[self.token * self.features + self.feature]
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """Places of the transposed matrix, feature by feature."""
+
+    begins: Int[Tensor, " features"]
+    """Where each feature's pairs begin."""
+    token: Int[Tensor, " pairs"]
+    order: Int[Tensor, " pairs"]
+    """Where each stands in the order of tokens."""
+
+
+def above(hidden: Float[Tensor, "..."], limit: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Where `hidden` is larger; on a CPU by numpy, which is three times as quick at it."""
+    if hidden.device.type != "cpu" or hidden.dtype == torch.bfloat16:
+        return hidden > limit
+    return torch.from_numpy(np.greater(hidden.detach().numpy(), limit.detach().numpy()))
 
 
 def encode(
@@ -103,8 +136,8 @@ class _Encode(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
         by_bias = grad.new_zeros(pairs.features).index_add_(0, pairs.feature, grad)
-        to_x = _times(pairs, grad, weight) if ctx.needs_input_grad[0] else None
-        return to_x, _turned_times(pairs, grad, x), by_bias, None, None
+        to_x = times(pairs, grad, weight) if ctx.needs_input_grad[0] else None
+        return to_x, turned_times(pairs, grad, x), by_bias, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -112,7 +145,7 @@ class _Decode(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
         ctx.save_for_backward(values, weight)
         ctx.pairs = pairs
-        return _times(pairs, values, weight)
+        return times(pairs, values, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -120,11 +153,11 @@ class _Decode(torch.autograd.Function):
         pairs: Pairs = ctx.pairs
         grad = grad.contiguous()
         to_values = _dots(pairs, grad, weight) if ctx.needs_input_grad[0] else None
-        to_weight = _turned_times(pairs, values, grad) if ctx.needs_input_grad[1] else None
+        to_weight = turned_times(pairs, values, grad) if ctx.needs_input_grad[1] else None
         return to_values, to_weight, None
 
 
-def _times(pairs: Pairs, values: Tensor, weight: Tensor) -> Tensor:
+def times(pairs: Pairs, values: Tensor, weight: Tensor) -> Tensor:
     """(tokens, width): the sparse matrix times `weight`."""
     if not len(values):
         return weight.new_zeros(len(pairs.begins) - 1, weight.shape[1])
@@ -133,17 +166,14 @@ def _times(pairs: Pairs, values: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def _turned_times(pairs: Pairs, values: Tensor, dense: Tensor) -> Tensor:
+def turned_times(pairs: Pairs, values: Tensor, dense: Tensor) -> Tensor:
     """(features, width): the transposed sparse matrix times `dense`."""
-    if len(values) and has_sparse_products(dense.device, dense.dtype):
-        return pairs.matrix(values).t() @ dense
-    found = dense.new_zeros(pairs.features, dense.shape[1])
-    step = max(1, AT_ONCE // dense.shape[1])
-    for at in range(0, len(values), step):
-        some = slice(at, at + step)
-        rows = dense[pairs.token[some]] * values[some, None]
-        found.index_add_(0, pairs.feature[some], rows)
-    return found
+    if not len(values):
+        return dense.new_zeros(pairs.features, dense.shape[1])
+    turned = pairs.turned
+    return embedding_bag(
+        turned.token, dense, turned.begins, mode="sum", per_sample_weights=values[turned.order]
+    )
 
 
 def _dots(pairs: Pairs, dense: Tensor, weight: Tensor) -> Tensor:
@@ -163,14 +193,13 @@ def _dots(pairs: Pairs, dense: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def has_sparse_products(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch multiplies sparse rows and dense matrices here, both ways; found by trying."""
+    """Whether torch makes single entries of a dense product here; found by trying."""
     dense = torch.eye(2, device=device, dtype=dtype)
     try:
         with warnings.catch_warnings():  # torch says once that its sparse matrices are in beta
             warnings.simplefilter("ignore")
             matrix = Pairs.of(torch.eye(2, device=device).bool()).matrix(dense.new_ones(2))
-            turned = matrix.t() @ dense
             dots = torch.sparse.sampled_addmm(matrix, dense, dense.t(), beta=0.0)
     except (RuntimeError, NotImplementedError):
         return False
-    return torch.equal(turned, dense) and torch.equal(dots.values(), dense.new_ones(2))
+    return torch.equal(dots.values(), dense.new_ones(2))

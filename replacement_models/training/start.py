@@ -1,4 +1,4 @@
-"""What training starts from, in closed form where there is one.
+"""What training starts from, fitted and not drawn.
 
 First features are the MLP's own neurons where it has any: on the embedded model (512 features a
 layer, 120,000 tokens, equal L0, no skip) graphs of what came of them scored .783, from random rows
@@ -34,6 +34,8 @@ from replacement_models.training.wiring import Wiring
 
 RANKED = 8
 """Times as many features start above zero as TopK and BatchTopK keep."""
+RANKED_BY = 4096
+"""Tokens that say which neurons are most active."""
 COLUMNS = 256
 """Features looked at together, over all tokens."""
 JOINT = 8192
@@ -78,10 +80,11 @@ def started(
             _start_layer(trainee, at, host, sample, generator, given)
         else:
             take(trainee, at, found)
+    fired: dict[int, SparseActive] = {}
     for at in range(count) if config.start.decoder else ():
         told("Fitting first decoders", at, count)
         if at not in given:
-            _fit_decoder(trainee, at, sample, given)
+            _fit_decoder(trainee, at, sample, given, fired)
     return trainee
 
 
@@ -210,6 +213,7 @@ def neuron_rows(
     layer = trainee.wiring.layers[at]
     own = neurons(host, [layer]).layers[layer]
     down = own.decoder.rows(torch.arange(len(own.W_enc), device=own.W_enc.device))[:, 0].float()
+    inputs = inputs[:RANKED_BY]
     reading, signs = own.W_enc.float(), [1.0]
     rows, write = reading, down
     strength = own.activation(inputs @ reading.T + own.b_enc.float())
@@ -243,17 +247,31 @@ def _written(trainee: Trainee, at: int, sample: Batch, sources: Sequence[int]) -
     return total
 
 
-def _fit_decoder(trainee: Trainee, at: int, sample: Batch, given: Sequence[int]) -> None:
-    """Fit what is written to one layer: by all that write there, or by its own features alone."""
+def _fit_decoder(
+    trainee: Trainee,
+    at: int,
+    sample: Batch,
+    given: Sequence[int],
+    fired: dict[int, SparseActive],
+) -> None:
+    """Fit what is written to one layer: by all that write there, or by its own features alone.
+
+    What fires is kept in `fired`, for layers that write to several.
+    """
     wiring, product = trainee.wiring, product_of("float32")
     sources = [one for one in range(at + 1) if at in wiring.slots(one) and one not in given]
     if len(trainee.share) or len(sources) * trainee.features > JOINT:
         sources = [at]
     found = []
     for source in sources:
-        x = trainee.reads[source].normalised(sample.inputs[source])
-        active = trainee.active(source, x, product, sparse=True)
-        assert isinstance(active, SparseActive)
+        active = fired.get(source)
+        if active is None:
+            x = trainee.reads[source].normalised(sample.inputs[source])
+            made = trainee.active(source, x, product, sparse=True)
+            assert isinstance(made, SparseActive)
+            active = made
+        if len(wiring.slots(source)) > 1 and (at + 2) * trainee.features <= JOINT:
+            fired[source] = active
         found.append(_of_all_shards(trainee, active))
     x = trainee.reads[at].normalised(sample.inputs[at])
     left = trainee.writes[at].normalised(sample.outputs[at]) - trainee.base(at, x)

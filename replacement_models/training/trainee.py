@@ -148,11 +148,14 @@ class Trainee(nn.Module):
         bias = self.b_dec[at].expand(len(x), -1)
         return bias + x @ self.W_skip[at] if len(self.W_skip) else bias
 
-    def decoders(self, at: int) -> Float[Tensor, "features slots d_model"]:
-        """Decoder rows for each layer written to."""
+    def decoders(
+        self, at: int, some: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, "features slots d_model"]:
+        """Decoder rows for each layer written to, of all features or of some."""
+        rows = _rows(self.W_dec[at], some)
         if len(self.share):
-            return self.share[at][:, :, None] * self.W_dec[at][:, None]
-        return self.W_dec[at].unflatten(1, (-1, self.width))
+            return _rows(self.share[at], some)[:, :, None] * rows[:, None]
+        return rows.unflatten(1, (-1, self.width))
 
     def norms(self, at: int) -> Float[Tensor, " features"]:
         """Norm of each feature's whole decoder, in normalised units."""
@@ -184,3 +187,7 @@ class Trainee(nn.Module):
 
 def _parameters(tensors: Sequence[Tensor]) -> nn.ParameterList:
     return nn.ParameterList([nn.Parameter(tensor) for tensor in tensors])
+
+
+def _rows(parameter: Tensor, some: Tensor | None) -> Tensor:
+    return parameter if some is None else parameter.index_select(0, some)
