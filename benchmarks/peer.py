@@ -22,7 +22,7 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
 )
 from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import (
     convert_gemma_weights,
@@ -64,6 +64,7 @@ def load(
         "feature_input_hook": "mlp.hook_in",
         "feature_output_hook": "mlp.hook_out",
         "dtype": torch.float32,  # the peer's default for cross-layer dictionaries is bfloat16
+        **case.get("points", {}),
     }
     if case["kind"] == "cross_layer":
         transcoders: Any = load_clt(
@@ -74,6 +75,9 @@ def load(
             lazy_encoder=False,
             **points,
         )
+        if (paths / "W_skip.safetensors").is_file():  # which the peer applies and does not load
+            skip = load_file(paths / "W_skip.safetensors")["W_skip"]
+            transcoders.W_skip, transcoders.skip_connection = torch.nn.Parameter(skip), True
     else:
         files = {i: str(paths / f"layer_{i}.safetensors") for i in range(settings.n_layers)}
         transcoders = load_transcoder_set(

@@ -207,6 +207,14 @@ def test_what_circuit_tracer_cannot_hold_is_refused_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
+def test_circuit_tracer_has_one_width_for_all_layers(tmp_path: Path):
+    found = dictionary("per_layer", "relu")
+    layers = [*found.layers, TranscoderLayer.empty(found.layers[0].b_dec, 1)]
+    with pytest.raises(ModelError, match="but here are layers of 0, 5"):
+        save_transcoder(PerLayerTranscoder(layers), tmp_path / "set", "circuit-tracer")
+    assert not list(tmp_path.iterdir())
+
+
 def test_lazy_rows_come_in_the_order_asked_for(tmp_path: Path):
     saved = dictionary("cross_layer")
     lazy = load_transcoder(save_transcoder(saved, tmp_path / "set"), lazy=True)

@@ -554,6 +554,26 @@ def test_what_does_not_fit_the_model_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("dictionary", "format", "said"),
+    [
+        ({"activation": "topk"}, "circuit-tracer", "it cannot hold relu_topk"),
+        ({"layers": [1, 2], "activation": "relu"}, "circuit-tracer", "layers of 0, 5"),
+        ({"widths": [64, 64, 32, 64]}, "circuit-tracer", "as many features in every layer"),
+        ({"kind": "cross_layer"}, "saelens", "SAELens cannot hold kind cross_layer"),
+        ({"layers": [1]}, "gemma-scope-2", "no place for a layer without a dictionary"),
+    ],
+)
+def test_what_a_format_has_no_place_for_is_refused_before_it_is_trained(
+    dictionary: dict[str, Any], format: str, said: str, tmp_path: Path
+):
+    with pytest.raises(ModelError) as refused:
+        trained(tmp_path / "run", dictionary={"layers": None} | dictionary, run={"format": format})
+    assert str(refused.value).startswith("run.format: ")
+    assert said in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_does_not_fit_is_refused_with_what_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,5 +1,6 @@
 """Training on several ranks: what one process would do; one line where one of them is lost."""
 
+import json
 import os
 import signal
 import socket
@@ -129,6 +130,39 @@ def test_a_rank_that_is_lost_costs_one_line_and_the_same_command_goes_on(tmp_pat
     assert (wrong.returncode, printed) == (2, "")
     assert said.startswith(f"Error: output: the run in {tmp_path / 'run'} was begun with run.seed")
     assert said.count("\n") == 1
+
+
+def under_torchrun(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """A small run on two ranks that torchrun itself starts."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(ROOT / "tests" / "under_torchrun.py")
+    return subprocess.run(
+        [sys.executable, *launcher, script, str(folder), *arguments],
+        cwd=folder.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to see threads")
+def test_under_torchrun_a_lost_rank_is_said_once_and_the_run_goes_on(tmp_path: Path):
+    lost = under_torchrun(tmp_path / "run", "6")
+    assert lost.returncode == 1
+    ours = [line for line in lost.stderr.splitlines() if line.startswith("Error: ")]
+    assert ours == [
+        "Error: rank 1 of 2 was lost; the same command goes on from the last checkpoint in "
+        f"{tmp_path / 'run'}"
+    ]
+    assert lost.stdout == "rank 0 has left []\n"
+    again = under_torchrun(tmp_path / "run")
+    assert again.returncode == 0, again.stderr
+    assert sorted(again.stdout.splitlines()) == [f"rank {n} has left []" for n in (0, 1)]
+    log = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8")
+    steps = [json.loads(line)["step"] for line in log.splitlines()]
+    assert steps == [2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize(

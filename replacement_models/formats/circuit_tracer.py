@@ -93,6 +93,12 @@ def save(transcoder: Transcoder, folder: Path) -> None:
         ModelError: the format has no place for what the transcoder holds.
     """
     activation = _one_activation(transcoder)
+    widths = sorted({len(layer.W_enc) for layer in transcoder.layers})
+    if len(widths) > 1:
+        raise ModelError(
+            "circuit-tracer's format has as many features in every layer, but here are layers of "
+            + ", ".join(map(str, widths))
+        )
     if isinstance(activation, ReLUTopK):
         raise ModelError(
             "circuit-tracer's TopK keeps negative values too: it cannot hold relu_topk"

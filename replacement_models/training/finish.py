@@ -1,7 +1,9 @@
 """The end of a run: thresholds that meet L0, what the dictionary is worth, and its files."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from replacement_models.errors import ModelError
 from replacement_models.fidelity import fidelity
+from replacement_models.formats.files import save_transcoder
 from replacement_models.replacement import ReplacementModel
 from replacement_models.training import ridge
+from replacement_models.training.config import TrainConfig
+from replacement_models.training.fold import folded
 from replacement_models.training.scales import Scale
-from replacement_models.training.trainee import Batch
+from replacement_models.training.trainee import Batch, Trainee
+from replacement_models.training.wiring import Wiring
 from replacement_models.transcoder import Transcoder
 
 AT_ONCE = 1024
@@ -78,6 +85,30 @@ def worth(
         dead=tuple(float((one == 0).float().mean()) for one in fired),
         held_tokens=len(held),
     )
+
+
+def check_format(config: TrainConfig, wiring: Wiring, layers: int) -> None:
+    """Refuse what `run.format` has no place for before it is trained.
+
+    Args:
+        config: of the run.
+        wiring: its layers.
+        layers: of the model.
+
+    Raises:
+        ModelError: a small dictionary of the same kind cannot be written.
+    """
+    chosen, scales = config.dictionary, [Scale.of(torch.eye(2), 1.0)] * len(wiring.layers)
+    widths = chosen.features_of(len(wiring.layers))
+    least = int(max(chosen.l0)) + 1
+    alike = tuple(least + sorted({*widths}).index(width) for width in widths)
+    small = replace(chosen, features=max(alike), widths=alike, prefixes=())
+    trainee = Trainee(replace(config, dictionary=small), wiring, scales, scales)
+    with TemporaryDirectory() as folder:
+        try:
+            save_transcoder(folded(trainee, layers, ""), Path(folder) / "small", config.run.format)
+        except ModelError as error:
+            raise ModelError(f"run.format: {error}") from error
 
 
 def _guesses(

@@ -3,6 +3,8 @@
 Of several ranks one speaks: the first one to fail says why, the others end without a word.
 """
 
+import atexit
+import gc
 import os
 import signal
 import time
@@ -78,6 +80,9 @@ def ranks_begun(config: TrainConfig) -> Iterator[Ranks]:
         return
     if dist.is_initialized():
         raise ModelError("ranks: this process has a process group already; destroy it first")
+    # Groups stand in cycles of references, and their threads end with them. Left to the end of the
+    # interpreter, such a thread can abort a rank that has finished.
+    atexit.register(gc.collect)
     store = _store(config)
     if WATCHED in os.environ:
         Thread(target=_end_with, args=[os.getppid()], daemon=True).start()

@@ -21,7 +21,7 @@ from replacement_models.replacement import ReplacementModel
 from replacement_models.training import checkpoint
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.dealt import DealtBatches
-from replacement_models.training.finish import Worth, stands_in, worth
+from replacement_models.training.finish import Worth, check_format, stands_in, worth
 from replacement_models.training.fold import folded
 from replacement_models.training.harvest import Harvester
 from replacement_models.training.interrupt import between_steps
@@ -176,6 +176,7 @@ def _wired(config: TrainConfig, model: ReplacementModel, ranks: Ranks) -> Wiring
     host = model.host
     wiring = Wiring.of(config.dictionary, len(host.blocks))
     check_host(config.dictionary, host.blocks[0].parallel)
+    check_format(config, wiring, len(host.blocks))
     check_memory(config, wiring, host.d_model, Share(ranks.shards, ranks.parts, on_this_machine()))
     return wiring
 
