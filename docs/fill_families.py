@@ -82,6 +82,7 @@ def parts(host: Host) -> list[str]:
         "grouped heads": some(lambda block: len(block.value) < len(block.output)),
         "value biases": some(lambda block: block.value_bias is not None),
         "output biases": some(lambda block: block.output_bias is not None),
+        "blocks beside the stream": some(lambda block: block.aside),
         "factors around the pattern": some(lambda block: not block.plain),
         "experts": some(lambda block: hasattr(block.mlp_maps or block.mlp, "experts")),
         "soft cap": host.logit_cap is not None,

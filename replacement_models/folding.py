@@ -23,7 +23,7 @@ class FoldedLayer:
 
     output: Float[Tensor, "heads_d_head d_model"]
     """G @ output.T: back through W_O and the post-norm's weight."""
-    value: Float[Tensor, "d_model kv_heads_d_head"]
+    value: Float[Tensor, "d_read kv_heads_d_head"]
     """K @ value.T: back through W_V and the pre-norm's weight and centring."""
     constant: Float[Tensor, "heads d_model"] | None
     """W_O · (W_V · (norm bias) + b_V): what each head writes that no source wrote, where its
@@ -99,13 +99,20 @@ def virtual_weights(
 ) -> tuple[Float[Tensor, "heads_d_head kv_heads_d_head"] | None, ...]:
     """What each layer's heads write of what the next layer's read, a matrix a pair of layers.
 
-    None for a pair on two devices: gradients cross there as they are.
+    None for a pair on two devices, where gradients cross as they are, and where the upper layer
+    reads more than the stream.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", section
     "Virtual weights".
     """
     with torch.no_grad():
         return tuple(
-            below.output @ above.value if below.output.device == above.value.device else None
+            below.output @ above.value if _next_to(below, above) else None
             for below, above in pairwise(folded)
         )
+
+
+def _next_to(below: FoldedLayer, above: FoldedLayer) -> bool:
+    """Whether one layer's output map and the next one's value map multiply."""
+    fits = below.output.shape[1] == len(above.value)
+    return fits and below.output.device == above.value.device

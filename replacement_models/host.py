@@ -78,18 +78,23 @@ class Block:
     mlp: nn.Module
     """Returns its output, alone or first in a tuple; experts with their router are one MLP. A block
     without one has `NoMLP` (no_mlp.py)."""
-    value: Float[Tensor, "kv_heads d_head d_model"]
+    value: Float[Tensor, "kv_heads d_head d_read"]
+    """Of what attention reads: d_model wide, or twice that where `attention_norm` is: the tokens'
+    part of the first residual stream then follows what stands in the stream now (Zamba)."""
     value_bias: Float[Tensor, "kv_heads d_head"] | None
     output: Float[Tensor, "heads d_head d_model"]
     output_bias: Float[Tensor, " d_model"] | None
     values: Callable[[Tensor], Tensor]
-    """The model's own value map: (..., d_model) to (..., kv_heads · d_head)."""
+    """The model's own value map: (..., d_read) to (..., kv_heads · d_head)."""
     project: Callable[[Tensor], Tensor]
     """The model's own output map: (..., heads · d_head) to (..., d_model)."""
     attention_post_norm: Norm | None = None
     mlp_post_norm: Norm | None = None
     parallel: bool = False
     """Attention and MLP both read the block's input (GPT-NeoX) instead of one after the other."""
+    aside: bool = False
+    """Nothing is added to the residual stream: the MLP reads attention's output alone, and what it
+    writes is added to what the next block's attention reads (Zamba's shared blocks)."""
     taps: Taps | None = None
     """A short convolution that values pass before the pattern mixes them."""
     mixed_bias: Float[Tensor, "heads d_head"] | None = None
@@ -120,6 +125,11 @@ class Block:
         return self.taps is None and self.watch is None
 
     @property
+    def reads_tokens(self) -> bool:
+        """Whether attention reads the tokens' part of the first stream beside the stream."""
+        return self.value.shape[-1] > self.output.shape[-1]
+
+    @property
     def by_kernel(self) -> bool:
         """Whether a kernel makes the pattern, or that of some heads."""
         return self.watch is not None and self.watch.kernel is not None
@@ -136,7 +146,7 @@ class Block:
 
     def attend(
         self,
-        hidden: Float[Tensor, "positions d_model"],
+        hidden: Float[Tensor, "positions d_read"],
         pattern: Float[Tensor, "heads q k"],
         factors: Factors = PLAIN,
     ) -> Float[Tensor, "positions d_model"]:
@@ -145,7 +155,7 @@ class Block:
         return self.project(factors.of_outputs(mixed).flatten(-2))
 
     def mixable(
-        self, hidden: Float[Tensor, "positions d_model"], factors: Factors = PLAIN
+        self, hidden: Float[Tensor, "positions d_read"], factors: Factors = PLAIN
     ) -> Float[Tensor, "positions kv_heads d_head"]:
         """The values that the pattern mixes, through the model's own map."""
         return self.passed_on(self.values(hidden).unflatten(-1, self.value.shape[:2]), factors)
@@ -203,7 +213,7 @@ class Host:
 
     @property
     def mlp_sites(self) -> list[Site]:
-        """Where each layer's MLP reads the residual stream."""
+        """Where each layer's MLP reads: the residual stream, but in blocks that stand aside."""
         return [
             Site(layer, Stage.RESID_PRE if block.parallel else Stage.RESID_MID)
             for layer, block in enumerate(self.blocks)
@@ -219,7 +229,8 @@ class Host:
     def stream_sites(self) -> list[Site]:
         """Where the residual stream can be read, from below."""
         entering = [Site(layer, Stage.RESID_PRE) for layer in range(len(self.blocks) + 1)]
-        return sorted({*entering, *self.mlp_sites})
+        reading = zip(self.mlp_sites, self.blocks, strict=True)
+        return sorted({*entering, *(site for site, block in reading if not block.aside)})
 
     @property
     def d_model(self) -> int:

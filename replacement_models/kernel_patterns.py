@@ -81,6 +81,17 @@ class KernelPattern:
         return mixed
 
 
+@dataclass(frozen=True, eq=False)
+class InTurns:
+    """The patterns of one layer whose kernel is called for some of its heads after the others."""
+
+    calls: tuple[KernelPattern, ...]
+
+    def __call__(self) -> Float[Tensor, "heads queries keys"]:
+        """(heads, queries, keys)."""
+        return torch.cat([call() for call in self.calls])
+
+
 @contextmanager
 def kernel_patterns(host: Host, into: dict[int, Any], make: bool) -> Iterator[None]:
     """Keep the patterns of layers whose kernel makes them, while the block lasts.
@@ -95,12 +106,16 @@ def kernel_patterns(host: Host, into: dict[int, Any], make: bool) -> Iterator[No
             called.
     """
     entered: list[int] = []
-    heard: set[int] = set()
+    heard: dict[int, tuple[KernelPattern, ...]] = {}
     known = {layer: block for layer, block in enumerate(host.blocks) if block.by_kernel}
 
     def keep(found: KernelPattern) -> None:
-        into[entered[-1]] = found() if make else found
-        heard.add(entered[-1])
+        layer = entered[-1]
+        heard[layer] = (*heard.get(layer, ()), found)
+        if len(heard[layer]) == 1:
+            into[layer] = found() if make else found
+        else:  # Zamba calls it for some heads at a time
+            into[layer] = torch.cat([into[layer], found()]) if make else InTurns(heard[layer])
 
     with ExitStack() as stack:
         hooks = [(_mixer(block), _entering(entered, layer)) for layer, block in known.items()]

@@ -131,8 +131,8 @@ class Recording:
     residuals: Sequence[Float[Tensor, "positions d_model"]]
     """Residual stream entering each layer, and last the one entering the final norm: L + 1."""
     between: Sequence[Float[Tensor, "positions d_model"]]
-    """Residual stream that each layer's MLP reads, before its norm: between attention and MLP, in
-    parallel blocks the stream entering the layer."""
+    """What each layer's MLP reads, before its norm: the residual stream between attention and MLP,
+    in parallel blocks the one entering the layer, attention's output where a block stands aside."""
     inputs: Sequence[Float[Tensor, "positions d_model"]]
     """What the transcoder reads, a layer each."""
     outputs: Sequence[Float[Tensor, "positions d_model"]]
@@ -158,7 +158,8 @@ class Seen:
 
     token: Tensor | None = None
     position: Tensor | None = None
-    residual: list[Tensor] = field(default_factory=list)
+    residual: dict[int, Tensor] = field(default_factory=dict)
+    """By layer: a block may run inside the one below it."""
     pattern: dict[int, Tensor | Callable[[], Tensor]] = field(default_factory=dict)
     """By layer."""
     calls: dict[int, dict[str, Call]] = field(default_factory=dict)
@@ -213,7 +214,7 @@ def record(
         ),
         layers=[_frozen(block, seen, layer) for layer, block in enumerate(host.blocks)],
         final_scale=final_scale,
-        residuals=[*seen.residual, final],
+        residuals=[*(seen.residual[layer] for layer in range(len(host.blocks))), final],
         between=[seen.before_mlp(block, layer) for layer, block in enumerate(host.blocks)],
         inputs=inputs,
         outputs=seen.mlp_output,
@@ -221,6 +222,29 @@ def record(
         logits=logits,
         features=encode(transcoder, inputs).to(host.device),
     )
+
+
+def attention_input(
+    host: Host, recording: Recording, layer: int, write: WritePoint
+) -> Float[Tensor, "positions d_read"]:
+    """What one layer's attention reads, before its norm.
+
+    Args:
+        host: the model.
+        recording: of it.
+        layer: the layer.
+        write: what was recorded of the MLP below, where that writes aside.
+    """
+    stream = recording.residuals[layer]
+    if layer and host.blocks[layer - 1].aside:
+        below, norm = recording.outputs[layer - 1], host.blocks[layer - 1].mlp_post_norm
+        scale = recording.layers[layer - 1].mlp_post_scale
+        if norm is not None and scale is not None and write is WritePoint.MLP_OUTPUT:
+            below = norm.frozen(below, scale)
+        stream = stream + below.to(stream.device)
+    if host.blocks[layer].reads_tokens:
+        stream = torch.cat([stream, recording.token_vectors.to(stream.device)], dim=-1)
+    return stream
 
 
 def read_input(
@@ -372,7 +396,7 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
         taps.append((host.position_embedding, keep_position))
     for layer, block in enumerate(host.blocks):
         taps += [
-            (block.module, _keeping(seen.residual, block.device)),
+            (block.module, _keeping(seen.residual, layer, block.device)),
             (block.mlp, lambda inputs, _: seen.mlp_input.append(_first(first_tensor(inputs)))),
             *write_hooks(block, transcoder.write_at(layer), keep_output),
             *((norm.module, keep_norm(norm)) for norm in norms(block)),
@@ -380,8 +404,11 @@ def _taps(host: Host, transcoder: Transcoder, seen: Seen) -> list[tuple[nn.Modul
     return [*taps, (host.final_norm.module, keep_norm(host.final_norm))]
 
 
-def _keeping(into: list[Tensor], device: torch.device) -> Hook:
-    return lambda inputs, _: into.append(first_tensor(inputs)[0].to(device))
+def _keeping(into: dict[int, Tensor], layer: int, device: torch.device) -> Hook:
+    def keep(inputs: Any, _: Any) -> None:
+        into[layer] = first_tensor(inputs)[0].to(device)
+
+    return keep
 
 
 def _remake_taps(host: Host, seen: Seen) -> list[tuple[nn.Module, Any]]:

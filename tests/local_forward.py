@@ -34,13 +34,19 @@ class LocalForward:
         x = self.token[:, None] * seen.token_vectors
         if seen.position_vectors is not None:
             x = x + seen.position_vectors
-        pre_activations = []
+        pre_activations, tokens, aside = [], x, torch.zeros_like(x)
         for layer, block in enumerate(model.host.blocks):
-            attended = self._attention(layer, x)
-            read = self._read(layer, x if block.parallel else x + attended)
+            entering = x + aside
+            if block.value.shape[-1] > x.shape[-1]:
+                entering = torch.cat([entering, tokens], -1)
+            attended = self._attention(layer, entering)
+            between = attended if block.aside else x + attended
+            read = self._read(layer, x if block.parallel else between)
             weights = model.transcoder.layers[layer]
             pre_activations.append(read @ weights.W_enc.T + weights.b_enc)
-            x = x + attended + self._mlp(layer, read)
+            written = self._mlp(layer, read)
+            aside = written if block.aside else torch.zeros_like(x)
+            x = x if block.aside else x + attended + written
         normed = model.host.final_norm.frozen(x, seen.final_scale)
         return pre_activations, model.host.unembed(normed)
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from replacement_models import ReplacementModel
 from tests.family_configs import ROUTED
-from tests.random_models import GROUPED, PAIRED, randomised, transcoder
+from tests.random_models import COMMON, GROUPED, PAIRED, randomised, transcoder
 
 MIXED = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 DELTA = {
@@ -97,6 +97,21 @@ LFM = {
     "head_dim": 4,
 }
 
+ZAMBA = {
+    **COMMON,
+    "num_hidden_layers": 2,
+    "layers_block_type": ["linear_attention", "hybrid"],
+    "mamba_d_state": 5,
+    "mamba_d_conv": 3,
+    "mamba_ngroups": 2,
+    "n_mamba_heads": 4,
+    "chunk_size": 4,
+    "adapter_rank": 3,
+    "use_shared_attention_adapter": True,
+    "use_mem_rope": True,
+}
+"""A hybrid layer is two blocks: a shared one, and a Mamba 2."""
+
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("qwen3_next", {**NEXT, **MIXTURE, "mlp_only_layers": [1]}),
     "qwen3_5": ("qwen3_5", {"text_config": NEXT}),
@@ -156,8 +171,32 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         {**KIMI, "head_dim": 5, "short_conv_kernel_size": 3, "num_mtp_layers": 0},
     ),
     "qwen3_5_moe": ("qwen3_5_moe", {"text_config": {**NEXT, **MIXTURE}}),
+    "zamba": (
+        "zamba",
+        {
+            **COMMON,
+            "num_hidden_layers": 2,
+            "layers_block_type": ["linear_attention", "hybrid"],
+            "num_key_value_heads": 2,
+            "mamba_d_state": 5,
+            "mamba_d_conv": 3,
+            "mamba_dt_rank": 3,
+            "n_mamba_heads": 2,
+            "mamba_proj_bias": True,
+        },
+    ),
+    "zamba2": ("zamba2", ZAMBA),
+    "zamba2_grouped": (
+        "zamba2",
+        {**ZAMBA, "layers_block_type": ["hybrid", "linear_attention"], "num_key_value_heads": 2}
+        | {"use_shared_attention_adapter": False, "add_bias_linear": True},
+    ),
 }
 """Name of a case to its `model_type` and what its configuration takes."""
+
+
+ASIDE = ("zamba", "zamba2", "zamba2_grouped")
+"""Cases with blocks that add nothing to the residual stream."""
 
 
 def hybrid_language_model(family: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:

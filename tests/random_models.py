@@ -140,7 +140,10 @@ def transcoder(
     seed: int = 1,
     at: Sequence[int] = range(LAYERS),
 ) -> Transcoder:
-    """A random dictionary in which about a third of the features fire, at some of the layers."""
+    """A random dictionary in which about a third of the features fire, at some of the layers.
+
+    Of `LAYERS` layers, or as many as `at` names.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int, size: float = 0.4) -> torch.Tensor:
@@ -168,7 +171,7 @@ def transcoder(
         )
         if layer in at
         else TranscoderLayer.empty(noise(WIDTH), targets(layer))
-        for layer in range(LAYERS)
+        for layer in range(max(LAYERS, *(layer + 1 for layer in at)) if at else LAYERS)
     ]
     return of_kind(layers, read=read, write=write)
 

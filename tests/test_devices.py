@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from torch import Tensor
 
 import tracer
 from replacement_models import ModelError, ReplacementModel, save_transcoder
+from replacement_models.hosts import host_of
 from tests.played_devices import FIRST, SECOND, PlayedDevices, played_devices
+from tests.random_hybrids import HYBRIDS, hybrid, hybrid_language_model
 from tests.random_models import LAYERS, PROMPT, language_model, replacement_model, transcoder
 from tracer import AttributionGraph, Intervention
 from tracer.attribution import local_model
@@ -65,6 +68,27 @@ def spread(
     return ReplacementModel.from_huggingface(model, None, dictionary, f"random-{family}", elsewhere)
 
 
+def map_of(model: Any, places: Places) -> dict[str, torch.device]:
+    """Embeddings, layers in turn, final norm, unembedding of any model; the rest on the first."""
+    host, names = host_of(model), {id(part): name for name, part in model.named_modules()}
+    body = model.base_model
+    first = f"{model.base_model_prefix}."
+    found = {f"{first}{name}": FIRST for name, _ in body.named_children() if name != "layers"}
+    blocks = [0, 0, 1, 2, 2] if host.family == "nemotron_h" else [0, 1, 2]
+    places_of = [places[1 + block] for block in blocks]
+    found |= {f"{first}layers.{at}": places_of[at] for at in range(len(body.layers))}
+    found |= {names[id(host.embedding)]: places[0], names[id(host.final_norm.module)]: places[-2]}
+    return found | {"lm_head": places[-1]}
+
+
+def spread_hybrid(family: str, places: Places, **options: Any) -> ReplacementModel:
+    """As `hybrid`, over played devices."""
+    model = hybrid_language_model(family)
+    accelerate.dispatch_model(model, map_of(model, places), FIRST, force_hooks=True)
+    dictionary = transcoder(**{"skip": True, **options})
+    return ReplacementModel.from_huggingface(model, None, dictionary)
+
+
 def same(found: AttributionGraph, expected: AttributionGraph, off: float = 1e-12) -> None:
     assert found.nodes["id"].equals(expected.nodes["id"])
     assert abs(found.effect - expected.effect).max() <= off
@@ -99,6 +123,17 @@ def test_a_trace_over_two_devices_is_that_over_one(case: str, played: PlayedDevi
     expected = tracer.trace(replacement_model(family, **options), PROMPT, **settings)
     found = tracer.trace(spread(family, places, **options), PROMPT, **settings)
     same(found, expected)
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_hybrids_are_traced_over_two_devices_as_over_one(family: str, played: PlayedDevices):
+    expected = tracer.trace(hybrid(family), PROMPT)
+    model = spread_hybrid(family, APART)
+    same(tracer.trace(model, PROMPT), expected)
+    same(tracer.trace(model, PROMPT, recompute_patterns=True), expected)
+    change = tracer.intervene(model, PROMPT, WANTED, "direct")
+    known = tracer.intervene(hybrid(family), PROMPT, WANTED, "direct")
+    np.testing.assert_allclose(*(one.logits.cpu().numpy() for one in (change, known)), atol=1e-11)
 
 
 def test_sums_are_added_in_one_order_on_any_number_of_devices(
@@ -173,6 +208,17 @@ def ends(graph: AttributionGraph) -> tuple[str, str]:
     return first["logit"], first["feature"]
 
 
+def stored(model: ReplacementModel) -> list[Any]:
+    """What a store holds of every feature."""
+    with TemporaryDirectory() as folder:
+        texts = [list(text) for text in TEXTS]
+        store = tracer.FeatureStore.build(
+            *(model, texts, Path(folder) / "store"),
+            **{"context": 12, "window": 6, "batch": 3, "examples": 3, "neighbours": 2},
+        )
+        return [store.features(layer) for layer in store.layers]
+
+
 Verb = Callable[[ReplacementModel, AttributionGraph], Any]
 METRIC, SHORT = (3, 4), PROMPT[:3]
 VERBS: dict[str, Verb] = {
@@ -228,6 +274,15 @@ VERBS: dict[str, Verb] = {
     "monitor": lambda model, _: [
         *tracer.monitor(model, [PROMPT, OTHER], [tracer.Watch("w", 0.1, ((1, 3), (0, 2)))])
     ],
+    "jacobian lens": lambda model, _: tracer.lens(
+        model, PROMPT, lens=tracer.fit_lens(model, TEXTS, "jacobian", steps=1)
+    ),
+    "evaluate": lambda model, _: (
+        tracer.evaluate(
+            model, [list(text) for text in TEXTS], context=12, alone_tokens=40, prompt_count=2
+        ).figures
+    ),
+    "feature store": lambda model, _: stored(model),
     "features": lambda model, _: tracer.feature_maxima(model, [PROMPT, OTHER]),
 }
 

@@ -93,7 +93,6 @@ def test_a_refused_decoder_is_refused_with_its_name_and_reason(model_type: str):
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("zamba", "state-space"),
         ("rwkv", "recurrent"),
         ("zaya", "convolutions"),
         ("bart", "encoder-decoder"),

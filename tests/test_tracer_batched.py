@@ -80,7 +80,7 @@ def test_queries_before_a_block_of_keys_and_what_the_room_held_do_not_count(
     torch.testing.assert_close(found.double(), expected, rtol=near, atol=near)
 
 
-@pytest.mark.parametrize("family", ["lfm2", "qwen3_next", "mamba2"])
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_next", "mamba2", "zamba2"])
 @torch.no_grad()
 def test_taps_and_factors_around_patterns_are_passed_at_once(
     monkeypatch: pytest.MonkeyPatch, family: str

@@ -81,7 +81,12 @@ def test_rows_from_a_device_make_the_same_graph(
 
 @pytest.mark.parametrize(
     ("family", "kind", "floor"),
-    [("llama", "cross_layer", 0.0), ("gemma2", "per_layer", 0.01), ("qwen3_next", None, 0.0)],
+    [
+        ("llama", "cross_layer", 0.0),
+        ("gemma2", "per_layer", 0.01),
+        ("qwen3_next", None, 0.0),
+        ("zamba2", None, 0.0),
+    ],
 )
 def test_the_whole_way_of_a_gpu_makes_the_same_graph(
     away: pytest.MonkeyPatch, family: str, kind: str | None, floor: float

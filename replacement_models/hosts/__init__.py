@@ -51,7 +51,8 @@ def _check_devices(host: Host) -> None:
         if len(devices) > 1:
             raise ModelError(
                 f"layer {layer} of the model is spread over {', '.join(sorted(devices))}, expected "
-                "one device a layer: give a device_map that names whole layers"
+                "one device a layer (Nemotron-H: a mixer and the MLP above it): give a device_map "
+                "that names whole layers"
             )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from replacement_models.errors import ModelError
 from replacement_models.folding import mlp_post_norm
 from replacement_models.host import Block, Host, Norm
-from replacement_models.recording import FrozenLayer, Recording
+from replacement_models.recording import FrozenLayer, Recording, attention_input
 from replacement_models.transcoder import Transcoder
 
 PARTS = 8
@@ -41,10 +41,12 @@ def check_layout(host: Host, recording: Recording, transcoder: Transcoder) -> No
         x, output = recording.residuals[layer], recording.outputs[layer][-1]
         passed = mlp_post_norm(block, transcoder.write_at(layer))
         output = _normed(passed, output, frozen.mlp_post_scale)
-        attended = _attended(block, frozen, pattern[:, -1], x)
+        read = attention_input(host, recording, layer, transcoder.write_at(max(0, layer - 1)))
+        attended = _attended(block, frozen, pattern[:, -1], read)
         some = slice(len(attended))
-        rebuilt = x[-1, some] + attended + output[some]
-        _check(host, f"layer {layer}", rebuilt, recording.residuals[layer + 1][-1, some])
+        rebuilt = attended if block.aside else x[-1, some] + attended + output[some]
+        into = recording.between[layer] if block.aside else recording.residuals[layer + 1]
+        _check(host, f"layer {layer}", rebuilt, into[-1, some])
     last = host.final_norm.frozen(recording.residuals[-1][-1], recording.final_scale[-1])
     spread = slice(None, None, -(-host.vocabulary // ENOUGH))
     bias = None if host.unembedding_bias is None else host.unembedding_bias[spread]
@@ -63,7 +65,7 @@ def _attended(block: Block, frozen: FrozenLayer, pattern: Tensor, x: Tensor) -> 
     norm, bias = block.attention_post_norm, block.output_bias
     width = block.output.shape[-1]
     some = slice(None if norm is not None and norm.centred else -(-width // PARTS))
-    out = mixed.flatten() @ block.output.flatten(0, 1)[:, some]
+    out = block.output.flatten(0, 1)[:, some].T @ mixed.flatten()
     if bias is not None:
         out = out + bias[some]
     if norm is not None:

@@ -38,7 +38,7 @@ def mamba(model: Any) -> Host:
                 attention=module.mixer,
                 mlp_norm=None,
                 mlp=NoMLP(module),
-                **_selective(module.mixer, norm.weight),
+                **selective(module.mixer, norm.weight),
             )
         )
     return of_mixers(model, model.backbone, blocks)
@@ -55,7 +55,7 @@ def _jamba_block(module: Any, config: Any) -> Block:
     if layer is None:
         attention, maps = module.self_attn, vars(separate(module.self_attn, config, norm.weight))
     else:
-        attention, maps = layer, _selective(layer, norm.weight)
+        attention, maps = layer, selective(layer, norm.weight)
     return Block(
         module=module,
         attention_norm=norm,
@@ -66,19 +66,31 @@ def _jamba_block(module: Any, config: Any) -> Block:
     )
 
 
-def _selective(layer: Any, like: Tensor) -> dict[str, Any]:
+def selective(layer: Any, like: Tensor, interleaved: bool = False) -> dict[str, Any]:
+    """Fields of a `Block` whose layer is a Mamba.
+
+    Args:
+        layer: the layer.
+        like: any vector of the residual stream.
+        interleaved: its input map makes values and gates by turns, and not one after the other.
+    """
     check_silu(layer.activation)
     width = layer.intermediate_size
+    values, gates = (
+        (slice(0, None, 2), slice(1, None, 2))
+        if interleaved
+        else (slice(width), slice(width, None))
+    )
 
     def pick(out: Float[Tensor, "*rows projected"]) -> Float[Tensor, "*rows values"]:
-        return out[..., :width]
+        return out[..., values]
 
     maps = projections(layer.in_proj, layer.out_proj, width, width, like, pick=pick)
     taps = short_convolution(layer.conv1d, slice(width), width)
 
     def factors(calls: Mapping[str, Call]) -> Factors:
         projected = calls["values"].output[0]
-        gate = nn.functional.silu(projected[..., width:])
+        gate = nn.functional.silu(projected[..., gates])
         return Factors(silu_slope(pick(projected), taps), gate[..., None])
 
     watch = Watch(modules={"values": layer.in_proj}, factors=factors, kernel=SCAN)

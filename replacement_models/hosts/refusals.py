@@ -20,9 +20,6 @@ REFUSED: dict[str, Collection[str]] = {
     ),
     "its layers run several times": ("hrm_text",),
     "a layer has two attentions and a shortcut around the second": ("longcat_flash",),
-    "shared attention and MLP write to what a state-space layer reads, not to the stream": (
-        "zamba", "zamba2",
-    ),
     "it decodes patches of bytes": ("blt",),
     "its decoder also attends to images or sound": ("git", "mllama", "moshi"),
     "its positions come from a table that no module reads": ("ctrl",),

@@ -36,6 +36,7 @@ from replacement_models.hosts.phi3 import phi3
 from replacement_models.hosts.refusals import REFUSED
 from replacement_models.hosts.state_space import bamba, granite_hybrid, mamba2, nemotron_h
 from replacement_models.hosts.tracr import tracr
+from replacement_models.hosts.zamba import zamba, zamba2
 
 AS_LLAMA = (
     "arcee", "aria_text", "cwm", "dots1", "emu3", "emu3_text_model", "ernie4_5", "ernie4_5_moe",
@@ -104,6 +105,8 @@ HOSTS: dict[str, Callable[[nn.Module], Host]] = {
     "tracr": tracr,
     "vaultgemma": vaultgemma,
     "xglm": xglm,
+    "zamba": zamba,
+    "zamba2": zamba2,
     **dict.fromkeys(AS_LLAMA, llama),
     **dict.fromkeys(AS_COHERE, cohere),
     **dict.fromkeys(AS_DEEPSEEK, deepseek),

@@ -63,7 +63,7 @@ def linear_map(
         bias = module(torch.zeros_like(eye[:1]))[0]
         matrix = module(eye) - bias
         _check_linear(module, eye, matrix, bias)
-    return matrix, bias
+    return matrix, bias if torch.count_nonzero(bias) else None
 
 
 def store_outputs_first(model: nn.Module) -> None:

@@ -175,7 +175,7 @@ def _wired(config: TrainConfig, model: ReplacementModel, ranks: Ranks) -> Wiring
     """Layers, once everything that the model decides has been checked."""
     host = model.host
     wiring = Wiring.of(config.dictionary, len(host.blocks))
-    check_host(config.dictionary, host.blocks[0].parallel)
+    check_host(config.dictionary, host.blocks)
     check_format(config, wiring, len(host.blocks))
     check_memory(config, wiring, host.d_model, Share(ranks.shards, ranks.parts, on_this_machine()))
     return wiring

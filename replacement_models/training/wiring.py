@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from replacement_models.errors import ModelError
+from replacement_models.host import Block
 from replacement_models.training.config import DictionaryConfig
 
 
@@ -55,14 +56,16 @@ class Wiring:
         return tuple(wanted) if len(wanted) == len(self.layers) else (wanted[0],) * len(self.layers)
 
 
-def check_host(config: DictionaryConfig, parallel: bool) -> None:
+def check_host(config: DictionaryConfig, blocks: Sequence[Block]) -> None:
     """Refuse a place that a model does not have.
 
     Raises:
-        ModelError: the stream between attention and MLP of parallel blocks.
+        ModelError: the stream between attention and MLP of parallel blocks, or of shared ones.
     """
-    if config.kind == "sae" and config.site == "resid_mid" and parallel:
+    if config.kind != "sae" or config.site != "resid_mid":
+        return
+    if any(block.parallel or block.aside for block in blocks):
         raise ModelError(
-            "dictionary.site: expected mlp_out, attn_out or resid_pre, since attention and MLP of "
-            "this model read the same stream, got 'resid_mid'"
+            "dictionary.site: expected mlp_out, attn_out or resid_pre, since in this model no "
+            "stream lies between attention and MLP, got 'resid_mid'"
         )

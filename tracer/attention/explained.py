@@ -17,6 +17,10 @@ from tracer.attribution.local_model import LocalModel, linearise
 from tracer.attribution.sizes import PATTERNS
 from tracer.attribution.targets import Difference, Target, TargetRows, feature_rows, logit_targets
 from tracer.errors import TraceError
+from tracer.nothing_aside import nothing_aside
+
+ANSWERS = "what attention has to do with edges"
+"""Loadings, chains and explanations of heads, first-order effects, `keep_attention`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +118,11 @@ def explained(model: ReplacementModel, graph: AttributionGraph) -> Explained:
     """Record a graph's prompt again, and linearise it.
 
     Raises:
-        TraceError: the graph is of another model or dictionary.
+        TraceError: the graph is of another model or dictionary, or the model's shared blocks stand
+            aside of the stream.
     """
     check_model(model, graph)
+    nothing_aside(model, ANSWERS)
     about = graph.metadata
     tokens = about["token_ids"][: about["position"] + 1]
     heads = sum(len(block.output) for block in model.host.blocks)

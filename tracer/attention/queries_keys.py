@@ -25,6 +25,7 @@ from replacement_models.hooks import (
 from replacement_models.host import Block, Norm
 from replacement_models.hosts.norms import norm_of, shifted_rms_norm
 from tracer.errors import TraceError
+from tracer.nothing_aside import nothing_aside
 
 INTERFACE = "eager_attention_forward"
 """Function of a family's module through which its attention goes."""
@@ -218,6 +219,7 @@ def check_bare(model: ReplacementModel, layer: int) -> None:
     Raises:
         TraceError: there are factors or taps around its pattern, other ones for every prompt.
     """
+    nothing_aside(model, "what heads do by their weights alone")
     block = model.host.blocks[layer]
     if block.plain:
         return

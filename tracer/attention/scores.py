@@ -75,7 +75,8 @@ def head_scores(
     Returns:
         One row a head: layer, head; previous, induction, duplicate (mean attention, 0 to 1, on
         random repeats); successor and name_mover (share of tokens whose successor, or which
-        themselves, the head writes most; null where the vocabulary has too few as single tokens).
+        themselves, the head writes most; null where the vocabulary has too few as single tokens,
+        and of heads that write nothing to the stream).
 
     Raises:
         TraceError: a number is too small, or the sequences do not fit the model's context.
@@ -100,7 +101,7 @@ def head_scores(
             if value is None
             else [score for layer in value for score in layer.tolist()]
         )
-        columns[name] = pa.array(found, pa.float64())
+        columns[name] = pa.array(found, pa.float64(), from_pandas=True)  # NaN is null
     return pa.table(columns)
 
 
@@ -178,12 +179,24 @@ def _written(model: ReplacementModel) -> dict[str, list[Tensor]]:
         if before is not None and after is not None
     ]
     found: dict[str, list[Tensor]] = {}
+    blocks = model.host.blocks
     if len(names) >= FEWEST:
-        found["name_mover"] = [_copied(model, out, names) for out in _outputs(model, names)]
+        found["name_mover"] = [
+            _nothing(out) if block.aside else _copied(model, out, names)
+            for block, out in zip(blocks, _outputs(model, names), strict=True)
+        ]
     if len(steps) >= FEWEST:
         outputs = _outputs(model, [before for before, _, _ in steps])
-        found["successor"] = [_succeeded(model, out, steps) for out in outputs]
+        found["successor"] = [
+            _nothing(out) if block.aside else _succeeded(model, out, steps)
+            for block, out in zip(blocks, outputs, strict=True)
+        ]
     return found
+
+
+def _nothing(out: Float[Tensor, "tokens heads d_model"]) -> Float[Tensor, " heads"]:
+    """Scores of heads that write nothing to the stream."""
+    return out.new_full(out.shape[1:2], torch.nan, dtype=torch.float64)
 
 
 def _single(model: ReplacementModel, word: str) -> int | None:
@@ -238,6 +251,8 @@ def _layer_outputs(
     norm, found = block.attention_norm, []
     for one in recordings:
         stream, factors = one.residuals[min(layer, 1)], one.layers[layer].factors
+        if block.reads_tokens:
+            stream = torch.cat([stream, one.token_vectors.to(stream.device)], dim=-1)
         read = stream if norm is None else norm.frozen(stream, norm.scale(stream))
         values = block.mixable(read, factors).repeat_interleave(group, -2)
         found.append(factors.of_outputs(values)[-1])

@@ -34,7 +34,7 @@ def is_lifted(model: ReplacementModel, recording: Recording) -> bool:
     """Whether the bottom attention layer carries all tokens, so that sweeps end above it."""
     tokens, bottom = recording.token_vectors, model.host.blocks[0]
     small = len(tokens) * tokens.nbytes <= LIFTED
-    return bottom.plain and not bottom.parallel and small
+    return bottom.plain and not (bottom.parallel or bottom.aside) and small
 
 
 def embedded(recording: Recording, count: int) -> Float[Tensor, "positions carried d_model"]:

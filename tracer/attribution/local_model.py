@@ -62,6 +62,10 @@ class LinearLayer:
     """Back through the value map of the layer above and this one's output map, where that pays."""
     around: Around | None = None
     """Taps and factors around the pattern; None where there are none."""
+    aside: bool = False
+    """As of a `Block`: gradients of the stream pass by; `carried` is all that the MLP reads."""
+    tokens: Float[Tensor, "positions kv_heads_d_head"] | None = None
+    """What the value map makes of the tokens, where attention reads them beside the stream."""
 
     @property
     def device(self) -> torch.device:
@@ -187,6 +191,10 @@ class LocalModel:
             self._reaches[place] = Reach.of(self._reaching(site, position))
         return self._reaches[place]
 
+    def near_aside(self, layer: int) -> bool:
+        """Whether a layer stands aside, or reads what the one below it writes aside."""
+        return self.layers[layer].aside or (layer > 0 and self.layers[layer - 1].aside)
+
     def _reaching(self, site: int, position: int) -> Int[np.ndarray, " reaching"]:
         layer, at = self.places
         attended = layer + 1 <= top_layer(site)
@@ -242,6 +250,7 @@ def linearise(
     layers, early = _climb(
         model, recording, writers, sums, (skip_positions, start, lifted), virtual
     )
+    mixes = lifted and len(layers) > 1 and not layers[1].aside
     return LocalModel(
         tokens=recording.tokens,
         layers=layers,
@@ -253,7 +262,7 @@ def linearise(
         skip_positions=skip_positions,
         start=start,
         lifted=lifted,
-        mixed=_mixed(writers[0], layers[1], rows) if lifted and len(layers) > 1 else None,
+        mixed=_mixed(writers[0], layers[1], rows) if mixes else None,
         early=early,
     )
 
@@ -280,19 +289,22 @@ def _climb(
         The layers, and the stream at the first positions at every site (`LocalModel.early`).
     """
     skip_positions, start, lifted = ends
-    stream, early, layers = embedded(recording, start), {}, []
+    stream, early, layers, beside = embedded(recording, start), {}, [], None
     for layer, writes in enumerate(writers):
         stream = stream.to(model.host.blocks[layer].device)
         others = _errors_and_constants(model, recording, layer, skip_positions, sums[layer])
         bottom = lifted and layer == 0
-        maps = _linear_layer(model, recording, layer, stream, bottom, virtual[layer])
+        read = stream if beside is None else stream + beside.to(stream.device)
+        maps = _linear_layer(model, recording, layer, read, bottom, virtual[layer])
         between, carried = _after_attention(maps, stream, bottom), maps.carried
         early[stream_number(layer)], early[stream_number(layer, between=True)] = stream, between
-        stream = _past_skip(maps, between, stream if maps.parallel else between).clone()
-        stream[:, -1] += others[:start, 1]
+        stays, past = (torch.zeros_like(one) if maps.aside else one for one in (between, carried))
+        above = _past_skip(maps, stays, stream if maps.parallel else between).clone()
+        above[:, -1] += others[:start, 1]
         _features_to_stream(model, recording, layer, writes)
-        past = carried if maps.parallel else _past_skip(maps, carried, carried)
+        past = past if maps.parallel else _past_skip(maps, past, carried)
         _place_others(writes, others, past)
+        stream, beside = (stream, above) if maps.aside else (above, None)
         layers.append(maps)
     early[stream_number(len(layers))] = stream
     return layers, {site: held.to(model.device) for site, held in early.items()}
@@ -414,7 +426,10 @@ def _linear_layer(
     block = model.host.blocks[layer]
     make = partial(_transposed_pattern, frozen, len(block.value), bare_values(block, frozen))
     pattern = make() if isinstance(frozen.pattern, Tensor) else make
-    beside = around(block, frozen)
+    beside, width = around(block, frozen), model.host.d_model
+    if block.reads_tokens:
+        read = embedded(recording, len(stream)).to(stream.device)
+        stream = torch.cat([stream, read], dim=-1)
     if lifted or len(stream):
         whole = pattern if isinstance(pattern, Tensor) else pattern()
         if beside is not None:
@@ -422,19 +437,29 @@ def _linear_layer(
         else:
             carried = lift(folded, whole, recording) if lifted else carry(folded, whole, stream)
     else:
-        carried = stream.new_zeros(len(recording.tokens), 1, model.host.d_model)
+        carried = stream.new_zeros(len(recording.tokens), 1, width)
     carried[:, -1] += _attention_constant(folded, frozen, block)
     return LinearLayer(
         pattern=pattern,
         output=folded.output,
-        value=folded.value,
+        value=folded.value[:width],
         carried=carried,
         skip=folded.skip,
         skip_scale=_skip_scale(model.transcoder, layer, frozen, block),
         parallel=block.parallel,
         virtual=virtual if block.parallel or folded.skip is None else None,
         around=beside,
+        aside=block.aside,
+        tokens=_token_values(folded, recording, width) if block.reads_tokens else None,
     )
+
+
+def _token_values(
+    folded: FoldedLayer, recording: Recording, width: int
+) -> Float[Tensor, "positions kv_heads_d_head"]:
+    """What the value map makes of the tokens, up to the norm's denominators."""
+    value = folded.value[width:]
+    return recording.token_vectors.to(value.device) @ value
 
 
 def _skip_scale(
@@ -452,9 +477,14 @@ def _skip_scale(
 def _after_attention(
     maps: LinearLayer, stream: Float[Tensor, "start carried d_model"], lifted: bool
 ) -> Float[Tensor, "start carried d_model"]:
-    """The stream at the first positions, by source, with what a layer's attention adds."""
+    """What the MLP reads at the first positions, by source: the stream with what attention adds.
+
+    What it adds alone where the layer stands aside.
+    """
     start, sources, _ = stream.shape
     added = maps.carried[:start]
+    if maps.aside:
+        return added
     return torch.cat([added[:, : sources - 1], added[:, -1:]], 1) if lifted else stream + added
 
 
@@ -532,7 +562,7 @@ def folded_bytes(model: ReplacementModel, positions: int, rows: int) -> float:
     ]
     numbers = 0
     if "folded" not in vars(model):
-        numbers += sum(output + value for output, value in heads) * model.host.d_model
+        numbers += sum(block.output.numel() + block.value.numel() for block in model.host.blocks)
     if virtual_pays(model, positions, rows) and "virtual_weights" not in vars(model):
         numbers += sum(below[0] * above[1] for below, above in pairwise(heads))
     return float(numbers * model.dtype.itemsize)

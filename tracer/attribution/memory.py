@@ -111,6 +111,7 @@ def sizes_of(
         edge_floor=edge_floor,
         folded=folded_bytes(model, positions, explained),
         around=tuple(map(_around, model.host.blocks, recording.layers)),
+        aside=any(block.aside for block in model.host.blocks),
     )
 
 

@@ -24,29 +24,32 @@ def plain_sweep(
 
     Source: Ameisen et al. 2025, "Circuit Tracing", section "Attribution graphs".
     """
-    positions, features = local.positions, local.features
+    positions, features, tokens = local.positions, local.features, local.token_column(0)
     sources = rows.vector.new_zeros(len(rows), local.columns)
     constant, gradient = rows.bias.clone(), torch.zeros_like(_placed(rows, positions))
-    at = torch.from_numpy(rows.site)
+    at, back = torch.from_numpy(rows.site), torch.zeros_like(gradient)
     for layer in range(len(local.layers) - 1, -1, -1):
         maps, writers = local.layers[layer], local.writers[layer]
         gradient += (at == stream_number(layer + 1))[:, None, None] * _placed(rows, positions)
+        above = back if maps.aside else gradient  # written aside: only attention above reads it
         for p in range(positions):  # 1. what the layer writes, features first
-            scores, count = gradient[:, p] @ writers.at(p).T, writers.features(p)
+            scores, count = above[:, p] @ writers.at(p).T, writers.features(p)
             own = slice(writers.first[p], writers.first[p] + count)
             sources[:, own] += scores[:, :count] * features.activation[own]
             sources[:, local.error_column(layer, p)] += scores[:, count]
             constant += scores[:, count + 1]
-        read = gradient
+        below = torch.zeros_like(above) if maps.aside else above
         if maps.skip is not None:  # 2. the linear skip
-            gradient = gradient + (gradient @ maps.skip.T) * maps.skip_scale
+            below = below + (above @ maps.skip.T) * maps.skip_scale
         join = (at == stream_number(layer, between=True))[:, None, None] * _placed(rows, positions)
-        gradient = gradient + join  # 3. rows that read between attention and MLP
-        read = read if maps.parallel else gradient
+        below = below + join  # 3. rows that read between attention and MLP
         constant += torch.einsum("rpd,pd->r", join, maps.carried[:, -1])
-        gradient = gradient + _attention(model, recording, layer, read)  # 4. through values
+        back = _attention(model, recording, layer, above if maps.parallel else below)
+        if maps.tokens is not None:
+            back, beside = back.chunk(2, dim=-1)
+            sources[:, tokens:] += torch.einsum("rpd,pd->rp", beside, local.token_vectors)
+        gradient = back + (gradient if maps.aside else below)  # 4. through values
     gradient += (at == stream_number(0))[:, None, None] * _placed(rows, positions)
-    tokens = local.token_column(0)
     sources[:, tokens:] += torch.einsum("rpd,pd->rp", gradient, local.token_vectors)
     if local.position_vectors is not None:
         constant += torch.einsum("rpd,pd->r", gradient, local.position_vectors)

@@ -260,3 +260,23 @@ def score_tokens(
     scores.sources[columns, rows] += torch.einsum("rpd,pd->pr", gradient[rows], tokens)
     if learned is not None:
         scores.constant[rows] += torch.einsum("rpd,pd->r", gradient[rows], learned[span])
+
+
+def score_read_tokens(
+    local: LocalModel,
+    tokens: Float[Tensor, "positions kv_heads_d_head"],
+    values: Float[Tensor, "rows positions kv_heads_d_head"],
+    scores: EffectSums,
+) -> None:
+    """Add what tokens do through attention that reads them beside the stream, for the first rows.
+
+    Args:
+        local: the local model.
+        tokens: what the value map makes of them.
+        values: what the rows weigh the pattern's values with.
+        scores: added to.
+    """
+    span = slice(local.start, local.start + values.shape[1])
+    columns = slice(local.token_column(span.start), local.token_column(span.stop))
+    found = torch.einsum("rpi,pi->pr", values, tokens[span])
+    scores.sources[columns, : len(values)] += found.to(scores.sources)

@@ -56,6 +56,8 @@ class Sizes:
     around: tuple[tuple[int, int], ...] = ()
     """Of each layer: width of its values behind taps or factors, and of its heads' outputs behind
     factors; none where nothing stands around its pattern."""
+    aside: bool = False
+    """Whether some layer stands aside of the stream: whole gradients are kept beside each other."""
 
     @property
     def layers(self) -> int:

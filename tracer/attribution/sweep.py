@@ -32,6 +32,7 @@ from tracer.attribution.scoring import (
     score_carried,
     score_early,
     score_mixed,
+    score_read_tokens,
     score_spread,
     score_tokens,
     score_writers,
@@ -117,7 +118,7 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Eff
     end = int(rows.position.max()) + 1
     sites = rows.site.tolist()
     gradients = rows.vector.new_empty(len(rows), end - local.start, rows.vector.shape[1])
-    joined, projected, mixed = 0, None, None
+    joined, projected, mixed, aside = 0, None, None, None
     for layer in range(top_layer(max(sites)), -1, -1):
         there = local.layers[layer].device
         rows, scores = rows.passing(there), scores.to(there)
@@ -125,6 +126,13 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Eff
         mixed = None if mixed is None else mixed.to(there)
         above = joining_rows(rows, sites, joined, stream_number(layer + 1))
         between = joining_rows(rows, sites, joined + len(above), stream_number(layer, between=True))
+        if local.near_aside(layer):
+            ends = joined + len(above), joined + len(above) + len(between)
+            _place(above, gradients[joined : ends[0]], local.start)
+            _place(between, gradients[ends[0] : ends[1]], local.start)
+            aside = _pass_whole(local, layer, gradients, ends, aside, scores)
+            joined, projected, mixed = ends[1], None, None
+            continue
         score_writers(local, layer, gradients[:joined], above, scores)
         score_mixed(local, mixed, scores)
         after = joined + len(above) + len(between)
@@ -133,12 +141,16 @@ def _sweep_chunk(local: LocalModel, rows: TargetRows, scores: EffectSums) -> Eff
             fresh = above, between
             projected, mixed = _pass_layer(local, layer, gradients, joined, fresh, projected)
         joined = after
-    last = joining_rows(rows, sites, joined, stream_number(0))
-    gradients[joined:] = 0
-    at = on_device(last.position - local.start, gradients.device)
-    gradients[joined:][torch.arange(len(last), device=at.device), at] = last.vector
+    _place(joining_rows(rows, sites, joined, stream_number(0)), gradients[joined:], local.start)
     score_tokens(local, gradients, scores, joined if local.lifted else 0)
     return scores
+
+
+def _place(joining: JoiningRows, room: Float[Tensor, "rows positions d_model"], start: int) -> None:
+    """Write the gradients of rows that stand at one position each yet."""
+    room.zero_()
+    at = on_device(joining.position - start, room.device)
+    room[torch.arange(len(joining), device=at.device), at] = joining.vector
 
 
 def _passing(
@@ -194,26 +206,90 @@ def _sweep_whole(
     scores: EffectSums,
 ) -> EffectSums:
     """Sweep whole gradients from `local.start` on, sorted by site from the top, in place."""
-    end, joined = local.start + gradients.shape[1], 0
+    joined, aside = 0, None
     for layer in range(top_layer(max(sites)), -1, -1):
-        maps, done = local.layers[layer], layer == 0 and local.lifted
-        gradients, scores = gradients.to(maps.device), scores.to(maps.device)
-        nobody = JoiningRows(gradients[:0, 0], np.zeros(0, dtype=np.int64))
-        joined += sites.count(stream_number(layer + 1))
-        score_writers(local, layer, gradients[:joined], nobody, scores)
-        below, _ = skip_back(maps, gradients[:joined], nobody, local.start)
-        between = slice(joined, joined + sites.count(stream_number(layer, between=True)))
-        score_spread(local, layer, gradients[between], scores, between)
-        joined = between.stop
-        if done or not joined:
-            continue
-        read = gradients[:joined] if maps.parallel else torch.cat([below, gradients[between]])
-        pattern = maps.transposed_pattern(local.start, end)
-        values = _attention(maps, pattern, read, None, local.start)
-        gradients[:joined] = torch.cat([below, gradients[between]])
-        gradients[:joined] += product(values, maps.value).view_as(read)
+        device = local.layers[layer].device
+        gradients, scores = gradients.to(device), scores.to(device)
+        above = joined + sites.count(stream_number(layer + 1))
+        joined = above + sites.count(stream_number(layer, between=True))
+        aside = _pass_whole(local, layer, gradients, (above, joined), aside, scores)
     score_tokens(local, gradients, scores, joined if local.lifted else 0)
     return scores
+
+
+def _pass_whole(
+    local: LocalModel,
+    layer: int,
+    gradients: Float[Tensor, "rows positions d_model"],
+    ends: tuple[int, int],
+    aside: Float[Tensor, "dense positions d_model"] | None,
+    scores: EffectSums,
+) -> Float[Tensor, "joined positions d_model"] | None:
+    """Score what one layer writes and pull whole gradients back through it, in place.
+
+    Args:
+        local: the local model.
+        layer: its layer.
+        gradients: of all rows.
+        ends: how many rows have joined above the layer's MLP, and with those between it and
+            attention.
+        aside: what the first rows weigh that with which the layer writes aside, if it does.
+        scores: added to.
+
+    Returns:
+        The same of what the layer below writes aside, if it does.
+    """
+    maps, start, between = local.layers[layer], local.start, slice(*ends)
+    above = gradients[: between.start]
+    if maps.aside:
+        above = above[:0] if aside is None else aside.to(maps.device)
+    nobody = JoiningRows(above[:0, 0], np.zeros(0, dtype=np.int64))
+    score_writers(local, layer, above, nobody, scores)
+    score_spread(local, layer, gradients[between], scores, between)
+    if not between.stop or (layer == 0 and local.lifted):
+        return None
+    pattern = maps.transposed_pattern(start, start + gradients.shape[1])
+    if maps.aside:
+        _pass_aside(local, layer, pattern, gradients, between, above, scores)
+        return None
+    below, _ = skip_back(maps, above, nobody, start)
+    below = torch.cat([below, gradients[between]])
+    values = _attention(maps, pattern, above if maps.parallel else below, None, start)
+    back = product(values, maps.value).view_as(below)
+    torch.add(below, back, out=gradients[: between.stop])
+    return back if layer and local.layers[layer - 1].aside else None
+
+
+def _pass_aside(
+    local: LocalModel,
+    layer: int,
+    pattern: Tensor,
+    gradients: Float[Tensor, "rows positions d_model"],
+    between: slice,
+    aside: Float[Tensor, "dense positions d_model"],
+    scores: EffectSums,
+) -> None:
+    """Past a layer that stands aside: the stream's gradients stay, what its MLP reads is added.
+
+    Args:
+        local: the local model.
+        layer: its layer.
+        pattern: its pattern.
+        gradients: of all rows.
+        between: those that read what its MLP reads.
+        aside: what the first rows weigh that with which the layer writes.
+        scores: tokens that attention reads beside the stream are added to.
+    """
+    maps = local.layers[layer]
+    read = torch.zeros_like(gradients[: between.stop])
+    if maps.skip is not None:
+        scale = maps.skip_scale[local.start : local.start + read.shape[1]]
+        read[: len(aside)] = product(aside.flatten(0, 1), maps.skip).view_as(aside) * scale
+    read[between], gradients[between] = gradients[between], 0
+    values = _attention(maps, pattern, read, None, local.start)
+    gradients[: between.stop] += product(values, maps.value).view_as(read)
+    if maps.tokens is not None:
+        score_read_tokens(local, maps.tokens, values.unflatten(0, read.shape[:2]), scores)
 
 
 def _pass_layer(
@@ -520,4 +596,5 @@ def _widest(sizes: Sizes, layer: tuple[int, int, int, int], around: tuple[int, i
     mixing = width / kv_heads if sizes.positions > KEYS else 0
     after = max(2 * width, width + kv_width + mixing, width + 2 * kv_width + sizes.d_model)
     beside = 5 * around[0] + around[1]  # values scaled, turned, mixed by taps, turned back
-    return sizes.d_model + after + beside + (sizes.d_model if sizes.skips else 0)
+    whole = 3 if sizes.aside else 0  # what is read, pulled back and added up
+    return sizes.d_model * (1 + whole + sizes.skips) + after + beside

@@ -43,6 +43,7 @@ from tracer.features.beside import store_of
 from tracer.features.labels.on_nodes import with_labels
 from tracer.features.store import FeatureStore
 from tracer.interrupts import stopped_once
+from tracer.nothing_aside import nothing_aside
 
 SPARE = 1 << 24
 """Bytes of finished effects after which memory that was freed on the way is given back."""
@@ -254,6 +255,8 @@ def _make_room(
         limits: gigabytes that may be taken, and from which on rows go to disk.
         on_estimate: told of the memory that will be taken.
     """
+    if sizes.keep_attention:
+        nothing_aside(model, "keep_attention")
     memory_limit, spill_above = limits
     sizes = with_room_to_rank(model, sizes, memory_limit)
     sizes = with_rows_on_disk(model, sizes, memory_limit, spill_above)

@@ -88,10 +88,10 @@ class _Pass:
             stack.callback(handle.remove)
             return
         if stage is Stage.RESID_MID:
-            if block.parallel:
+            if block.parallel or block.aside:
                 raise TraceError(
                     f"the autoencoder of layer {layer} reads resid_mid, but attention and MLP of "
-                    f"{self.model.name} both read the block's input: nothing lies between"
+                    f"{self.model.name} {_no_stream(block)}: no stream lies between"
                 )
             stack.enter_context(forward_pre_hooks([(block.module, self._keep(layer))]))
             stack.enter_context(forward_hooks([(added_by_attention(block), self._middle(layer))]))
@@ -147,6 +147,11 @@ class _Pass:
         if layer not in self.layers:
             return value
         return torch.where(self.counted[..., None], guess, shaped).reshape(value.shape)
+
+
+def _no_stream(block: Block) -> str:
+    """Why there is no stream between a block's attention and MLP."""
+    return "both read the block's input" if block.parallel else "stand aside of the stream"
 
 
 def stage_of(autoencoder: Transcoder, layer: int) -> Stage:

@@ -107,12 +107,14 @@ def _before_each(
     """Later layers with a dictionary, and what features have written before they read."""
     rows = model.transcoder.decoder_rows(layer, features)
     slots = {target: slot for slot, target in enumerate(model.transcoder.targets(layer))}
-    total = torch.zeros_like(rows[:, 0])
-    for below in range(layer, len(model.host.blocks) - 1):
-        if below in slots:
-            post = mlp_post_norm(model.host.blocks[below], model.transcoder.write_at(below))
-            total = total + written(rows[:, slots[below]], post)
-        if below + 1 in model.transcoder.present:
+    blocks, total = model.host.blocks, None
+    for below in range(layer, len(blocks) - 1):
+        if below in slots and not blocks[below].aside:
+            post = mlp_post_norm(blocks[below], model.transcoder.write_at(below))
+            wrote = written(rows[:, slots[below]], post)
+            total = wrote if total is None else total + wrote
+        reads = below + 1 in model.transcoder.present and not blocks[below + 1].aside
+        if reads and total is not None:
             yield below + 1, total.to(model.device)
 
 

@@ -5,6 +5,7 @@ batch are independent, so many interventions on one prompt, or one on many promp
 take one pass.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -155,8 +156,10 @@ def run(
     if how.frozen is not None:
         hooks = [*how.frozen.hooks(model), *hooks]
     host = model.host
+    known = inspect.signature(host.model.forward).parameters
+    kept = "cache_params" if "cache_params" in known else "past_key_values"  # Mamba's is the former
     with forward_hooks(hooks), input_hooks(how.added), float64_experts(host.model):
-        out = host.model(input_ids=tokens, past_key_values=past, use_cache=how.cached)
+        out = host.model(input_ids=tokens, **{kept: past}, use_cache=how.cached)
     assert going.normed is not None
     return Outcome(
         logits=out.logits.to(host.device),
@@ -164,7 +167,7 @@ def run(
         normed=going.normed,
         activations=going.activations,
         pre_activations=going.pre_activations,
-        cache=out.past_key_values if how.cached else None,
+        cache=getattr(out, kept) if how.cached else None,
     )
 
 

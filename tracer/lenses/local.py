@@ -30,6 +30,7 @@ from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from replacement_models.sites import Site, Stage
 from tracer.attribution.local_model import LinearLayer, LocalModel, linearise
+from tracer.nothing_aside import nothing_aside
 
 PARTS = ("own", "others", "features", "errors", "biases")
 """Of the final stream: what was at a site, at the position itself and at others, and what was
@@ -99,6 +100,7 @@ def local_lens(
 
     Raises:
         ModelError: the prompt does not fit the model.
+        TraceError: the model's shared blocks stand aside of the stream.
     """
     recording = model.record(prompt)
     return of_recording(model, recording, skip_positions)
@@ -108,6 +110,7 @@ def of_recording(
     model: ReplacementModel, recording: Recording, skip_positions: int = 1
 ) -> LocalLens:
     """The lens of a prompt that is recorded already; as `local_lens`."""
+    nothing_aside(model, "a local lens")
     local = linearise(model, recording, skip_positions, plain=True)
     going: dict[Site, Tensor] = {}
     for layer, maps in enumerate(local.layers):

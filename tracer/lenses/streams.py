@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from replacement_models import ReplacementModel
 from replacement_models.hooks import first_tensor, float64_experts, forward_hooks, on_last
+from tracer.interventions.forward import input_hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,16 +24,21 @@ class Streams:
 
 def streams(model: ReplacementModel, tokens: Int[Tensor, "rows positions"]) -> Streams:
     """Run the model on rows of one length; gradients flow where torch records them."""
-    host, seen = model.host, []
+    host, seen, end = model.host, [], []
 
-    def keep(inputs: Any, output: Any) -> None:
-        seen.append(first_tensor(inputs))
+    def enter(stream: Tensor) -> Tensor:
+        seen.append(stream.view_as(stream))  # its gradient is of what reads it from here on
+        return seen[-1]
 
-    hooks = [(block.module, keep) for block in host.blocks]
-    hooks.append((host.final_norm.module, on_last(host.final_norm_calls, keep)))
-    with forward_hooks(hooks), float64_experts(host.model):
+    entering = [(block.module, enter) for block in host.blocks]
+    last = on_last(host.final_norm_calls, lambda inputs, _: end.append(first_tensor(inputs)))
+    with (
+        input_hooks(entering),
+        forward_hooks([(host.final_norm.module, last)]),
+        float64_experts(host.model),
+    ):
         logits: Tensor = host.model(input_ids=tokens, use_cache=False).logits
-    return Streams(seen, logits.to(host.device))
+    return Streams([*seen, *end], logits.to(host.device))
 
 
 def batches(

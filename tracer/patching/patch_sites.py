@@ -53,7 +53,8 @@ class PatchSite:
 class Values:
     """What every site holds for one prompt; lists are in layer order."""
 
-    residual: list[Float[Tensor, "positions d_model"]] = field(default_factory=list)
+    residual: dict[int, Float[Tensor, "positions d_model"]] = field(default_factory=dict)
+    """By layer."""
     attention: list[Float[Tensor, "positions d_model"] | None] = field(default_factory=list)
     """None where a layer mixes tokens in two ways side by side."""
     mlp: list[Float[Tensor, "positions d_model"]] = field(default_factory=list)
@@ -123,7 +124,7 @@ def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
     hooks: list[tuple[nn.Module, Any]] = []
     for layer, block in enumerate(model.host.blocks):
         hooks += [
-            (block.module, _keep_residual(seen)),
+            (block.module, _keep_residual(seen, layer)),
             (block.attention_end, _keep_attention(block, seen)),
             (heads_end(block) or block.attention_end, _keep_heads(block, seen)),
             *write_hooks(block, model.transcoder.write_at(layer), _keep_mlp(seen)),
@@ -136,8 +137,8 @@ def values_of(model: ReplacementModel, tokens: Sequence[int]) -> Values:
     return seen
 
 
-def _keep_residual(seen: Values) -> Callable[..., None]:
-    return lambda inputs, _: seen.residual.append(first_tensor(inputs)[0])
+def _keep_residual(seen: Values, layer: int) -> Callable[..., None]:
+    return lambda inputs, _: seen.residual.__setitem__(layer, first_tensor(inputs)[0])
 
 
 def _keep_attention(block: Block, seen: Values) -> Callable[..., None]:
