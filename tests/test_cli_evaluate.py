@@ -47,6 +47,16 @@ def test_it_prints_every_figure_and_writes_figures_and_a_page(monkeypatch: pytes
     assert tracer.Evaluation.load("my.evaluation").figures == found
 
 
+def test_graphs_are_of_the_prompts_in_the_file():
+    Path("two.txt").write_text("The opposite of hot is\n\nThe day after Monday is\n")
+    result = run("evaluate", *FEW, "--prompts", "two.txt", "-o", "mine")
+    assert result.exit_code == 0, result.output
+    found = json.loads(Path("mine/evaluation.json").read_text())
+    asked = ["The opposite of hot is", "The day after Monday is"]
+    [one] = found["dictionaries"]
+    assert [graph["prompt"] for graph in one["graphs"]["prompts"]] == asked
+
+
 def test_mistakes_are_one_line_and_leave_nothing():
     assert refused("evaluate", "--model", "M").startswith("--model M needs --transcoders")
     line = refused("evaluate", "--model", "M", "--transcoders", "T")

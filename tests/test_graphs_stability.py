@@ -18,7 +18,9 @@ from graphs import AttributionGraph, GraphError
 from graphs.collections.alignment import aligned
 from graphs.collections.stability import stability, stable_share
 from graphs.edges import stability_of
+from graphs.exchange.arrow import VIEW
 from graphs.exchange.attribution_json import About
+from graphs.exchange.views import view_of
 from tests.graph_samples import DALLAS, dallas, random_graph, two_paths
 from tests.test_cli import SMALL, defaults, python_defaults, refused, run, succeed
 from tests.test_graphs_aggregate import written
@@ -315,6 +317,14 @@ def test_the_command_writes_what_python_finds_and_show_says_it(tmp_path: Path):
 def saved(folder: Path, name: str) -> Path:
     dallas().save(folder / name)
     return folder / name
+
+
+def test_what_a_viewer_saved_beside_a_graph_stays_beside_it(tmp_path: Path):
+    place, view = tmp_path / "one.graph", {"pins": [dallas().nodes["id"][0].as_py()]}
+    dallas().save(place, view=view)
+    succeed("stability", str(place), "--top", "1")
+    assert "stability" in AttributionGraph.load(place).nodes.column_names
+    assert view_of((place / VIEW).read_bytes(), VIEW) == view
 
 
 def test_the_command_compares_with_a_group_of_a_dataset(tmp_path: Path):

@@ -64,7 +64,7 @@ def decoder(
 
     Conjugate gradients over pairs, stopped where the error on tokens held out rises, under each of
     two penalties, of which the better is taken. On the embedded model's layers the error is that of
-    the best of four penalties to within 2 %, in .2 to .6 of the time of their factorisations.
+    the best of four penalties to within 2 %, in a sixth (L0 2) to two thirds (L0 8) of their time.
 
     Args:
         active: pairs and values of the layers that write, one beside the other.
