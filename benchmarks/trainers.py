@@ -197,6 +197,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, required=True, metavar="PYTHON")
     for name in ("--clt-training", "--clt-forge", "--sparsify"):
         parser.add_argument(name, type=Path, metavar="DIR")
+    parser.add_argument("--tokens", type=int, default=Sizes.tokens, help="that each run trains on")
     parser.add_argument("--out", type=output_file, default=RESULTS / "trainers.json")
     return parser.parse_args(arguments)
 
@@ -204,7 +205,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """Train, measure, print a table, write JSON."""
     torch.set_num_threads(1)
-    given, sizes = parsed(arguments), Sizes()
+    given = parsed(arguments)
+    sizes = Sizes(tokens=given.tokens, planted=given.tokens)
     given.folder.mkdir(parents=True, exist_ok=True)
     text = Text(given.folder, sizes.tokens, prompts=sizes.prompts)
     planted = Planted(given.folder, sizes.planted)

@@ -22,7 +22,7 @@ BRIEF: dict[str, dict[str, Any]] = {
     "start": {"tokens": 1024, "detector_steps": 20},
     "loss": {"dead_after": 512, "revive_every": 3},
     "data": {"max_tokens": 6000, "held_out_tokens": 1024, "prompts": 0},
-    "run": {"tokens": 1536, "batch": 128, "log_every": 3},
+    "run": {"tokens": 1536, "batch": 128, "log_every": 3, "precision": "float32"},
 }
 RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "cross_layer": {"dictionary": {"kind": "cross_layer", "layers": [0, 1, 3], "l0": [3, 4, 5]}},

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from replacement_models.training import product as encoder_product
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.firing import DenseActive, Firing, active, batch_threshold
 from replacement_models.training.losses import island_loss, penalty_of
@@ -287,3 +289,31 @@ def shapes() -> Iterator[tuple[dict[str, Any], list[list[int]]]]:
 def test_layers_write_where_their_kind_says(given: dict[str, Any], slots: list[list[int]]):
     wiring = Wiring.of(config(**given).dictionary, LAYERS)
     assert [list(wiring.slots(at)) for at in range(LAYERS)] == slots
+
+
+def test_which_numbers_are_faster_is_measured_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(encoder_product, "_settled", {})
+    taken = {encoder_product._float32: 1.0, encoder_product._bfloat16: 0.5}
+    monkeypatch.setattr(encoder_product, "_seconds", lambda way, *_: taken[way])
+    like = torch.zeros(8)
+
+    def found(precision: str = "auto", tokens: int = 256) -> str:
+        return encoder_product.chosen(precision, tokens, 64, like)
+
+    assert found() == "bfloat16"
+    taken[encoder_product._bfloat16] = 0.8
+    assert found() == "bfloat16"
+    encoder_product._settled.clear()
+    assert found() == "bfloat16"
+    assert found(tokens=128) == "float32"
+    assert found("float32") == "float32"
+    encoder_product._settled.clear()
+    [kept] = (tmp_path / "tracer").glob("products-*.json")
+    kept.write_text(kept.read_text().replace('"bfloat16"', '"float8"'))
+    assert found() == "float32"
+    encoder_product._settled.clear()
+    taken[encoder_product._bfloat16] = 0.1
+    assert found() == "float32"

@@ -81,7 +81,8 @@ def test_what_crosses_is_what_a_recording_says(name: str, tmp_path: Path):
                 continue
             crossing = crossed.pop(watch.name)
             assert crossing.positions == tuple(at)
-            assert crossing.values == pytest.approx(values[at], rel=1e-5, abs=1e-6)
+            # Llama's norms are computed in float32, in another order where there are more rows.
+            assert crossing.values == pytest.approx(values[at], rel=1e-4, abs=1e-5)
             assert crossing.maximum == max(crossing.values)
             assert crossing.tokens == tuple(model.token_string(ids[place]) for place in at)
         assert crossed == {}

@@ -1,7 +1,8 @@
 """The encoder's dense product, in the numbers that are fast on the machine at hand.
 
 bfloat16 is taken only where a probe finds it faster: processors without units for it emulate it,
-ten times slower than float32.
+ten times slower than float32. What it found is kept for the process and, in the user's cache
+folder, for the next one, so that a run made again makes the same weights.
 """
 
 import time
@@ -9,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from replacement_models.speed.choice_file import ChoiceFile
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(bias, x, weight) to x @ weight.T + bias, in float32."""
@@ -31,9 +34,12 @@ def _bfloat16(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return (x.to(half) @ weight.to(half).t()).to(x.dtype).add_(bias)
 
 
-@torch.no_grad()
+_settled: dict[str, str] = {}
+"""What was found in this process, by `_named`."""
+
+
 def chosen(precision: str, tokens: int, features: int, like: Tensor) -> str:
-    """Numbers to multiply in, float32 or bfloat16; of "auto" what a probe finds faster.
+    """Numbers to multiply in, float32 or bfloat16; of "auto" what a probe finds or found faster.
 
     Args:
         precision: as asked for.
@@ -43,8 +49,26 @@ def chosen(precision: str, tokens: int, features: int, like: Tensor) -> str:
     """
     if precision != "auto":
         return precision
-    x = like.new_ones(min(tokens, 1024), len(like))
-    weight, bias = like.new_ones(min(features, 2048), len(like)), like.new_zeros(1)
+    sizes, file = (min(tokens, 1024), min(features, 2048)), ChoiceFile()
+    name = _named(*sizes, like)
+    if name not in _settled:
+        kept = file.read().get(name, "")
+        _settled[name] = kept if kept in ("float32", "bfloat16") else _faster(*sizes, like)
+        if _settled[name] != kept:
+            file.add(name, _settled[name])
+    return _settled[name]
+
+
+def _named(tokens: int, features: int, like: Tensor) -> str:
+    device = torch.cuda.get_device_name(like.device) if like.is_cuda else like.device.type
+    threads = torch.get_num_threads()
+    return f"encoder {tokens} x {len(like)} by {features}, {device}, threads {threads}"
+
+
+@torch.no_grad()
+def _faster(tokens: int, features: int, like: Tensor) -> str:
+    x = like.new_ones(tokens, len(like))
+    weight, bias = like.new_ones(features, len(like)), like.new_zeros(1)
     slow, fast = (_seconds(way, bias, x, weight) for way in (_float32, _bfloat16))
     return "bfloat16" if fast * WORTH < slow else "float32"
 
