@@ -118,7 +118,7 @@ class LossConfig(Section):
     """First weight of the penalty, one number or one a layer trained; then it follows L0."""
     gain: float = setting(1.0, least=0.0)
     """How fast that weight follows: natural logarithms in a tenth of the run at e times the L0."""
-    nudge: float = setting(0.02, least=0.0)
+    nudge: float = setting(0.0, least=0.0)
     """How far all thresholds of a layer move a step at e times the L0, in units of a
     pre-activation; 0 leaves L0 to the penalty, which spares rare features, until the end."""
     bandwidth: float = setting(0.4, above=0.0)
