@@ -4,7 +4,7 @@ The embedded default's activations are written to a file once. Every side reads 
 same order, once, in a process of its own with one thread, and trains dictionaries of the same width
 at five settings of its sparsity: clt-training (EleutherAI; untied decoders, as ours), CLT-Forge
 (LLM-Interp), sparsify (EleutherAI; per-layer), and SAELens on planted features (`trainer_planted`).
-Each side's learning rate is the one of three with the least error on the first third of the rows at
+Each side's learning rate is the one of four with the least error on the first third of the rows at
 the middle setting, ours too. What was changed of the peers' code stands in `trainer_peers`.
 
 Measured alike for all, on text that nobody trained on: error as a share of the variance and active
@@ -66,19 +66,19 @@ class Side:
 
 def sides(arguments: argparse.Namespace) -> list[Side]:
     """All of them; a peer without a checkout is left out."""
-    l0, rates = (2.0, 3.0, 4.0, 6.0, 9.0), (1e-3, 2e-3, 4e-3)
+    l0, rates = (2.0, 3.0, 4.0, 6.0, 9.0), (1e-3, 2e-3, 4e-3, 8e-3)
     wide, own = (1.5, 3.0, 4.5, 7.0, 11.0), "benchmarks.trainer_own"
     found = [
         Side(name, name, wide, rates, module=own) for name in ("tracer", "tracer per-layer")
-    ] + [Side("tracer sae", "tracer sae", wide, (4e-3, 8e-3, 1.6e-2), module=own, planted=True)]
-    peer, tuned = str(arguments.peers), (4e-3, 8e-3, 1.6e-2)
-    forge = (0.5, 1.0, 2.0, 4.0, 8.0), (4e-4, 1.2e-3, 4e-3)
+    ] + [Side("tracer sae", "tracer sae", wide, (2e-3, 4e-3, 8e-3, 1.6e-2), module=own, planted=True)]
+    peer, tuned = str(arguments.peers), (2e-3, 4e-3, 8e-3, 1.6e-2)
+    forge = (0.5, 1.0, 2.0, 4.0, 8.0), (1.2e-3, 4e-3, 1.2e-2, 3.6e-2)
     tunes = {
-        "sparsify": ("tracer per-layer", l0, (4e-3, 1e-2, 2e-2), arguments.sparsify),
+        "sparsify": ("tracer per-layer", l0, (1e-3, 2e-3, 4e-3, 1e-2), arguments.sparsify),
         "clt-training": ("tracer", l0, tuned, arguments.clt_training),
         "CLT-Forge": ("tracer", *forge, arguments.clt_forge),
     }  # fmt: skip
-    found.append(Side("SAELens", "tracer sae", l0, (3e-3, 1e-2, 3e-2), peer, planted=True))
+    found.append(Side("SAELens", "tracer sae", l0, (1e-3, 3e-3, 1e-2, 3e-2), peer, planted=True))
     return found + [
         Side(name, against, settings, rates, peer, source=str(source))
         for name, (against, settings, rates, source) in tunes.items()
