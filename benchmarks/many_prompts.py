@@ -21,6 +21,7 @@ what it measured into the file beside what stands there.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -39,13 +40,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
 
 import tracer
 from benchmarks.consensus import every_behaviour
 from benchmarks.output import RESULTS, output_file
 from graphs.collections.columns import TIMES
-from replacement_models import ReplacementModel, load_transcoder, save_transcoder
+from replacement_models import (
+    DenseDecoder,
+    JumpReLU,
+    ReplacementModel,
+    Transcoder,
+    TranscoderLayer,
+    load_transcoder,
+    save_transcoder,
+)
 from replacement_models.tiny.recipe.facts import PACKAGE
 
 SEED, WITHIN = 0, 1e-6
@@ -352,6 +362,26 @@ def ray(folder: Path, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def of_one_width(dictionary: Transcoder) -> Transcoder:
+    """The same of JumpReLU features, layers made as wide as the widest by some that never fire."""
+
+    def padded(layer: TranscoderLayer) -> TranscoderLayer:
+        assert isinstance(layer.activation, JumpReLU)
+        width = len(layer.W_enc)
+        more, rows = dictionary.features - width, layer.decoder.rows(torch.arange(width))
+        return dataclasses.replace(
+            layer,
+            W_enc=pad(layer.W_enc, (0, 0, 0, more)),
+            b_enc=pad(layer.b_enc, (0, more)),
+            decoder=DenseDecoder(pad(rows, (0, 0, 0, 0, 0, more))),
+            activation=JumpReLU(pad(layer.activation.threshold, (0, more), value=1.0)),
+        )
+
+    layers = [padded(layer) for layer in dictionary.layers]
+    kept = {"read": dictionary.read, "write": dictionary.write, "model": dictionary.model}
+    return type(dictionary)(layers, **kept)
+
+
 def peer(folder: Path, sizes: Sizes, python: str) -> dict[str, Any]:
     """A loop of circuit-tracer beside ours."""
     model = ReplacementModel.load()
@@ -361,7 +391,7 @@ def peer(folder: Path, sizes: Sizes, python: str) -> dict[str, Any]:
     plain = AutoModelForCausalLM.from_pretrained(PACKAGE / "model", dtype=torch.float32)
     plain.save_pretrained(folder / "case" / "model")
     dictionary = load_transcoder(PACKAGE / "clt").to("cpu", torch.float32)
-    save_transcoder(dictionary, folder / "case" / "transcoders", "circuit-tracer")
+    save_transcoder(of_one_width(dictionary), folder / "case" / "transcoders", "circuit-tracer")
     (folder / "case" / "case.json").write_text(json.dumps({"kind": "cross_layer"}))
     (folder / "case" / "prompts.json").write_text(json.dumps(ids))
     (folder / "theirs").mkdir()

@@ -145,8 +145,8 @@ class Transcoder(ABC):
         """Take finished weights.
 
         Args:
-            layers: one entry a layer of the model, all of one width, empty ones where a layer has
-                no dictionary.
+            layers: one entry a layer of the model, each with its own number of features, empty
+                ones where a layer has no dictionary.
             read: where the input is taken.
             write: what is reconstructed.
             model: name of the model the dictionary was trained on, for messages.
@@ -166,8 +166,10 @@ class Transcoder(ABC):
     def __repr__(self) -> str:
         count, present = len(self.layers), len(self.present)
         layers = f"{count} layers" if present == count else f"{present} of {count} layers"
+        least = min((len(self.layers[at].W_enc) for at in self.present), default=0)
+        features = f"{least} to {self.features}" if least < self.features else f"{least}"
         places = f"reads {self.read.value}, writes {self.write.value}"
-        return f"{type(self).__name__}({layers} x {self.features} features, {places})"
+        return f"{type(self).__name__}({layers} x {features} features, {places})"
 
     @property
     def d_model(self) -> int:

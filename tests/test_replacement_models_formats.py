@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,26 @@ def test_circuit_tracer_has_one_width_for_all_layers(tmp_path: Path):
     with pytest.raises(ModelError, match="but here are layers of 0, 5"):
         save_transcoder(PerLayerTranscoder(layers), tmp_path / "set", "circuit-tracer")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
+@pytest.mark.parametrize("format", ["tracer", "gemma-scope-2"])
+def test_layers_may_differ_in_width_where_each_has_a_file(tmp_path: Path, format: str, kind: str):
+    found = dictionary(kind, "jump_relu")
+    first = found.layers[0]
+    narrow = replace(
+        first,
+        W_enc=first.W_enc[:3],
+        b_enc=first.b_enc[:3],
+        decoder=DenseDecoder(first.decoder.rows(torch.arange(3))),
+        activation=JumpReLU(torch.rand(3)),
+    )
+    saved = KINDS[kind]([narrow, *found.layers[1:]], model="owner/name")
+    folder = save_transcoder(saved, tmp_path / "set", format)
+    assert_same(load_transcoder(folder), saved)
+    if format == "gemma-scope-2" and kind == "per_layer":
+        said = [json.loads(one.read_text())["width"] for one in sorted(folder.rglob("*.json"))]
+        assert said == [3, 5]
 
 
 def test_lazy_rows_come_in_the_order_asked_for(tmp_path: Path):

@@ -1,12 +1,18 @@
 """Values that hold tensors print one line each, however large they are."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import tracer
-from replacement_models import ReplacementModel
+from replacement_models import (
+    DenseDecoder,
+    PerLayerTranscoder,
+    ReplacementModel,
+    TranscoderLayer,
+)
 from replacement_models.one_line import brief
 from replacement_models.replaced import run
 from tests.random_models import PROMPT, replacement_model
@@ -15,14 +21,28 @@ from tracer.attribution.local_model import linearise
 
 
 def test_a_model_says_what_it_is():
-    assert repr(ReplacementModel.load()) == (
-        "ReplacementModel(embedded/model, gpt2, embedded/clt, CrossLayerTranscoder(4 layers x 1024 "
-        "features, reads normed, writes mlp_output), float32 on cpu)"
+    model = ReplacementModel.load()
+    assert repr(model) == (
+        f"ReplacementModel(embedded/model, gpt2, embedded/clt, {model.transcoder!r}, "
+        "float32 on cpu)"
     )
+    assert repr(model.transcoder).startswith("CrossLayerTranscoder(4 layers x ")
     assert repr(replacement_model("llama", kind="per_layer")) == (
         "ReplacementModel(random-llama, llama, PerLayerTranscoder(3 layers x 24 features, reads "
         "normed, writes mlp_output), float64 on cpu)"
     )
+
+
+def test_a_dictionary_says_its_least_and_its_largest_width():
+    layers = [TranscoderLayer.empty(torch.zeros(2), 1)]
+    for width in (5, 3, 4):
+        weights = {"W_enc": torch.zeros(width, 2), "b_enc": torch.zeros(width)}
+        decoder = DenseDecoder(torch.zeros(width, 1, 2))
+        layers.append(replace(layers[0], **weights, decoder=decoder))
+    said = "PerLayerTranscoder({} features, reads normed, writes mlp_output)"
+    assert repr(PerLayerTranscoder(layers)) == said.format("3 of 4 layers x 3 to 5")
+    assert repr(PerLayerTranscoder(layers[:2])) == said.format("1 of 2 layers x 5")
+    assert repr(PerLayerTranscoder(layers[:1])) == said.format("0 of 1 layers x 0")
 
 
 def shown(model: ReplacementModel) -> list[Any]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,14 @@ import torch
 from torch import Tensor
 
 import tracer
-from replacement_models import DenseDecoder, ModelError, ReLU, ReplacementModel, TranscoderLayer
+from replacement_models import (
+    DenseDecoder,
+    JumpReLU,
+    ModelError,
+    ReLU,
+    ReplacementModel,
+    TranscoderLayer,
+)
 from replacement_models.dictionaries.sae import SparseAutoencoder
 from replacement_models.fidelity import fidelity
 from replacement_models.replaced import Where, counted
@@ -26,7 +34,7 @@ from tracer.evaluation.evaluation import FIGURES, PAGE, Evaluation
 from tracer.evaluation.layer_errors import OutputSums
 from tracer.evaluation.pareto import front
 from tracer.evaluation.settings import Settings
-from tracer.evaluation.swaps import Swap
+from tracer.evaluation.swaps import Swap, own_swaps
 from tracer.evaluation.text import text_of
 from tracer.evaluation.widths import Family, _absorbed, _judge
 
@@ -339,11 +347,35 @@ def test_swaps_of_a_file_are_carried_out(tmp_path: Path):
     few: dict[str, Any] = {"max_tokens": 600, "prompt_count": 0, "alone_tokens": 0}
     swaps = tracer.evaluate(model, swaps=path, **few).dictionaries[0]["swaps"]
     first, elsewhere, other = swaps["swaps"]
-    answers = [first[name] for name in ("before", "wanted", "after")]
-    assert answers == [" Austin", " Sacramento", " Sacramento"]
+    assert (first["before"], first["wanted"]) == (" Austin", " Sacramento")
+    assert first["after"] not in (" Austin", None)
+    assert first["flipped"] == (first["after"] == " Sacramento")
+    assert not first["kept"]
     assert (elsewhere["flipped"], elsewhere["kept"]) == (False, True)
     assert (other["wanted"], other["flipped"]) == (" the", False)
-    assert swaps["flipped"] == pytest.approx(1 / 3)
+    assert swaps["flipped"] == pytest.approx(first["flipped"] / 3)
+
+
+def test_silent_features_in_one_layer_leave_the_embedded_swaps_as_they_were():
+    model = ReplacementModel.load()
+    own = model.transcoder
+    first, more = own.layers[0], 7
+    assert isinstance(first.activation, JumpReLU)
+    rows = first.decoder.rows(torch.arange(len(first.W_enc)))
+    wider = replace(
+        first,
+        W_enc=torch.cat([first.W_enc, torch.zeros_like(first.W_enc[:more])]),
+        b_enc=torch.cat([first.b_enc, first.b_enc.new_full((more,), -1.0)]),
+        decoder=DenseDecoder(torch.cat([rows, rows[:more]])),
+        activation=JumpReLU(torch.cat([first.activation.threshold, torch.ones(more)])),
+    )
+    wide = type(own)([wider, *own.layers[1:]], read=own.read, write=own.write)
+    about = SimpleNamespace(model=model, layers=range(len(own.layers)), transcoder=own)
+    expected = own_swaps(about, 40)  # type: ignore[arg-type]
+    assert expected is not None
+    assert expected["pairs"] == 40
+    about.transcoder = wide
+    assert own_swaps(about, 40) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1.0, 0.01, 100.0])

@@ -169,7 +169,7 @@ def _described(transcoder: Transcoder, index: int) -> dict[str, Any]:
     return {
         "hf_hook_point_in": f"model.layers.{at}.pre_feedforward_layernorm.{end}",
         "hf_hook_point_out": f"model.layers.{at}.{out}",
-        "width": transcoder.features,
+        "width": transcoder.features if cross else len(transcoder.layers[index].W_enc),
         "model_name": transcoder.model,
         "architecture": "jump_relu",
         "affine_connection": transcoder.skip(index) is not None,

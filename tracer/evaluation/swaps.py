@@ -170,11 +170,10 @@ def own_swaps(subject: Subject, count: int) -> dict[str, Any] | None:
     """Swaps of what the embedded model is known to know.
 
     Returns:
-        Shares of pairs; None for other models, and for a dictionary that lacks layers or whose
-        layers differ in width.
+        Shares of pairs; None for other models, and for a dictionary that lacks layers.
     """
     model = subject.model
-    fits = len(subject.layers) == len(model.host.blocks) and len(set(subject.widths)) == 1
-    if model.swaps is None or model.device.type != "cpu" or not fits or not count:
+    whole = len(subject.layers) == len(model.host.blocks)
+    if model.swaps is None or model.device.type != "cpu" or not whole or not count:
         return None
     return dict(model.swaps(model.host.model, subject.transcoder, count))

@@ -17,7 +17,7 @@ def own_swaps(tokenizer: Any, model: Any, transcoder: Transcoder, count: int) ->
     Args:
         tokenizer: of the embedded model.
         model: itself, as transformers has it.
-        transcoder: of all its layers, as wide in each.
+        transcoder: of all its layers.
         count: pairs of states, evenly spread over all.
 
     Returns:
