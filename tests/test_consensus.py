@@ -25,7 +25,11 @@ def test_the_ratio_is_of_means_on_the_diagonal_and_beside_it():
 
 def test_losses_of_all_circuits_in_one_pass_are_those_of_single_interventions():
     model = tracer.ReplacementModel.load()
-    prompt, circuits = Prompt("the opposite of hot is", "cold"), [[(2, 764), (0, 369)], [(0, 69)]]
+    prompt = Prompt("the opposite of hot is", "cold")
+    nodes = tracer.trace(model, prompt.text).nodes.to_pylist()
+    ranked = sorted(nodes, key=lambda node: -node["influence"])
+    places = [(one["layer"], one["feature"]) for one in ranked if one["kind"] == "feature"]
+    circuits = [places[:6], [places[-1]]]
     found = losses(model, prompt, circuits)
     tokenizer = model.tokenizer
     assert tokenizer is not None

@@ -97,6 +97,8 @@ def test_the_default_graph_says_how_true_its_labels_are(model: ReplacementModel)
 
 
 def test_show_says_how_mixed_a_feature_is():
-    said = succeed("features", "show", "0/242")
+    rows = FeatureStore.load(PACKAGE / "clt.features").labels.rows
+    layer, feature = next(place for place, row in rows.items() if row["shown"])
+    said = succeed("features", "show", f"{layer}/{feature}")
     assert "mixed\t" in said
     assert "F1 " in said

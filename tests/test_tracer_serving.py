@@ -349,11 +349,11 @@ def test_the_model_answers_what_intervene_answers(traced: tuple[Path, WhatIf], m
         mode, {"mode": mode}
     )
     change = tracer.intervene(
-        what_if.model, PROMPT, [tracer.Intervention(**place, scale=0.0)], **settings
+        what_if.model, PROMPT, [tracer.Intervention(**place, scale=-3.0)], **settings
     )
     with serving(Served(path), what_if=what_if) as server:
         status, _, content = ask(
-            server, "/api/graphs/0/what-if", {"mode": mode, "changes": [{**place, "scale": 0}]}
+            server, "/api/graphs/0/what-if", {"mode": mode, "changes": [{**place, "scale": -3}]}
         )
     assert status == 200
     answers = json.loads(content)["answers"]
