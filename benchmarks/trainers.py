@@ -70,7 +70,9 @@ def sides(arguments: argparse.Namespace) -> list[Side]:
     wide, own = (1.5, 3.0, 4.5, 7.0, 11.0), "benchmarks.trainer_own"
     found = [
         Side(name, name, wide, rates, module=own) for name in ("tracer", "tracer per-layer")
-    ] + [Side("tracer sae", "tracer sae", wide, (2e-3, 4e-3, 8e-3, 1.6e-2), module=own, planted=True)]
+    ] + [
+        Side("tracer sae", "tracer sae", wide, (2e-3, 4e-3, 8e-3, 1.6e-2), module=own, planted=True)
+    ]
     peer, tuned = str(arguments.peers), (2e-3, 4e-3, 8e-3, 1.6e-2)
     forge = (0.5, 1.0, 2.0, 4.0, 8.0), (1.2e-3, 4e-3, 1.2e-2, 3.6e-2)
     tunes = {

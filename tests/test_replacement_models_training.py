@@ -19,7 +19,7 @@ from replacement_models.replaced import Where, logits_of, replaced
 from replacement_models.sites import Stage
 from replacement_models.training import memory
 from replacement_models.training import train as training
-from replacement_models.training.clusters import clusters
+from replacement_models.training.clusters import clusters, seeds
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.config_file import (
     SECTIONS,
@@ -287,6 +287,19 @@ def test_clusters_that_point_the_same_way_start_as_one_feature():
     silent = torch.tensor([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])  # one centre has a direction
     member = clusters(silent, 3, torch.Generator().manual_seed(0))
     assert member[0] == member[1] != member[2]
+
+
+def test_what_is_rare_gets_clusters_of_its_own():
+    draw = torch.Generator().manual_seed(3)
+    centres = 10 * torch.nn.functional.normalize(torch.randn(24, 16, generator=draw), dim=1)
+    wanted = torch.cat((torch.arange(24).repeat_interleave(4), torch.arange(2).repeat(2000)))
+    data = centres[wanted] + 0.1 * torch.randn(len(wanted), 16, generator=draw)
+    member = clusters(data, 40, torch.Generator().manual_seed(0))
+    assert member.unique().tolist() == list(range(24))
+    assert all(len(member[wanted == one].unique()) == 1 for one in range(24))
+    heavy = (wanted < 12).float()
+    drawn = seeds(data, 12, torch.Generator().manual_seed(0), heavy)
+    assert sorted(wanted[drawn].unique().tolist())[-1] < 12
 
 
 def test_sharpened_distributions_are_compared_too():

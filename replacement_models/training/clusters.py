@@ -18,6 +18,8 @@ DETECTOR_BALANCE = 8.0
 DETECTOR_TOKENS = 1024
 MOST = 8192
 """Clusters; merging compares all pairs."""
+LOOKS = 64
+"""Times that seeds are drawn, at what is then still far from all of them."""
 
 
 def averages(
@@ -29,16 +31,24 @@ def averages(
 
 
 def clusters(
-    data: Float[Tensor, "tokens width"], count: int, generator: torch.Generator
+    data: Float[Tensor, "tokens width"],
+    count: int,
+    generator: torch.Generator,
+    weight: Float[Tensor, " tokens"] | None = None,
 ) -> Int[Tensor, " tokens"]:
     """The cluster of each token, numbered from 0.
 
-    k-means started at random tokens; then clusters whose centres point the same way become one.
+    k-means started at `seeds`; then clusters whose centres point the same way become one.
+
+    Args:
+        data: what is clustered.
+        count: clusters before any become one, at most `MOST` and the tokens.
+        generator: draws the seeds.
+        weight: of each token when seeds are drawn; None: 1 of all.
     """
     count = min(count, len(data), MOST)
-    drawn = torch.randperm(len(data), generator=generator)[:count]
-    centres = data[drawn.to(data.device)]
-    member = drawn.new_zeros(len(data)).to(data.device)
+    centres = data[seeds(data, count, generator, weight)]
+    member = torch.zeros(len(data), dtype=torch.long, device=data.device)
     for _ in range(ROUNDS):
         distance = centres.square().sum(1) - 2 * data @ centres.T
         member = distance.argmin(1)
@@ -53,6 +63,33 @@ def clusters(
         merged[merge] = found.to(data.device) + len(used)
     merged = merged.unique(return_inverse=True)[1]
     return merged[member]
+
+
+def seeds(
+    data: Float[Tensor, "tokens width"],
+    count: int,
+    generator: torch.Generator,
+    weight: Float[Tensor, " tokens"] | None = None,
+) -> Int[Tensor, " count"]:
+    """Tokens far from one another: each is drawn by its square distance to those drawn before.
+
+    At random, tokens that are rare would hardly ever be one, however much is written at them.
+    Source: Arthur and Vassilvitskii 2007, "k-means++"; some at a time as in Bahmani et al. 2012,
+    "Scalable k-means++".
+    """
+    squares = data.square().sum(1)
+    weight = torch.ones_like(squares) if weight is None else weight
+    far, drawn = (data - data.mean(0)).square().sum(1), torch.zeros(0, dtype=torch.long)
+    while len(drawn) < count:
+        chance = (weight * far).double().cpu().clamp_min(1e-12)
+        chance[drawn] = 0
+        some = min(-(-count // LOOKS), count - len(drawn))
+        new = torch.multinomial(chance, some, generator=generator)
+        drawn = torch.cat((drawn, new))
+        centres = data[new.to(data.device)]
+        apart = torch.addmm(centres.square().sum(1), data, centres.T, alpha=-2).amin(1)
+        far = torch.minimum(far, (apart + squares).clamp_min(0))
+    return drawn.to(data.device)
 
 
 def detectors(

@@ -116,7 +116,7 @@ def _start_layer(
     bias = start.threshold - quantiles(x, rows, share)
     if start.features == "clusters":
         with torch.enable_grad():
-            count, *fitted = _clustered(trainee, at, x, left, generator)
+            count, *fitted = _clustered(trainee, at, x, left, weight, generator)
         rows[:count], bias[:count], write[:count] = fitted
     _put(trainee, at, rows, bias, write)
 
@@ -158,11 +158,11 @@ def _directions(
 
 
 def _clustered(
-    trainee: Trainee, at: int, x: Tensor, left: Tensor, generator: torch.Generator
+    trainee: Trainee, at: int, x: Tensor, left: Tensor, weight: Tensor, generator: torch.Generator
 ) -> tuple[int, Tensor, Tensor, Tensor]:
     """How many clusters; rows, biases and decoder rows of each."""
     start = trainee.config.start
-    member = clusters(left, round(trainee.features_at(at) * start.clustered), generator)
+    member = clusters(left, round(trainee.features_at(at) * start.clustered), generator, weight)
     count = int(member.max()) + 1
     rows, bias = detectors(x, member, start.threshold, start.detector_steps, generator)
     return count, rows, bias, averages(left, member, count) / (2 * start.threshold)
