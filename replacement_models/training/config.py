@@ -251,6 +251,10 @@ class RunConfig(Section):
     """Project of Weights & Biases to log to as well."""
     format: str = setting("tracer")
     """Layout of the finished dictionary: tracer, circuit-tracer, ..."""
+    drop_below: float = setting(0.0, least=0.0, most=100_000.0)
+    """Leave out of the finished dictionary the features that fire on fewer than so many of 100,000
+    tokens, so that layers may differ in width; 0 keeps all. Counted at the end, on the text trained
+    on, once through it at most."""
 
     def check(self) -> None:
         """Nothing contradicts itself here."""
