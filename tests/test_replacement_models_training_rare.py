@@ -15,10 +15,13 @@ from replacement_models.training import rare
 from replacement_models.training import train as training
 from replacement_models.training.arrays import train_on
 from replacement_models.training.config import TrainConfig
+from replacement_models.training.fold import folded
+from replacement_models.training.pool import generator
 from replacement_models.training.ranks import ALONE
 from replacement_models.training.rare import Counted, counted, kept, narrowed, text_once
 from replacement_models.training.scales import Scale
 from replacement_models.training.source import Source
+from replacement_models.training.start import started
 from replacement_models.training.trainee import Batch, Trainee
 from replacement_models.training.wiring import Wiring
 from replacement_models.transcoder import Transcoder
@@ -46,6 +49,7 @@ def source_of(folder: Path, **sections: Any) -> Source:
     config = TrainConfig.of(settings(folder, **sections))
     model = loaded(None, "cpu", "float32")
     wiring = Wiring.of(config.dictionary, 4)
+    folder.mkdir(exist_ok=True)
     return training._source(config, model, wiring, folder, lambda *_: None)
 
 
@@ -246,6 +250,106 @@ def test_on_activations_in_hand_too():
     place = (whole.W_enc[:, None] == left.W_enc).all(-1).any(1)
     assert int(place.sum()) == len(left.W_enc)
     assert fitted.worth.l0[0] == pytest.approx(4, rel=1e-2)
+
+
+# Going on from what is left
+
+
+STILL: dict[str, Any] = {"run": {"tokens": 256}, "optimiser": {"rate": 1e-9}}
+"""A run that leaves its start as it is, but for thresholds."""
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> training.Run:
+    """A finished run whose layers differ in width."""
+    cross: dict[str, Any] = {"kind": "cross_layer", "layers": [1, 2, 3], "widths": [48, 64, 128]}
+    folder = tmp_path_factory.mktemp("uneven") / "run"
+    return trained(folder, dictionary=cross | {"skip": True}, run={"drop_below": 1500})
+
+
+def begun(folder: Path, dictionary: dict[str, Any], start: dict[str, Any]) -> Trainee:
+    """What a run starts with."""
+    sections = {"dictionary": dictionary, "start": start}
+    source = source_of(folder, **sections)
+    config = source.harvester.config
+    host = source.harvester.model.host
+    wiring = Wiring.of(config.dictionary, 4)
+    return started(config, wiring, host, source(0).rows(slice(0, 2048)), generator(0))
+
+
+def wrote(found: Transcoder, batch: Batch, layers: tuple[int, ...]) -> list[Tensor]:
+    """What a dictionary writes to its layers."""
+    inputs = [batch.inputs[0]] * 4
+    for at, layer in enumerate(layers):
+        inputs[layer] = batch.inputs[at]
+    active = [found.encode(layer, x)[1] for layer, x in enumerate(inputs)]
+    return [found.decode(active, inputs)[layer] for layer in layers]
+
+
+@pytest.mark.parametrize("features", ["neurons", "clusters", "data", "random"])
+def test_features_that_a_given_layer_lacks_start_on_what_it_leaves(
+    features: str, uneven: training.Run, tmp_path: Path
+):
+    given = load_transcoder(uneven.transcoder)
+    layers, shape = given.present, {"kind": "cross_layer", "layers": [1, 2, 3], "skip": True}
+    widths = [len(given.layers[layer].W_enc) for layer in layers]
+    assert sorted({*widths}) != [widths[0]]
+    start = {"dictionary": str(uneven.transcoder), "features": features}
+    trainee = begun(tmp_path / "wide", shape | {"features": 160}, start)
+    alone = begun(tmp_path / "alone", shape | {"features": 160, "widths": widths}, start)
+    source = source_of(tmp_path / "wide", dictionary=shape)
+    batch, ratios = source(0).rows(slice(0, 2048)), []
+    found, without = (folded(one, 4, "") for one in (trainee, alone))
+    for y, one, other, before in zip(
+        batch.outputs,
+        *(wrote(each, batch, layers) for each in (found, without, given)),
+        strict=True,
+    ):
+        assert torch.allclose(other, before, atol=1e-3)
+        ratios.append(float((y - one).square().sum() / (y - before).square().sum()))
+    assert sum(ratios) / len(ratios) < 0.98, ratios
+    for at, (layer, width) in enumerate(zip(layers, widths, strict=True)):
+        first, second = given.layers[layer], found.layers[layer]
+        rows = torch.arange(width)
+        assert len(second.W_enc) == 160
+        assert torch.allclose(first.W_enc, second.W_enc[:width], atol=1e-5)
+        assert torch.allclose(
+            first.decoder.rows(rows), second.decoder.rows(rows)[:, : len(layers) - at], atol=1e-5
+        )
+        new = found.encode(layer, batch.inputs[at])[1][:, width:] != 0
+        assert float(new.any(0).float().mean()) > 0.5
+
+
+def test_a_run_goes_on_from_what_is_left_at_its_own_widths(uneven: training.Run, tmp_path: Path):
+    given = load_transcoder(uneven.transcoder)
+    widths = [len(given.layers[layer].W_enc) for layer in given.present]
+    again = trained(
+        tmp_path / "again",
+        dictionary={"kind": "cross_layer", "layers": [1, 2, 3], "skip": True, "widths": widths},
+        start={"dictionary": str(uneven.transcoder)},
+        **STILL,
+    )
+    found = load_transcoder(again.transcoder)
+    assert [len(found.layers[layer].W_enc) for layer in given.present] == widths
+    assert again.worth.error == pytest.approx(uneven.worth.error, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "said"),
+    [
+        ({"skip": False}, "dictionary.skip: expected true, since the dictionary in "),
+        ({"tied": True}, "dictionary.tied: expected false with start.dictionary, whose features"),
+    ],
+)
+def test_a_start_from_what_does_not_go_with_it_is_refused(
+    dictionary: dict[str, Any], said: str, uneven: training.Run, tmp_path: Path
+):
+    cross: dict[str, Any] = {"kind": "cross_layer", "layers": [1, 2, 3], "skip": True}
+    start = {"dictionary": str(uneven.transcoder)}
+    with pytest.raises(ModelError) as refused:
+        trained(tmp_path / "run", dictionary=cross | dictionary, start=start)
+    assert str(refused.value).startswith(said)
+    assert "\n" not in str(refused.value)
 
 
 # What cannot be
