@@ -1,9 +1,11 @@
 """Several ranks beside one process: `python -m tests.ranks FOLDER WHAT...`, which forks them.
 
 `gradients`: those of every architecture. `batches`: the stream of tokens. `runs`: whole runs, saved
-by some and taken up by others, lost and taken up. Fails where anything differs.
+by some and taken up by others, lost and taken up. `rare`: features left out. Fails where
+anything differs.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -220,8 +222,8 @@ RUN: dict[str, Any] = {
 }
 
 
-def run(folder: Path, shared: int | None = None, tokens: int = 2560) -> Callable[[], Run]:
-    sections = RUN | {"run": RUN["run"] | {"tokens": tokens}, "ranks": {"shards": shared}}
+def run(folder: Path, shared: int | None = None, **changed: Any) -> Callable[[], Run]:
+    sections = RUN | {"run": RUN["run"] | changed, "ranks": {"shards": shared}}
     return partial(trained, folder, **sections)
 
 
@@ -283,6 +285,19 @@ def without_end(folder: Path, copy: Path) -> Path:
     return copy
 
 
+def rare(folder: Path) -> None:
+    """What features are left out does not depend on who counts."""
+    below: dict[str, Any] = {"drop_below": 4000}
+    assert together(2, run(folder / "two", **below)) == [0, 0]
+    left_out = json.loads((folder / "two" / "summary.json").read_text())["left_out"]
+    assert sum(left_out), left_out
+    for name, count, shared in (("one", 1, None), ("four", 4, 2), ("data", 2, 1)):
+        copy = without_end(folder / "two", folder / name)
+        work = run(copy, shared, **below)
+        assert together(count, work) == [0] * count if count > 1 else work()
+        assert difference(folder / "two", copy) <= 1e-6, name
+
+
 def runs(folder: Path) -> None:
     """Whole runs: what is exported, taken up by others, lost and taken up."""
     model = ReplacementModel.without_dictionary(None, "cpu", "float32")
@@ -317,6 +332,6 @@ if __name__ == "__main__":
     for name in sys.argv[2:]:
         place = Path(sys.argv[1])
         (place / name).mkdir()
-        {"gradients": gradients, "batches": batches, "runs": runs}[name](place / name)
+        {"gradients": gradients, "batches": batches, "runs": runs, "rare": rare}[name](place / name)
         sys.stdout.write(f"{name}: held\n")
         sys.stdout.flush()

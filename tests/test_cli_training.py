@@ -48,6 +48,14 @@ def test_a_run_says_what_the_dictionary_is_worth_and_draws_its_curves():
     assert 0 < summary["replaced"]["replacement_score"] < 1
 
 
+def test_a_run_says_how_many_features_are_left_out():
+    lines = succeed("train", written(run=SHORT["run"] | {"drop_below": 3000})).splitlines()
+    assert lines[0].split()[-3:] == ["dead", "left", "out"]
+    left_out = json.loads(Path("run/summary.json").read_text())["left_out"]
+    assert [line.split()[-1] for line in lines if line[:1].isdigit()] == [*map(str, left_out)]
+    assert sum(left_out)
+
+
 def test_the_template_can_be_trained_from():
     Path("my.yaml").write_text(succeed("train", "--template"), encoding="utf-8")
     assert yaml.safe_load(Path("my.yaml").read_text())["dictionary"]["activation"] == "jump_relu"

@@ -505,6 +505,7 @@ LIMITS: list[tuple[str, list[Any], list[Any]]] = [
         [0, 1],
     ),
     ("start.clustered", [0, 1.001], [0.001, 1]),
+    ("run.drop_below", [-0.001, 100_001], [0, 100_000]),
     ("data.held_out", [0, 0.501], [0.001, 0.5]),
     ("optimiser.betas", [[-0.001, 0.9], [0.9, 1]], [[0, 0.99999]]),
     ("start.tokens data.buffer data.held_out_tokens", [63], [64]),

@@ -26,7 +26,7 @@ from tests.training_runs import settings
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("what", ["gradients", "batches", "runs"])
+@pytest.mark.parametrize("what", ["gradients", "batches", "runs", "rare"])
 def test_ranks_do_what_one_process_does(what: str, tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.ranks", str(tmp_path), what],

@@ -14,6 +14,7 @@ from replacement_models.training.fold import folded
 from replacement_models.training.loop import Loop
 from replacement_models.training.pool import Batches, Chunk, generator
 from replacement_models.training.product import chosen
+from replacement_models.training.rare import counted, kept, narrowed
 from replacement_models.training.sparsity import calibrate
 from replacement_models.training.start import started
 from replacement_models.training.trainee import Batch
@@ -73,15 +74,21 @@ def train_on(
         part = slice(held + number * size, held + (number + 1) * size)
         return Batch([inputs[part]], [wanted[part]])
 
-    loop = _loop(config, chunk, (len(inputs) - held) // size)
+    chunks = (len(inputs) - held) // size
+    loop = _loop(config, chunk, chunks)
     loop.held = Batch([inputs[:held]], [wanted[:held]])
     while loop.done < config.steps:
         loop.step(next(loop.batches))
         loop.done += 1
     calibrate(loop.trainee, loop.held)
-    transcoder = folded(loop.trainee, 1, "")
+    trainee = loop.trainee
+    if config.run.drop_below:
+        found = counted(trainee, map(chunk, range(chunks)))
+        trainee = narrowed(trainee, kept(trainee, found))
+        calibrate(trainee, loop.held)
+    transcoder = folded(trainee, 1, "")
     outliers = config.loss.outliers
-    return Fitted(transcoder, worth(transcoder, [0], loop.trainee.writes, loop.held, outliers))
+    return Fitted(transcoder, worth(transcoder, [0], trainee.writes, loop.held, outliers))
 
 
 def _loop(config: TrainConfig, chunk: Chunk, chunks: int) -> Loop:

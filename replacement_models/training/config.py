@@ -84,7 +84,9 @@ class StartConfig(Section):
     takes neurons where an MLP of a known kind stands behind, else tokens."""
     dictionary: str | None = setting(None)
     """Folder of a finished dictionary of jump_relu features that layers start from; a run so goes
-    on from another under other settings. Null is none."""
+    on from another under other settings. Its layers may differ in width; where one has fewer
+    features than are trained, the others start as new ones on what those leave unexplained. Null is
+    none."""
     dictionary_layers: tuple[int, ...] | None = setting(None, least=0)
     """Layers that start from it; the others start on what it leaves unexplained. Null is all."""
     tokens: int = setting(16384, least=64)
@@ -251,6 +253,10 @@ class RunConfig(Section):
     """Project of Weights & Biases to log to as well."""
     format: str = setting("tracer")
     """Layout of the finished dictionary: tracer, circuit-tracer, ..."""
+    drop_below: float = setting(0.0, least=0.0, most=100_000.0)
+    """Leave out of the finished dictionary the features that fire on fewer than so many of 100,000
+    tokens, so that layers may differ in width; 0 keeps all. Counted at the end, on the text trained
+    on, once through it at most."""
 
     def check(self) -> None:
         """Nothing contradicts itself here."""
@@ -293,6 +299,11 @@ class TrainConfig(Section):
             raise ModelError(
                 "divergence.share: expected 0, since an sae stands in for no MLP, got "
                 f"{self.divergence.share}"
+            )
+        if self.dictionary.tied and self.start.dictionary is not None:
+            raise ModelError(
+                "dictionary.tied: expected false with start.dictionary, whose features have a "
+                "decoder row for each layer, got True"
             )
         if self.data.corpus is None and self.model is not None:
             raise ModelError(

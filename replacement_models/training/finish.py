@@ -96,19 +96,31 @@ def check_format(config: TrainConfig, wiring: Wiring, layers: int) -> None:
         layers: of the model.
 
     Raises:
-        ModelError: a small dictionary of the same kind cannot be written.
+        ModelError: a small dictionary of the same kind cannot be written, or none of layers that
+            differ in width, where `run.drop_below` makes them differ.
     """
+    widths = config.dictionary.features_of(len(wiring.layers))
+    order = [sorted({*widths}).index(width) for width in widths]
+    try:
+        _try_format(config, wiring, layers, order)
+    except ModelError as error:
+        raise ModelError(f"run.format: {error}") from error
+    if config.run.drop_below:
+        try:
+            _try_format(config, wiring, layers, range(len(widths)))
+        except ModelError as error:
+            said = f"0, since {config.run.format} has no place for layers that differ in width"
+            raise config.run.wrong("drop_below", said, config.run.drop_below) from error
+
+
+def _try_format(config: TrainConfig, wiring: Wiring, layers: int, more: Sequence[int]) -> None:
+    """Write a small dictionary in a run's format, some layers with more features than L0 needs."""
     chosen, scales = config.dictionary, [Scale.of(torch.eye(2), 1.0)] * len(wiring.layers)
-    widths = chosen.features_of(len(wiring.layers))
-    least = int(max(chosen.l0)) + 1
-    alike = tuple(least + sorted({*widths}).index(width) for width in widths)
-    small = replace(chosen, features=max(alike), widths=alike, prefixes=())
+    widths = tuple(int(max(chosen.l0)) + 1 + count for count in more)
+    small = replace(chosen, features=max(widths), widths=widths, prefixes=())
     trainee = Trainee(replace(config, dictionary=small), wiring, scales, scales)
     with TemporaryDirectory() as folder:
-        try:
-            save_transcoder(folded(trainee, layers, ""), Path(folder) / "small", config.run.format)
-        except ModelError as error:
-            raise ModelError(f"run.format: {error}") from error
+        save_transcoder(folded(trainee, layers, ""), Path(folder) / "small", config.run.format)
 
 
 def _guesses(

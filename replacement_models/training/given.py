@@ -19,13 +19,19 @@ def given_dictionary(config: TrainConfig) -> Transcoder | None:
         It, float32, or None where none is named.
 
     Raises:
-        ModelError: it cannot be read, or is of another kind or activation.
+        ModelError: it cannot be read, is of another kind or activation, or has a skip and none is
+            trained.
     """
     start, chosen = config.start, config.dictionary
     if start.dictionary is None:
         return None
     found = load_transcoder(Path(start.dictionary)).to(config.run.device, torch.float32)
     jumps = all(isinstance(found.layers[at].activation, JumpReLU) for at in found.present)
+    if not chosen.skip and any(layer.W_skip is not None for layer in found.layers):
+        raise ModelError(
+            f"dictionary.skip: expected true, since the dictionary in {start.dictionary} has a "
+            "linear skip, got False"
+        )
     if found.kind != chosen.kind or not jumps or chosen.activation != "jump_relu":
         raise ModelError(
             f"start.dictionary: expected a {chosen.kind} of jump_relu features for one of "
@@ -54,13 +60,16 @@ def given_layers(config: TrainConfig, found: Transcoder, trained: tuple[int, ...
 
 
 @torch.no_grad()
-def take(trainee: Trainee, at: int, found: Transcoder) -> None:
+def take(trainee: Trainee, at: int, found: Transcoder) -> int:
     """Give the first features of a layer the weights of a finished one.
 
     Args:
         trainee: changed in place.
         at: number of the layer.
         found: the dictionary.
+
+    Returns:
+        How many features those are.
 
     Raises:
         ModelError: it has more features there than are trained, or is of another width.
@@ -85,5 +94,9 @@ def take(trainee: Trainee, at: int, found: Transcoder) -> None:
         if layers[target] in targets:
             scale = trainee.writes[target].deviation
             write[:count, slot] = rows[:, targets.index(layers[target])] / scale
-    writes = trainee.writes[at]
-    trainee.b_dec[at].copy_((layer.b_dec - writes.mean) / writes.deviation)
+    writes, bias = trainee.writes[at], layer.b_dec
+    if layer.W_skip is not None:
+        bias = bias + reads.mean @ layer.W_skip
+        trainee.W_skip[at].copy_(layer.W_skip * (reads.deviation / writes.deviation))
+    trainee.b_dec[at].copy_((bias - writes.mean) / writes.deviation)
+    return count

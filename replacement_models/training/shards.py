@@ -80,7 +80,7 @@ def whole(trainee: Trainee, device: torch.device | None = None) -> Trainee:
     )
     found = Trainee(trainee.config, trainee.wiring, reads, writes)
     with torch.no_grad():
-        for name, own, room in _both(trainee, found):
+        for name, own, room in both(trainee, found):
             if name.split(".")[0] in SHARED:
                 room.copy_(own)
             else:
@@ -91,7 +91,7 @@ def whole(trainee: Trainee, device: torch.device | None = None) -> Trainee:
 
 def take_gradients(trainee: Trainee, found: Trainee) -> None:
     """Add what a whole dictionary's gradients come to on all ranks to those of one's own rows."""
-    for name, own, room in _both(trainee, found):
+    for name, own, room in both(trainee, found):
         if not isinstance(own, torch.nn.Parameter):
             continue
         grad = trainee.ranks.over_all(torch.zeros_like(room) if room.grad is None else room.grad)
@@ -99,8 +99,8 @@ def take_gradients(trainee: Trainee, found: Trainee) -> None:
         own.grad = mine.clone() if own.grad is None else own.grad + mine
 
 
-def _both(trainee: Trainee, found: Trainee) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Parameters and buffers of two, by name."""
+def both(trainee: Trainee, found: Trainee) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Parameters and buffers of two dictionaries, side by side, by name."""
     for one, other in (
         (trainee.named_parameters(), found.named_parameters()),
         (trainee.named_buffers(), found.named_buffers()),

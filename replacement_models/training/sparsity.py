@@ -9,6 +9,7 @@ in `examples/training` then ended with an error of .56 where this ends with .08.
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from replacement_models.training.firing import EXACT_BELOW, STRIDE
@@ -79,6 +80,21 @@ def _margins(trainee: Trainee, at: int, held: Batch) -> Iterator[Tensor]:
             magnitude = trainee.gain[at].exp() * (hidden - trainee.b_enc[at]) + trainee.b_gain[at]
             hidden = hidden.masked_fill(magnitude <= 0, -torch.inf)
         yield hidden if limit is None else hidden - limit
+
+
+@torch.no_grad()
+def fires(trainee: Trainee, at: int, batch: Batch) -> Iterator[Bool[Tensor, "tokens features"]]:
+    """Which of its own features of one layer fire once thresholds are set, some tokens at a time.
+
+    Args:
+        trainee: calibrated.
+        at: number of the layer.
+        batch: raw activations.
+    """
+    firing = trainee.firing[at]
+    limit = trainee.limit[at] if firing.name == "batch_topk" else 0
+    for margins in _margins(trainee, at, batch):
+        yield firing.mask(margins, None) if firing.name == "topk" else margins > limit
 
 
 def _strongest(margins: Tensor, l0: float) -> Tensor:

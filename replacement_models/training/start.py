@@ -74,17 +74,18 @@ def started(
     trainee = Trainee(config, wiring, reads, writes, ranks)
     count, found = len(wiring.layers), given_dictionary(config)
     given = [] if found is None else given_layers(config, found, wiring.layers)
+    widths, taken = [trainee.features_at(at) for at in range(count)], [0] * count
     for at in range(count):
         told("Fitting first features", at, count)
-        if found is None or at not in given:
-            _start_layer(trainee, at, host, sample, generator, given)
-        else:
-            take(trainee, at, found)
+        if found is not None and at in given:
+            taken[at] = take(trainee, at, found)
+        if taken[at] < widths[at]:
+            _start_layer(trainee, at, host, sample, generator, taken)
     fired: dict[int, SparseActive] = {}
     for at in range(count) if config.start.decoder else ():
         told("Fitting first decoders", at, count)
-        if at not in given:
-            _fit_decoder(trainee, at, sample, given, fired)
+        if taken[at] < widths[at]:
+            _fit_decoder(trainee, at, sample, taken, fired)
     return trainee
 
 
@@ -94,42 +95,47 @@ def _start_layer(
     host: Host | None,
     sample: Batch,
     generator: torch.Generator,
-    given: Sequence[int],
+    taken: Sequence[int],
 ) -> None:
-    """Skip, encoder and a first decoder of one layer, on what those `given` below it leave."""
+    """Skip, encoder and a first decoder of one layer's new features, those after the ones taken.
+
+    They start on what features taken from a dictionary, there and below, leave unexplained.
+    """
     config, start = trainee.config, trainee.config.start
     x = trainee.reads[at].normalised(sample.inputs[at])
-    y = trainee.writes[at].normalised(sample.outputs[at]) - _written(trainee, at, sample, given)
+    y = trainee.writes[at].normalised(sample.outputs[at]) - _written(trainee, at, sample, taken)
     weight = trainee.writes[at].weight(sample.outputs[at], config.loss.outliers)
-    if len(trainee.W_skip):
+    if len(trainee.W_skip) and not taken[at]:
         matrix, bias = affine(x, y, weight)
         trainee.W_skip[at].copy_(matrix)
         trainee.b_dec[at].copy_(bias)
     left = y - trainee.base(at, x)
-    rows, write = _directions(trainee, at, x, left, weight, generator)
-    taken = _neurons(host, trainee, at, sample.inputs[at])
-    if taken is not None:
-        rows[: len(taken[0])], write[: len(taken[0])] = taken
-    share = min(1.0, trainee.l0[at] / len(rows))
+    new = trainee.features_at(at) - taken[at]
+    rows, write = _directions(trainee, new, x, left, weight, generator)
+    own = _neurons(host, trainee, at, sample.inputs[at])
+    if own is not None:
+        some = min(new, len(own[0]))
+        rows[:some], write[:some] = (part[:some] for part in own)
+    share = min(1.0, trainee.l0[at] / trainee.features_at(at))
     if trainee.firing[at].ranks:  # there must be more above zero than are kept
         share = min(0.5, RANKED * share)
     bias = start.threshold - quantiles(x, rows, share)
     if start.features == "clusters":
         with torch.enable_grad():
-            count, *fitted = _clustered(trainee, at, x, left, weight, generator)
+            count, *fitted = _clustered(trainee, new, x, left, weight, generator)
         rows[:count], bias[:count], write[:count] = fitted
-    _put(trainee, at, rows, bias, write)
+    _put(trainee, at, taken[at], rows, bias, write)
 
 
-def _put(trainee: Trainee, at: int, rows: Tensor, bias: Tensor, write: Tensor) -> None:
-    """Let features fire where rows and biases say, above the first threshold."""
+def _put(trainee: Trainee, at: int, begin: int, rows: Tensor, bias: Tensor, write: Tensor) -> None:
+    """Let features from `begin` on fire where rows and biases say, above the first threshold."""
     threshold = trainee.config.start.threshold
     rows, bias, write = (whole[trainee.own] for whole in (rows, bias, write))
-    trainee.W_enc[at].copy_(rows)
-    trainee.W_dec[at][:, : trainee.width].copy_(write)
+    trainee.W_enc[at][begin:] = rows
+    trainee.W_dec[at][begin:, : trainee.width] = write
     if len(trainee.threshold):
-        trainee.threshold[at].fill_(threshold)
-        trainee.b_enc[at].copy_(bias)
+        trainee.threshold[at][begin:] = threshold
+        trainee.b_enc[at][begin:] = bias
     else:  # zero is the threshold of all others
         trainee.b_enc[at].copy_(bias - threshold)
     if len(trainee.share):
@@ -139,10 +145,15 @@ def _put(trainee: Trainee, at: int, rows: Tensor, bias: Tensor, write: Tensor) -
 
 
 def _directions(
-    trainee: Trainee, at: int, x: Tensor, left: Tensor, weight: Tensor, generator: torch.Generator
+    trainee: Trainee,
+    count: int,
+    x: Tensor,
+    left: Tensor,
+    weight: Tensor,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Rows of norm 1 and small decoder rows: tokens where much is left over, or at random."""
-    count, width = trainee.features_at(at), trainee.width
+    width = trainee.width
     rows, write = (
         torch.randn(count, width, generator=generator).to(x) / width**0.5 for _ in range(2)
     )
@@ -158,11 +169,11 @@ def _directions(
 
 
 def _clustered(
-    trainee: Trainee, at: int, x: Tensor, left: Tensor, weight: Tensor, generator: torch.Generator
+    trainee: Trainee, most: int, x: Tensor, left: Tensor, weight: Tensor, generator: torch.Generator
 ) -> tuple[int, Tensor, Tensor, Tensor]:
     """How many clusters; rows, biases and decoder rows of each."""
     start = trainee.config.start
-    member = clusters(left, round(trainee.features_at(at) * start.clustered), generator, weight)
+    member = clusters(left, round(most * start.clustered), generator, weight)
     count = int(member.max()) + 1
     rows, bias = detectors(x, member, start.threshold, start.detector_steps, generator)
     return count, rows, bias, averages(left, member, count) / (2 * start.threshold)
@@ -235,14 +246,15 @@ def neuron_rows(
 
 
 @torch.no_grad()
-def _written(trainee: Trainee, at: int, sample: Batch, sources: Sequence[int]) -> Tensor:
-    """What the features of some layers below write to one (tokens, D), in normalised units."""
+def _written(trainee: Trainee, at: int, sample: Batch, taken: Sequence[int]) -> Tensor:
+    """What the first so many features of layers write to one (tokens, D), in normalised units."""
     total = torch.zeros_like(sample.outputs[at])
-    for source in sources:
-        if source < at in trainee.wiring.slots(source):
+    for source, first in enumerate(taken[: at + 1]):
+        if first and at in trainee.wiring.slots(source):
             x = trainee.reads[source].normalised(sample.inputs[source])
             active = trainee.active(source, x, product_of("float32"), sparse=True)
-            written = trainee.writes_of(source, active, active.values)
+            values = active.values * active.first(first, 0)
+            written = trainee.writes_of(source, active, values)
             total += written[:, trainee.wiring.slots(source).index(at)]
     return total
 
@@ -251,15 +263,19 @@ def _fit_decoder(
     trainee: Trainee,
     at: int,
     sample: Batch,
-    given: Sequence[int],
+    taken: Sequence[int],
     fired: dict[int, SparseActive],
 ) -> None:
-    """Fit what is written to one layer: by all that write there, or by its own features alone.
+    """Fit what new features write to one layer: all that write there, or its own alone.
 
     What fires is kept in `fired`, for layers that write to several.
     """
     wiring, product = trainee.wiring, product_of("float32")
-    sources = [one for one in range(at + 1) if at in wiring.slots(one) and one not in given]
+    sources = [
+        one
+        for one in range(at + 1)
+        if at in wiring.slots(one) and taken[one] < trainee.features_at(one)
+    ]
     if len(trainee.share) or len(sources) * trainee.features > JOINT:
         sources = [at]
     found = []
@@ -272,24 +288,24 @@ def _fit_decoder(
             active = made
         if len(wiring.slots(source)) > 1 and (at + 2) * trainee.features <= JOINT:
             fired[source] = active
-        found.append(_of_all_shards(trainee, active))
+        found.append(_of_all_shards(trainee, active, taken[source]))
     x = trainee.reads[at].normalised(sample.inputs[at])
     left = trainee.writes[at].normalised(sample.outputs[at]) - trainee.base(at, x)
-    left = left - _written(trainee, at, sample, given)
+    left = left - _written(trainee, at, sample, taken)
     weight = trainee.writes[at].weight(sample.outputs[at], trainee.config.loss.outliers)
     counts = [trainee.features_at(source) for source in sources]
     rows = decoder(found, left, weight).split(counts)
     for source, fitted in zip(sources, rows, strict=True):
         slot = wiring.slots(source).index(at)
         columns = slice(slot * trainee.width, (slot + 1) * trainee.width)
-        trainee.W_dec[source][:, columns] = fitted[trainee.own]
+        trainee.W_dec[source][taken[source] :, columns] = fitted[trainee.own][taken[source] :]
 
 
-def _of_all_shards(trainee: Trainee, active: SparseActive) -> tuple[Pairs, Tensor]:
-    """Pairs and values of the features of all ranks."""
+def _of_all_shards(trainee: Trainee, active: SparseActive, begin: int) -> tuple[Pairs, Tensor]:
+    """Pairs and values of the features of all ranks; 0 of those before number `begin`."""
     ranks, pairs = trainee.ranks, active.pairs
     if ranks.shards == 1:
-        return pairs, active.values
+        return pairs, active.values * active.first(pairs.features, begin)
     token, feature = ranks.beside(pairs.token), ranks.beside(pairs.feature + trainee.own.start)
     whole = Pairs.sorted(token, feature, active.tokens, trainee.features)
     return whole, ranks.beside(active.values)

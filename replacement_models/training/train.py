@@ -31,6 +31,7 @@ from replacement_models.training.memory import Share, check_memory
 from replacement_models.training.pool import Batches, Rows, generator
 from replacement_models.training.product import chosen
 from replacement_models.training.ranks import ALONE, Ranks
+from replacement_models.training.rare import Counted, counted, kept, narrowed, text_once
 from replacement_models.training.scales import Scale
 from replacement_models.training.shards import whole
 from replacement_models.training.source import Cache, Source, manifest
@@ -133,8 +134,7 @@ def _train(config: TrainConfig, folder: Path, told: Told, score: Score | None, r
     finally:
         if journal is not None:
             journal.close()
-    told("Measuring", steps, steps)
-    return _finished(loop, score)
+    return _finished(loop, told, score)
 
 
 def _begun(config: TrainConfig) -> Path:
@@ -353,12 +353,18 @@ def _held_rows(loop: Loop) -> Iterator[np.ndarray]:
                 yield some[begin : begin + loop.config.divergence.rows]
 
 
-def _finished(loop: Loop, score: Score | None) -> Run:
+def _finished(loop: Loop, told: Told, score: Score | None) -> Run:
     """Calibrate, measure, write; a run that has been finished is read again."""
-    moved, harvested = calibrate(loop.trainee, loop.held), loop.harvested
+    moved, count = calibrate(loop.trainee, loop.held), None
+    if loop.config.run.drop_below:
+        assert loop.source is not None
+        told("Counting what fires", loop.done, loop.done)
+        count = counted(loop.trainee, text_once(loop.source, loop.ranks))
+    told("Measuring", loop.done, loop.done)
+    harvested = loop.harvested
     trainee = whole(loop.trainee, torch.device("cpu"))  # where there is most room
     summary: dict[str, Any] = loop.ranks.by_the_first(
-        lambda: _written(loop, trainee, score, harvested, moved)
+        lambda: _written(loop, *_without_rare(loop, trainee, count, moved), harvested, score)
     )
     named: dict[str, Any] = {one.name: summary[one.name] for one in fields(Worth)}
     listed = {k: tuple(v) for k, v in named.items() if isinstance(v, list)}  # as JSON has tuples
@@ -366,8 +372,29 @@ def _finished(loop: Loop, score: Score | None) -> Run:
     return Run(loop.folder, loop.folder / DICTIONARY, loop.config, found, summary)
 
 
+def _without_rare(
+    loop: Loop, trainee: Trainee, found: Counted | None, moved: list[float]
+) -> tuple[Trainee, dict[str, Any]]:
+    """The dictionary that is written, thresholds set for what is left of it; what is said of it."""
+    if found is None:
+        return trainee, {"left_out": [0] * len(moved), "thresholds_moved": moved}
+    chosen = kept(trainee, found)
+    narrow = narrowed(trainee, chosen)
+    again = calibrate(narrow, loop.held.to(narrow.b_dec[0].device))
+    anew = loop.config.dictionary.activation == "batch_topk"  # whose limit starts from nothing
+    said = {
+        "left_out": [len(a) - len(b) for a, b in zip(found.fired, chosen, strict=True)],
+        "counted_tokens": found.tokens,
+        "thresholds_moved": [b if anew else a + b for a, b in zip(moved, again, strict=True)],
+    }
+    prefixes = loop.config.dictionary.prefixes
+    if prefixes:
+        said["prefixes"] = [[int((some < one).sum()) for one in prefixes] for some in chosen]
+    return narrow, said
+
+
 def _written(
-    loop: Loop, trainee: Trainee, score: Score | None, harvested: int, moved: list[float]
+    loop: Loop, trainee: Trainee, said: dict[str, Any], harvested: int, score: Score | None
 ) -> dict[str, Any]:
     """What summary.json holds, once it and the dictionary are written."""
     config, model, folder = loop.config, loop.model, loop.folder
@@ -383,7 +410,7 @@ def _written(
         "precision": loop.precision,
         "layers": list(trainee.wiring.layers),
         "wanted_l0": list(trainee.l0),
-        "thresholds_moved": moved,
+        **said,
         **asdict(found),
         **loop.notes,
         "replaced": _scored(loop, trainee, score),

@@ -134,13 +134,16 @@ def _together(ranks: int, wanted: "TrainConfig", arguments: list[str]) -> None:
 def print_run(run: "Run") -> None:
     """What the dictionary is worth, and where it is."""
     worth, wanted = run.worth, run.summary["wanted_l0"]
-    columns = ("layer", "error", "weighted", "affine alone", "L0 wanted", "L0", "dead")
+    columns = ["layer", "error", "weighted", "affine alone", "L0 wanted", "L0", "dead"]
     shown = zip(
         *(run.summary["layers"], worth.error, worth.error_weighted, worth.affine),
         *(wanted, worth.l0, worth.dead),
         strict=True,
     )
-    rows = [(layer, *(f"{value:.4g}" for value in values)) for layer, *values in shown]
+    rows = [[layer, *(f"{value:.4g}" for value in values)] for layer, *values in shown]
+    if run.config.run.drop_below:
+        columns.append("left out")
+        rows = [[*row, count] for row, count in zip(rows, run.summary["left_out"], strict=True)]
     say_table(columns, rows)
     before = run.summary.get("before_divergence")
     for words, found in (("before the end-to-end stage", before), ("", run.summary["replaced"])):
