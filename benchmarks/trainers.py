@@ -4,7 +4,8 @@ The embedded default's activations are written to a file once. Every side reads 
 same order, once, in a process of its own with one thread, and trains dictionaries of the same width
 at five settings of its sparsity: clt-training (EleutherAI; untied decoders, as ours), CLT-Forge
 (LLM-Interp), sparsify (EleutherAI; per-layer), and SAELens on planted features (`trainer_planted`).
-Each side's learning rate is the one of four with the least error at the middle setting, ours too. What was changed of the peers' code stands in `trainer_peers`.
+Each side's learning rate is the one of four with the least error at the middle setting, ours too.
+What was changed of the peers' code stands in `trainer_peers`.
 
 Measured alike for all, on text that nobody trained on: error as a share of the variance and active
 features a token, means over layers; dead features; KL and agreement with all MLPs replaced; the
