@@ -4,8 +4,8 @@ The embedded default's activations are written to a file once. Every side reads 
 same order, once, in a process of its own with one thread, and trains dictionaries of the same width
 at five settings of its sparsity: clt-training (EleutherAI; untied decoders, as ours), CLT-Forge
 (LLM-Interp), sparsify (EleutherAI; per-layer), and SAELens on planted features (`trainer_planted`).
-Each side's learning rate is the one of four with the least error at the middle setting, ours too.
-What was changed of the peers' code stands in `trainer_peers`.
+Each side's learning rate is the one of four with the least error on the first third of the rows at
+the middle setting, ours too. What was changed of the peers' code stands in `trainer_peers`.
 
 Measured alike for all, on text that nobody trained on: error as a share of the variance and active
 features a token, means over layers; dead features; KL and agreement with all MLPs replaced; the
@@ -17,7 +17,8 @@ lines over log L0 between neighbours, of logarithms but for the scores, which ar
 a peer's point beyond our range is compared with nothing.
 
 `--peers` can import what the peers need; `--clt-training`, `--clt-forge`, `--sparsify` are their
-checkouts. A run that is there already is not made again. A quarter of an hour of a free core.
+checkouts. A run that is there already is not made again. Three quarters of an hour of a free
+core.
 """
 
 import argparse
@@ -90,11 +91,11 @@ def sides(arguments: argparse.Namespace) -> list[Side]:
 class Sizes:
     """How much of everything."""
 
-    tokens: int = 204_800
+    tokens: int = 614_400
     batch: int = 512
     features: int = 1024
     prompts: int = 12
-    planted: int = 204_800
+    planted: int = 614_400
     """Tokens of planted features."""
 
 
@@ -151,10 +152,11 @@ class Comparison:
         }  # fmt: skip
 
     def rate_of(self, side: Side) -> tuple[float, dict[str, float]]:
-        """The best of a side's learning rates, and the error of each at the middle setting."""
-        tokens, middle = self.sizes.tokens, side.settings[len(side.settings) // 2]
+        """The best of a side's learning rates, and the error of each on a third of the rows."""
+        batches = self.sizes.tokens // self.sizes.batch
+        some, middle = batches // 3 * self.sizes.batch, side.settings[len(side.settings) // 2]
         errors = {
-            f"{rate:g}": self.figures(side, self.job(side, middle, rate, tokens), False)["error"]
+            f"{rate:g}": self.figures(side, self.job(side, middle, rate, some), False)["error"]
             for rate in side.rates
         }
         return min(side.rates, key=lambda rate: errors[f"{rate:g}"]), errors

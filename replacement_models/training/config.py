@@ -123,7 +123,7 @@ class LossConfig(Section):
     nudge: float = setting(0.0, least=0.0)
     """How far all thresholds of a layer move a step at e times the L0, in units of a
     pre-activation; 0 leaves L0 to the penalty, which spares rare features, until the end."""
-    bandwidth: float = setting(0.8, above=0.0)
+    bandwidth: float = setting(0.4, above=0.0)
     """Width of the window around a threshold through which it learns."""
     pre_activation: float = setting(6e-3, least=0.0)
     """Weight of what dead features lack to their thresholds, times decoder norms."""
