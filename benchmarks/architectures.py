@@ -304,6 +304,7 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     parser.add_argument("model", help="folder of a model with MLPs")
     parser.add_argument("corpus", help="text, as `tracer train` reads it")
     parser.add_argument("folder", type=Path, help="where runs are kept")
+    parser.add_argument("--only", default="", help="kinds that begin so, such as SAE")
     parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "architectures.json")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -318,7 +319,7 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     done = before.pop("rows", []) if args.folder.is_dir() else []
     known = {(row["kind"], row["activation"]): row for row in done if before == found}
     print("| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|", sep="\n", flush=True)
-    for case in plan.cases:
+    for case in (case for case in plan.cases if case[0].startswith(args.only)):
         known[case] = known.get(case) or row_of(laboratory, *case)
         print(shown(known[case]), flush=True)
         text = json.dumps(found | {"rows": list(known.values())}, indent=1) + "\n"
