@@ -78,9 +78,9 @@ class Plan:
     l0: float = 32.0
     prefixes: tuple[int, ...] = (256, 1024)
     tokens: int = 76_800
-    """Trained on, some two or three times."""
-    text: int = 32_000
-    """Different tokens, those held out for thresholds included."""
+    """Trained on, each once."""
+    text: int = 114_000
+    """Different tokens: those trained on, and some 16,000 more to set thresholds on."""
     fresh: int = 8192
     """Tokens that are measured on."""
     batch: int = 512
@@ -147,7 +147,7 @@ class Laboratory:
                     "max_tokens": plan.text,
                     "buffer": 16 * plan.batch,
                     "held_out": 0.1,
-                    "held_out_tokens": plan.text // 16,
+                    "held_out_tokens": 2048,
                     "prompts": 0,
                     "cache": str(self.folder / f"activations_{_place(sections['dictionary'])}"),
                 },

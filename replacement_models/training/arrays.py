@@ -78,7 +78,7 @@ def train_on(
     while loop.done < config.steps:
         loop.step(next(loop.batches))
         loop.done += 1
-    calibrate(loop.trainee, loop.held, loop.batches)
+    calibrate(loop.trainee, loop.held, loop.new())
     transcoder = folded(loop.trainee, 1, "")
     outliers = config.loss.outliers
     return Fitted(transcoder, worth(transcoder, [0], loop.trainee.writes, loop.held, outliers))

@@ -205,7 +205,7 @@ class DataConfig(Section):
     """Tokens of a chunk; batches are drawn from halves of two chunks."""
     held_out: float = setting(0.02, above=0.0, most=0.5)
     """Share of the rows that figures are taken on, never trained on; thresholds are set on them
-    and, where they are less than 16,384 tokens, on the next batches beside them."""
+    and, where they are less than 16,384 tokens, on text not yet read beside them."""
     held_out_tokens: int = setting(32768, least=64)
     """At most so many tokens of them."""
     prompts: int = setting(4, least=0)

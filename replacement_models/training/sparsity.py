@@ -24,9 +24,10 @@ LEAST, MOST = -14.0, 5.0
 AT_ONCE = 2048
 """Tokens encoded together, if a step has as many."""
 CALIBRATED = 16_384
-"""Tokens, at least, that thresholds are set on. L0 differs from one row of text to the next (on
-SmolLM2 by a tenth to a third of itself), so its standard error falls with the rows, not the tokens:
-these are 64 rows of 256, and a third over the root of 64 is 4 %, where 2,000 tokens leave 12 %."""
+"""Tokens that thresholds are set on, or all not trained on if those are fewer. L0 differs from one
+row of text to the next (on SmolLM2 by a tenth to a third of itself), so its standard error falls
+with the rows, not the tokens: these are 64 rows of 256, and a third over the root of 64 is 4 %,
+where 2,000 tokens leave 12 %."""
 
 
 @torch.no_grad()
@@ -50,14 +51,15 @@ def follow(trainee: Trainee, log_weight: Tensor, l0: Tensor) -> None:
 def calibrate(trainee: Trainee, held: Batch, batches: Iterable[Batch] = ()) -> list[float]:
     """Move every layer's thresholds together until L0 is what was asked for.
 
-    It is so on held-out tokens and, where those are fewer than `CALIBRATED`, on the next batches
-    beside them, one in memory at a time. TopK needs none. Where the limit has to stay above zero,
-    L0 may stay below.
+    It is so on held-out tokens and, where those are fewer than `CALIBRATED`, on more that no step
+    has seen, a batch in memory at a time. Trained ones would mislead: after three passes L0 was off
+    by a tenth on others, either way (README.md). TopK needs none. Where the limit has to stay
+    above zero, L0 may stay below.
 
     Args:
         trainee: whose thresholds are moved.
         held: held-out tokens, the same on every rank.
-        batches: the run's own, each rank's part of them; as many are drawn as are missing.
+        batches: of such tokens, each rank's part of them; as many are drawn as are missing.
 
     Returns:
         How far each layer's were moved, in units of a pre-activation.

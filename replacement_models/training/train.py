@@ -355,7 +355,7 @@ def _held_rows(loop: Loop) -> Iterator[np.ndarray]:
 
 def _finished(loop: Loop, score: Score | None) -> Run:
     """Calibrate, measure, write; a run that has been finished is read again."""
-    moved = calibrate(loop.trainee, loop.held, loop.batches)
+    moved = calibrate(loop.trainee, loop.held, loop.new())
     harvested = loop.harvested
     trainee = whole(loop.trainee, torch.device("cpu"))  # where there is most room
     summary: dict[str, Any] = loop.ranks.by_the_first(
