@@ -78,9 +78,9 @@ class Plan:
     l0: float = 32.0
     prefixes: tuple[int, ...] = (256, 1024)
     tokens: int = 76_800
-    """Trained on, some two or three times."""
-    text: int = 32_000
-    """Different tokens, those held out for thresholds included."""
+    """Trained on, each once."""
+    text: int = 114_000
+    """Different tokens: those trained on, and some 16,000 more to set thresholds on."""
     fresh: int = 8192
     """Tokens that are measured on."""
     batch: int = 512
@@ -147,7 +147,7 @@ class Laboratory:
                     "max_tokens": plan.text,
                     "buffer": 16 * plan.batch,
                     "held_out": 0.1,
-                    "held_out_tokens": plan.text // 16,
+                    "held_out_tokens": 2048,
                     "prompts": 0,
                     "cache": str(self.folder / f"activations_{_place(sections['dictionary'])}"),
                 },
@@ -304,6 +304,7 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     parser.add_argument("model", help="folder of a model with MLPs")
     parser.add_argument("corpus", help="text, as `tracer train` reads it")
     parser.add_argument("folder", type=Path, help="where runs are kept")
+    parser.add_argument("--only", default="", help="kinds that begin so, such as SAE")
     parser.add_argument("-o", "--out", type=output_file, default=RESULTS / "architectures.json")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -318,7 +319,7 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> No
     done = before.pop("rows", []) if args.folder.is_dir() else []
     known = {(row["kind"], row["activation"]): row for row in done if before == found}
     print("| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|", sep="\n", flush=True)
-    for case in plan.cases:
+    for case in (case for case in plan.cases if case[0].startswith(args.only)):
         known[case] = known.get(case) or row_of(laboratory, *case)
         print(shown(known[case]), flush=True)
         text = json.dumps(found | {"rows": list(known.values())}, indent=1) + "\n"

@@ -142,6 +142,19 @@ def test_every_layer_may_have_its_own_l0(tmp_path: Path):
     assert run.worth.l0 == pytest.approx((2, 6), rel=0.1)
 
 
+def test_few_held_out_tokens_set_no_thresholds_alone(tmp_path: Path):
+    """L0 is right over all of the text; figures are of the few tokens asked for."""
+    run = trained(tmp_path / "run", data={"max_tokens": 40_000, "held_out_tokens": 64})
+    assert run.worth.held_tokens == 64
+    model, wiring = loaded(None, "cpu", "float32"), Wiring.of(run.config.dictionary, 4)
+    source = training._source(run.config, model, wiring, run.folder, lambda *_: None)
+    batch, dictionary = source.of_rows(source.rows.order), load_transcoder(run.transcoder)
+    for at, layer in enumerate((1, 2)):
+        fired = dictionary.encode(layer, batch.inputs[at])[1].count_nonzero(1).float().mean()
+        assert float(fired) == pytest.approx(4, rel=0.03)
+    assert run.worth.l0 != pytest.approx((4, 4), rel=1e-3)
+
+
 @pytest.mark.parametrize("start", ["neurons", "clusters", "data", "random"])
 @pytest.mark.parametrize("kind", ["per_layer", "cross_layer"])
 def test_every_layer_may_have_its_own_width(kind: str, start: str, tmp_path: Path):
@@ -602,6 +615,18 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would(
         train(config)
     assert "\n" not in str(no.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_setting_thresholds_takes_is_planned(tmp_path: Path):
+    """Of every layer the largest margins of 16,384 tokens, where those of a step are fewer."""
+    few = {"dictionary": {"features": 64}, "run": {"batch": 8}, "data": {"held_out_tokens": 64}}
+    l0s: tuple[int, ...] = (1, 60)
+    configs = [
+        TrainConfig.of(settings(tmp_path, **few | {"dictionary": {"features": 64, "l0": l0}}))
+        for l0 in l0s
+    ]
+    one, sixty = (planned(each, Wiring.of(each.dictionary, 4), 128) for each in configs)
+    assert sixty.batch - one.batch >= 59 * 2 * 16_384 * 4
 
 
 @pytest.mark.parametrize("fits", range(1, 24, 3))

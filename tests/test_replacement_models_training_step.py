@@ -1,6 +1,7 @@
 """The training step: over active pairs alone it gives what dense autograd gives."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import torch
 from torch import Tensor
 
 from replacement_models.training import product as encoder_product
+from replacement_models.training import sparsity
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.firing import DenseActive, Firing, active, batch_threshold
+from replacement_models.training.fold import folded
 from replacement_models.training.losses import island_loss, penalty_of
 from replacement_models.training.pairs import Pairs, decode, encode
 from replacement_models.training.product import product_of
 from replacement_models.training.ridge import affine, decoder
 from replacement_models.training.scales import Scale
-from replacement_models.training.sparsity import _strongest
+from replacement_models.training.sparsity import _strongest, calibrate
 from replacement_models.training.trainee import Batch, Trainee
 from replacement_models.training.wiring import Wiring
 
@@ -94,6 +97,34 @@ def test_a_layer_of_another_width_gets_the_same_gradients_both_ways():
     dense, sparse = (gradients(trainee, batch, way) for way in (False, True))
     for name, one in dense.items():
         assert torch.allclose(one, sparse[name], rtol=1e-11, atol=1e-13), name
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_thresholds_are_set_on_batches_too_where_few_tokens_are_held_out(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sparsity, "CALIBRATED", 4 * TOKENS - 20)
+    given = config(activation=activation)
+    given = replace(given, run=replace(given.run, batch=TOKENS))
+    trainee, held = filled(given, torch.float32, dead=False)
+    parts = [
+        Batch(*([x.roll(number, 1) * (1 + number) for x in side] for side in (held.inputs,) * 2))
+        for number in range(1, 6)
+    ]
+    for enough in (False, True):
+        monkeypatch.setattr(sparsity, "CALIBRATED", TOKENS if enough else 4 * TOKENS - 20)
+        stream = iter(parts)
+        moved = calibrate(trainee, held, stream)
+        drawn = 0 if enough or activation == "topk" else 3
+        assert len(list(stream)) == 5 - drawn
+        if activation == "topk":
+            assert moved == [0.0] * LAYERS
+            continue
+        dictionary = folded(trainee, LAYERS, "")
+        for at in range(LAYERS):
+            x = torch.cat([one.inputs[at] for one in (held, *parts[:drawn])])
+            fired = int(dictionary.encode(at, x)[1].count_nonzero())
+            assert abs(fired - 4 * len(x)) <= 1, (at, fired / len(x))
 
 
 def test_features_that_are_not_there_never_die():

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from replacement_models import ReplacementModel
 from replacement_models.training.config import TrainConfig
 from replacement_models.training.harvest import Harvester, joined
-from replacement_models.training.pool import Rows
+from replacement_models.training.pool import Batches, Rows
 from replacement_models.training.source import Source, trimmed
 from replacement_models.training.text import packed, row_length
+from replacement_models.training.trainee import Batch
 from tests.random_models import LAYERS, replacement_model
 from tests.training_runs import settings
 
@@ -157,6 +158,22 @@ def test_rows_are_trimmed_to_their_last_token():
     assert trimmed(ROWS[1:]).shape == (2, 5)
     assert trimmed(ROWS[2:]).tolist() == [[1, 20, 3]]
     assert trimmed(np.full((2, 4), -1)).shape == (2, 1)
+
+
+def test_a_stream_goes_on_from_every_place():
+    """The end of a pool too, where no whole batch is left in it."""
+
+    def chunk(number: int) -> Batch:
+        tokens = torch.arange(20.0)[:, None] + 100 * number
+        return Batch([tokens], [tokens])
+
+    stream = Batches(chunk, 3, 6, seed=0)
+    for _ in range(12):
+        again = Batches(chunk, 3, 6, seed=0, place=stream.place)
+        expected = next(stream).inputs[0]
+        assert len(expected) == 6
+        assert torch.equal(next(again).inputs[0], expected)
+        assert again.place == stream.place
 
 
 def test_some_rows_are_held_out_and_the_others_fill_chunks():

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_planted_features_are_found(activation: str):
     assert float((found > 0.9).float().mean()) > 0.8
     assert fitted.worth.error[0] < 0.2
     assert fitted.worth.l0[0] == pytest.approx(L0, rel=0.1)
+
+
+def test_thresholds_are_right_where_twenty_tokens_are_held_out():
+    torch.set_num_threads(1)
+    x, asked = planted()[1], config()
+    few = replace(asked.data, held_out=20 / TOKENS)
+    short = replace(asked.run, tokens=20_000)
+    fitted = train_on(replace(asked, data=few, run=short), x)
+    assert fitted.worth.held_tokens == 20
+    fired = fitted.transcoder.encode(0, x)[1].count_nonzero(1).float().mean()
+    assert float(fired) == pytest.approx(L0, rel=0.03)
 
 
 def test_superposition_is_laid_out_and_found(

@@ -80,7 +80,7 @@ def train_on(
     while loop.done < config.steps:
         loop.step(next(loop.batches))
         loop.done += 1
-    calibrate(loop.trainee, loop.held)
+    calibrate(loop.trainee, loop.held, loop.new())
     trainee = loop.trainee
     if config.run.drop_below:
         found = counted(trainee, map(chunk, range(chunks)))

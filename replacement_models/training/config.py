@@ -206,7 +206,8 @@ class DataConfig(Section):
     buffer: int = setting(32768, least=64)
     """Tokens of a chunk; batches are drawn from halves of two chunks."""
     held_out: float = setting(0.02, above=0.0, most=0.5)
-    """Share of the rows that thresholds and figures are taken on, never trained on."""
+    """Share of the rows that figures are taken on, never trained on; thresholds are set on them
+    and, where they are less than 16,384 tokens, on text not yet read beside them."""
     held_out_tokens: int = setting(32768, least=64)
     """At most so many tokens of them."""
     prompts: int = setting(4, least=0)

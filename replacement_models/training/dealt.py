@@ -166,6 +166,11 @@ class DealtBatches:
     def place(self, place: Place) -> None:
         self.batches.place = place
 
+    @property
+    def chunks(self) -> int:
+        """How many there are."""
+        return self.batches.chunks
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 

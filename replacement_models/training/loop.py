@@ -5,7 +5,7 @@ run that was killed and taken up ends with the same weights, bit by bit on a CPU
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,11 @@ class Loop:
 
     # What is done
 
+    def new(self) -> Iterator[Batch]:
+        """Batches of tokens that no step has seen, while the text has some; one may go over."""
+        while self.batches.place.pool < self.batches.chunks:
+            yield next(self.batches)
+
     def run(self, journal: Journal | None, asked: Asked, told: Step) -> None:
         """Every step that is left; ranks but the first one have no journal.
 
@@ -143,7 +148,7 @@ class Loop:
         begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
         while self.done < self.config.steps:
             if self.done == self.first_divergent and "before_divergence" not in self.notes:
-                calibrate(self.trainee, self.held)
+                calibrate(self.trainee, self.held, self.new())
                 self.notes["before_divergence"] = dict(self.on_divergence())
             found, away = self.step(next(self.batches))
             stop = self.ranks.any(asked.stop, self.l0.device)

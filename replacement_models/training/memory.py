@@ -7,6 +7,7 @@ import torch
 from replacement_models.errors import ModelError
 from replacement_models.speed.available import free_on
 from replacement_models.training.config import TrainConfig
+from replacement_models.training.sparsity import CALIBRATED
 from replacement_models.training.wiring import Wiring
 
 FLOAT = 4
@@ -42,6 +43,7 @@ class Plan:
     parameters: int
     """With gradients and averages."""
     batch: int
+    """What a step takes, or setting thresholds if that is more."""
     buffer: int
     """Activations that batches are drawn from, and the two chunks they come from."""
     start: int
@@ -76,13 +78,15 @@ def planned(config: TrainConfig, wiring: Wiring, width: int, share: Share = ALON
     writes = tokens * width * (4 * together + 2 * totals + 4 * min(wiring.span, layers))
     a_token = 2 * layers * width
     joint = chosen.features * min(wiring.span, layers)
-    ranks = share.shards * share.parts
+    ranks, l0 = share.shards * share.parts, wiring.l0(chosen.l0)
+    # margins kept while thresholds are set: of all layers, and of one as ranks lay them together
+    margins = max(config.data.held_out_tokens, CALIBRATED) * (2 * sum(l0) + 3 * ranks * max(l0))
     copies = COPIES + (2 * share.shards if ranks > 1 and config.divergence.share else 0)
     whole = 0 if ranks == 1 else config.start.tokens * a_token + 4 * chosen.features * width
     gram = (joint if joint <= 8192 else chosen.features) ** 2
     return Plan(
         parameters=count * FLOAT * copies,
-        batch=(hidden + writes) * FLOAT,
+        batch=(hidden + max(writes, round(margins))) * FLOAT,
         buffer=(3 * config.data.buffer // ranks + config.data.held_out_tokens) * a_token * FLOAT,
         start=(config.start.tokens * (256 + 6 * width) + 4 * gram + whole) * FLOAT,
     )

@@ -92,11 +92,11 @@ class Batches:
 
     def __next__(self) -> Any:
         """The next `size` tokens."""
-        if self._pool is None or (self.place.batch + 1) * self.size > len(self._pool):
-            if self._pool is not None:
-                self.place = Place(self.place.pool + 1, 0)
+        if self._pool is None:
             self._fill(self.place.pool)
-        assert self._pool is not None
+        if (self.place.batch + 1) * self.size > len(self._pool):
+            self.place = Place(self.place.pool + 1, 0)
+            self._fill(self.place.pool)
         begin = self.place.batch * self.size
         assert self._order is not None
         found = self._pool.rows(self._order[begin : begin + self.size])

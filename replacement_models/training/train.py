@@ -355,7 +355,7 @@ def _held_rows(loop: Loop) -> Iterator[np.ndarray]:
 
 def _finished(loop: Loop, told: Told, score: Score | None) -> Run:
     """Calibrate, measure, write; a run that has been finished is read again."""
-    moved, count = calibrate(loop.trainee, loop.held), None
+    moved, count = calibrate(loop.trainee, loop.held, loop.new()), None
     if loop.config.run.drop_below:
         assert loop.source is not None
         told("Counting what fires", loop.done, loop.done)
