@@ -331,7 +331,8 @@ def test_a_run_goes_on_from_what_is_left_at_its_own_widths(uneven: training.Run,
     )
     found = load_transcoder(again.transcoder)
     assert [len(found.layers[layer].W_enc) for layer in given.present] == widths
-    assert again.worth.error == pytest.approx(uneven.worth.error, rel=0.05)  # thresholds are set on other text
+    # The same but for thresholds, which are set on other text.
+    assert again.worth.error == pytest.approx(uneven.worth.error, rel=0.05)
 
 
 @pytest.mark.parametrize(
