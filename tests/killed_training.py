@@ -22,7 +22,7 @@ from tests.killed import die_at, hidden
 from tests.training_runs import same, trained
 
 RUN: dict[str, Any] = {
-    "dictionary": {"kind": "cross_layer", "features": 64},
+    "dictionary": {"kind": "cross_layer", "features": 64, "widths": [64, 48]},
     "run": {"tokens": 24 * 256, "batch": 256, "checkpoint_every": 5, "log_every": 4, "threads": 1},
     "loss": {"dead_after": 500, "revive_every": 4},
     "divergence": {"share": 0.25, "rows": 2},

@@ -147,7 +147,7 @@ def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks = ALONE) -> Non
 def _check_numbers(path: Path, name: str, tensor: Tensor) -> None:
     own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     # A feature that a narrower layer has no room for was heard of last an infinite time ahead.
-    fine = (own < torch.inf) & ((own > -torch.inf) | (name == "silent"))
+    fine = (own < torch.inf) & ((own > -torch.inf) | (name == "weights.silent"))
     if own.is_floating_point() and not bool(fine.all()):
         raise ModelError(f"{path}: tensor {name} holds what is no finite number; remove {path}")
 
