@@ -14,24 +14,38 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from replacement_models import ReplacementModel, Transcoder, load_transcoder
 from replacement_models.fidelity import fidelity
+from replacement_models.replaced import replaced
 from replacement_models.tiny.recipe import (
     corpus,
     dictionary_text,
     measure,
     swaps,
     taps,
+    train,
     train_dictionaries,
     train_model,
+    train_transcoders,
 )
 from replacement_models.tiny.recipe.behaviours import asked, behaviours, two_hop_behaviour
 from replacement_models.tiny.recipe.facts import PACKAGE, load_facts, split_cities
 from replacement_models.tiny.recipe.label_texts import label_texts
 from replacement_models.tiny.recipe.word_classes import word_classes
-from replacement_models.training.config_file import read_config
 from replacement_models.training.wiring import Wiring
 
 FACTS = load_facts()
 CITIES = split_cities(FACTS)
+PENALTY = (5e-3, 5e-3, 5e-3, 5e-3)
+SMALL = train_transcoders.TranscoderRecipe(
+    stages=(
+        train_transcoders.Stage(6, 2e-3, PENALTY, 0.0, 0.1, 3),
+        train_transcoders.Stage(3, 1e-3, PENALTY, 1.0, 0.1, 4, city_weight=5.0),
+    ),
+    features=32,
+    rows=2,
+    start_batches=8,
+    detector_steps=20,
+    log_every=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +133,7 @@ def test_stages_go_on_from_one_another(name: str, slots: int, tmp_path: Path) ->
     assert len(train_dictionaries.STAGES[name]) > 1
 
 
-def test_the_recipe_writes_what_its_last_stage_ends_with(tmp_path: Path) -> None:
+def test_dictionaries_are_what_the_last_stage_ends_with(tmp_path: Path) -> None:
     """Two stages of a few steps, run to their end as the committed ones are."""
     dictionary_text.write(tmp_path / "text.jsonl", dictionary_text.Text(6000, 0.1, 3))
     common = (
@@ -281,6 +295,90 @@ def test_a_state_is_decodable_where_its_cities_share_a_direction() -> None:
     assert measure.decodable(rows, names, CITIES) == pytest.approx(1 - 1 / len(names))
 
 
+def test_clusters_find_two_far_points() -> None:
+    data = torch.tensor([[0.0, 0.0], [0.0, 0.1], [9.0, 9.0], [9.0, 9.1]])
+    member = train_transcoders.clusters(data, 2, torch.Generator().manual_seed(2))
+    assert member[0] == member[1] != member[2] == member[3]
+    assert torch.allclose(
+        train_transcoders.averages(data, member, 2)[member[0]], torch.tensor([0.0, 0.05])
+    )
+
+
+def test_clusters_that_point_the_same_way_become_one() -> None:
+    data = torch.tensor([[1.0, 0.0], [3.0, 0.1], [0.0, 2.0], [0.1, 5.0]]).repeat(5, 1)
+    member = train_transcoders.clusters(data, 4, torch.Generator().manual_seed(0))
+    assert len(member.unique()) == 2
+    assert member[0] == member[1] != member[2] == member[3]
+
+
+def test_detectors_tell_a_cluster_of_unlike_inputs_from_all_others() -> None:
+    """Three groups of ten random directions each, in 32 dimensions: no group has a mean to read."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(30, 32, generator=generator), dim=1) * 32**0.5
+    member = torch.arange(30) % 3
+    recipe = replace(SMALL, detector_steps=600)
+    rows, bias = train_transcoders.detectors(x, member, recipe, generator)
+    fires = x @ rows.T + bias > recipe.threshold
+    assert torch.equal(fires, torch.nn.functional.one_hot(member, 3).bool())
+
+
+@pytest.mark.parametrize("cross_layer", [True, False])
+def test_a_finished_transcoder_computes_what_was_trained(
+    cross_layer: bool,
+    model: GPT2LMHeadModel,
+    source: corpus.Source,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    recipe = replace(SMALL, cross_layer=cross_layer)
+    training = train_transcoders.TranscoderTraining(recipe, model, source, tokenizer)
+    training.run()
+    trainee = training.trainee
+    finished = trainee.finished("tiny").to("cpu", torch.float32)
+    ids = next(training.batches(recipe.stages[0])).ids
+    with torch.no_grad(), train_transcoders.replaced_mlps(model, trainee):
+        trained = model(ids).logits
+    whole = ReplacementModel.from_huggingface(model, tokenizer, finished)
+    with torch.no_grad(), replaced(whole, measure.AFTER_THE_START):
+        shipped = model(ids).logits
+    assert (trained - shipped).abs().median() < 2e-3 * trained.abs().median()
+
+
+def test_the_recipe_writes_what_its_training_ends_with(
+    model: GPT2LMHeadModel,
+    source: corpus.Source,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, last = (replace(stage, steps=2, rate=0.5) for stage in SMALL.stages)
+    recipe = replace(SMALL, stages=(first, last), detector_steps=2)
+    monkeypatch.setattr(train, "RECIPES", {"small": recipe})
+    train.make_transcoder("small", model, tokenizer, source, tmp_path)
+    training = train_transcoders.TranscoderTraining(
+        recipe, model, train.transcoder_source(source), tokenizer
+    )
+    training.run()
+    written = load_transcoder(tmp_path / "small")
+    for got, wanted in zip(written.layers, training.trainee.finished("tiny").layers, strict=True):
+        torch.testing.assert_close(got.W_enc.float(), wanted.W_enc.float())
+        torch.testing.assert_close(got.b_dec.float(), wanted.b_dec.float())
+
+
+def test_only_what_fell_silent_gets_old_weights(
+    model: GPT2LMHeadModel, source: corpus.Source, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    training = train_transcoders.TranscoderTraining(SMALL, model, source, tokenizer)
+    bias = training.trainee.bias[1]
+    with torch.no_grad():
+        bias[:5] += 100.0
+        end = {key: value.clone() for key, value in training.trainee.state_dict().items()}
+        bias[3] -= 1000.0
+        bias[4] += 1.0
+    training.restore([end])
+    assert bias[3] == end["bias.1"][3]
+    assert bias[4] == end["bias.1"][4] + 1.0
+
+
 def test_adding_nothing_changes_nothing(
     model: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -388,13 +486,8 @@ def test_the_recipes_numbers_stay_those_that_the_default_was_trained_with():
         for stage in train_model.STAGES
     ]
     stages = [replace(stage, families={}) for stage in train_model.STAGES]
-    dictionaries = [
-        (name, read_config(stage).as_mapping())
-        for name, files in train_dictionaries.STAGES.items()
-        for stage in files
-    ]
-    recipe = replace(train_model.ModelRecipe(), stages=tuple(stages))
-    found = (recipe, shares, dictionaries, dictionary_text.TEXTS)
+    found = (replace(train_model.ModelRecipe(), stages=tuple(stages)), shares,
+             train_transcoders.TranscoderRecipe(), train_transcoders.PER_LAYER_STAGES)  # fmt: skip
     assert hashlib.sha256(repr(found).encode()).hexdigest()[:16] == NUMBERS
 
 

@@ -115,7 +115,7 @@ class LossConfig(Section):
     """tanh_quad: a feature that fires on this share of the tokens costs twice as much a firing, one
     that fires on k times the share 1 + k times as much."""
     tanh_scale: float = setting(1.0, above=0.0)
-    """The factor inside tanh."""
+    """The factor inside tanh; the larger, the more a small activation costs beside a large one."""
     penalty_start: tuple[float, ...] = setting((3e-4,), above=0.0)
     """First weight of the penalty, one number or one a layer trained; then it follows L0."""
     gain: float = setting(1.0, least=0.0)

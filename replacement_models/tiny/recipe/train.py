@@ -13,13 +13,22 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from replacement_models.tiny.recipe import train_dictionaries
+from replacement_models.formats import save_transcoder
 from replacement_models.tiny.recipe.corpus import Source, sample, whole_words
 from replacement_models.tiny.recipe.facts import load_facts, split_cities
 from replacement_models.tiny.recipe.tokenizer import build_tokenizer
 from replacement_models.tiny.recipe.train_model import ModelRecipe, Pupil, train_model
+from replacement_models.tiny.recipe.train_transcoders import (
+    PER_LAYER_STAGES,
+    TranscoderRecipe,
+    TranscoderTraining,
+)
 
 VOCABULARY_SENTENCES = 200_000
+RECIPES = {
+    "clt": TranscoderRecipe(),
+    "plt": TranscoderRecipe(cross_layer=False, stages=PER_LAYER_STAGES, last_share=1.0),
+}
 
 
 def first_source() -> Source:
@@ -37,7 +46,12 @@ def rounded(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     return model
 
 
-def make_model(folder: Path) -> None:
+def transcoder_source(source: Source) -> Source:
+    """Return what a transcoder's sentences are drawn from: two hops of seen and choice cities."""
+    return replace(source, two_hop=source.cities.seen + source.cities.choice)
+
+
+def make_model(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, Source]:
     """Train the language model and write it, in float16, as a Hugging Face folder."""
     source, recipe = first_source(), ModelRecipe()
     tokenizer = build_tokenizer(sample(source, VOCABULARY_SENTENCES, seed=1), recipe.context)
@@ -45,6 +59,7 @@ def make_model(folder: Path) -> None:
     probe_source = replace(source, two_hop=source.cities.choice)
     model = train_model(recipe, Pupil(tokenizer, source, probe_source, folder / "checkpoint"))
     write_model(rounded(model), tokenizer, folder / "model")
+    return model, tokenizer, source
 
 
 def write_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -57,13 +72,27 @@ def write_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, fold
     config.write_text(json.dumps(named, indent=2) + "\n")
 
 
+def make_transcoder(
+    name: str,
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    source: Source,
+    folder: Path,
+) -> None:
+    """Train one transcoder, stage after stage, and write it."""
+    training = TranscoderTraining(RECIPES[name], model, transcoder_source(source), tokenizer)
+    training.run()
+    save_transcoder(training.trainee.finished("tiny"), folder / name)
+
+
 def main(folder: Path) -> None:
-    """Train everything into `folder`: the model with one thread, then the two dictionaries."""
+    """Train everything, one thread, into `folder`."""
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     folder.mkdir(parents=True, exist_ok=True)
-    make_model(folder)
-    train_dictionaries.main(folder, folder / "model")
+    model, tokenizer, source = make_model(folder)
+    for name in RECIPES:
+        make_transcoder(name, model, tokenizer, source, folder)
 
 
 if __name__ == "__main__":
