@@ -44,8 +44,9 @@ class Text(NamedTuple):
 
 
 TEXTS = {
-    "text.jsonl": Text(6_000_000, 0.05, 210),
-    "repeats.jsonl": Text(4_000_000, 0.12, 211),
+    "text.jsonl": Text(3_000_000, 0.05, 210),
+    "repeats.jsonl": Text(3_000_000, 0.12, 211),
+    "sentences.jsonl": Text(1_500_000, 0.02, 212),
 }
 
 
