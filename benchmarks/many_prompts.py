@@ -21,7 +21,6 @@ what it measured into the file beside what stands there.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -40,7 +39,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
 
 import tracer
@@ -48,14 +46,11 @@ from benchmarks.consensus import every_behaviour
 from benchmarks.output import RESULTS, output_file
 from graphs.collections.columns import TIMES
 from replacement_models import (
-    DenseDecoder,
-    JumpReLU,
     ReplacementModel,
-    Transcoder,
-    TranscoderLayer,
     load_transcoder,
     save_transcoder,
 )
+from replacement_models.formats.one_width import of_one_width
 from replacement_models.tiny.recipe.facts import PACKAGE
 
 SEED, WITHIN = 0, 1e-6
@@ -360,26 +355,6 @@ def ray(folder: Path, sizes: Sizes) -> dict[str, Any]:
         "two over one from the first shard on": round(rates[2] / rates[1], 3),
         "same bytes": same,
     }
-
-
-def of_one_width(dictionary: Transcoder) -> Transcoder:
-    """The same of JumpReLU features, layers made as wide as the widest by some that never fire."""
-
-    def padded(layer: TranscoderLayer) -> TranscoderLayer:
-        assert isinstance(layer.activation, JumpReLU)
-        width = len(layer.W_enc)
-        more, rows = dictionary.features - width, layer.decoder.rows(torch.arange(width))
-        return dataclasses.replace(
-            layer,
-            W_enc=pad(layer.W_enc, (0, 0, 0, more)),
-            b_enc=pad(layer.b_enc, (0, more)),
-            decoder=DenseDecoder(pad(rows, (0, 0, 0, 0, 0, more))),
-            activation=JumpReLU(pad(layer.activation.threshold, (0, more), value=1.0)),
-        )
-
-    layers = [padded(layer) for layer in dictionary.layers]
-    kept = {"read": dictionary.read, "write": dictionary.write, "model": dictionary.model}
-    return type(dictionary)(layers, **kept)
 
 
 def peer(folder: Path, sizes: Sizes, python: str) -> dict[str, Any]:

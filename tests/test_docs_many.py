@@ -1,18 +1,12 @@
 """Pages say what was measured."""
 
 import json
-from dataclasses import replace
 
 import pytest
-import torch
 
-from benchmarks.many_prompts import of_one_width
 from benchmarks.prompts_plan import CARDS, PRODUCTS, PROMPTS, REACHED, Measured, Plan, read
 from docs.fill_many import consensus, measured, places
 from docs.fill_readme import ROOT, between
-from replacement_models import DenseDecoder, JumpReLU, load_transcoder
-from replacement_models.tiny.recipe.facts import PACKAGE
-from tests.dictionaries import computed
 
 
 @pytest.mark.parametrize("place", list(places()), ids=" ".join)
@@ -74,25 +68,3 @@ def test_results_are_json_that_ends_with_a_line():
         text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
         assert text.endswith("}\n")
         json.loads(text)
-
-
-def test_layers_are_made_one_width_by_features_that_never_fire():
-    given = load_transcoder(PACKAGE / "clt").to("cpu", torch.float32)
-    rows = given.layers[0].decoder.rows(torch.arange(3))
-    narrow = replace(
-        given.layers[0],
-        W_enc=given.layers[0].W_enc[:3],
-        b_enc=given.layers[0].b_enc[:3],
-        decoder=DenseDecoder(rows),
-        activation=JumpReLU(torch.ones(3)),
-    )
-    uneven = type(given)([narrow, *given.layers[1:]], read=given.read, write=given.write)
-    found = of_one_width(uneven)
-    assert {len(layer.W_enc) for layer in found.layers} == {uneven.features}
-    x = [torch.randn(5, given.d_model, generator=torch.Generator().manual_seed(0))] * 4
-    for (active, got), (expected, wanted) in zip(
-        zip(*computed(found, x), strict=True), zip(*computed(uneven, x), strict=True), strict=True
-    ):
-        assert torch.equal(active[:, : expected.shape[1]], expected)
-        assert not active[:, expected.shape[1] :].any()
-        torch.testing.assert_close(got, wanted)

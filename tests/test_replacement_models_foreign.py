@@ -16,6 +16,7 @@ from torch import Tensor
 import tracer
 from graphs import AttributionGraph
 from replacement_models import (
+    DenseDecoder,
     JumpReLU,
     ModelError,
     PerLayerTranscoder,
@@ -28,6 +29,7 @@ from replacement_models import (
 )
 from replacement_models.dictionaries.partial import cover
 from replacement_models.formats import FORMATS, WRITABLE, convert, names
+from replacement_models.formats.one_width import ONE_WIDTH
 from tests import random_models
 from tests.dictionaries import assert_same, computed, weights_of
 from tests.peers import F, L, Peer, inputs, write_json
@@ -460,6 +462,43 @@ def test_every_written_format_gives_the_identical_graph_there_and_back(format: s
     for graph in found:
         assert graph.nodes.equals(expected.nodes)
         assert (graph.effect != expected.effect).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("format", "activation"),
+    [(one, "jump_relu") for one in ONE_WIDTH] + [("circuit-tracer", "relu")],
+)
+def test_narrow_layers_are_widened_by_features_that_never_fire(
+    format: str, activation: str, tmp_path: Path
+):
+    cross, skip, _, (read, write) = FITTING[format]
+    made = transcoder(cross, skip, read, activation, write).to("cpu", torch.float32)
+    first = made.layers[0]
+    some = torch.tensor([0, 2, 5])
+    narrow = replace(
+        first,
+        W_enc=first.W_enc[some],
+        b_enc=first.b_enc[some],
+        decoder=DenseDecoder(first.decoder.rows(some)),
+        activation=JumpReLU(first.activation.threshold[some])
+        if isinstance(first.activation, JumpReLU)
+        else first.activation,
+    )
+    uneven = type(made)([narrow, *made.layers[1:]], read=read, write=write)
+    source = save_transcoder(uneven, tmp_path / "source")
+    with pytest.raises(ModelError, match=r"one width|as many features"):
+        save_transcoder(uneven, tmp_path / "as it is", format)
+    found = load_transcoder(convert(source, tmp_path / "there", format))
+    assert {len(layer.W_enc) for layer in found.layers} == {made.features}
+    generator = torch.Generator().manual_seed(0)
+    x = [50 * torch.randn(40, made.d_model, generator=generator) for _ in made.layers]
+    for (active, got), (expected, wanted) in zip(
+        zip(*computed(found, x), strict=True), zip(*computed(uneven, x), strict=True), strict=True
+    ):
+        assert expected.any()
+        torch.testing.assert_close(active[:, : expected.shape[1]], expected)
+        assert not active[:, expected.shape[1] :].any()
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("format", WRITABLE)

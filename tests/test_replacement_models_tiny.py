@@ -22,8 +22,8 @@ from replacement_models.tiny.recipe import (
     swaps,
     taps,
     train,
+    train_dictionaries,
     train_model,
-    train_top,
     train_transcoders,
 )
 from replacement_models.tiny.recipe.behaviours import asked, behaviours, two_hop_behaviour
@@ -107,7 +107,7 @@ def test_kept_cities_never_occur_in_two_hop_sentences(source: corpus.Source) -> 
 
 
 def test_dictionaries_read_no_two_hops_of_test_cities(tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = list(itertools.islice(dictionary_text.rows(tokenizer), 3000))
+    rows = list(itertools.islice(dictionary_text.rows(tokenizer, 0.05, 210), 3000))
     assert max(map(len, rows)) == 63
     assert min(map(len, rows)) < 12
     text = "\n".join(map(tokenizer.decode, rows))
@@ -121,18 +121,41 @@ def test_dictionaries_read_no_two_hops_of_test_cities(tokenizer: PreTrainedToken
     assert found_in(CITIES.test) == 0
 
 
-def test_the_last_stages_go_on_from_one_another(tmp_path: Path) -> None:
-    before = tmp_path / "first"
-    for stage in train_top.STAGES:
-        found = train_top.config(stage, before, tmp_path, PACKAGE / "model")
-        assert Wiring.of(found.dictionary, 4).slots(0) == range(4)
-        assert found.start.dictionary == str(before)
-        assert found.dictionary.widths == (1024, 1024, 1024, 3072)
-        before = Path(found.output) / "transcoder"
+@pytest.mark.parametrize(("name", "slots"), [("clt", 4), ("plt", 1)])
+def test_stages_go_on_from_one_another(name: str, slots: int, tmp_path: Path) -> None:
+    before = None
+    for stage in train_dictionaries.STAGES[name]:
+        found = train_dictionaries.config(stage, tmp_path, PACKAGE / "model")
+        assert len(Wiring.of(found.dictionary, 4).slots(0)) == slots
+        assert found.start.dictionary == before
+        assert Path(str(found.data.corpus)).name in dictionary_text.TEXTS
+        before = f"{found.output}/transcoder"
+    assert len(train_dictionaries.STAGES[name]) > 1
+
+
+def test_dictionaries_are_what_the_last_stage_ends_with(tmp_path: Path) -> None:
+    """Two stages of a few steps, run to their end as the committed ones are."""
+    dictionary_text.write(tmp_path / "text.jsonl", dictionary_text.Text(6000, 0.1, 3))
+    common = (
+        "dictionary: {kind: cross_layer, features: 32, widths: [16, 32, 8, 32], l0: 2}\n"
+        "data: {corpus: text.jsonl, alone: true, context: 64, held_out_tokens: 512, prompts: 0}\n"
+        "run: {tokens: 1024, batch: 256, threads: 1, set_thresholds: false}\n"
+    )
+    first, second = tmp_path / "one-1.yaml", tmp_path / "one-2.yaml"
+    start = "start: {features: clusters, tokens: 2048, detector_steps: 20"
+    first.write_text(f"output: one-1\n{common}{start}}}\n")
+    second.write_text(f"output: one-2\n{common}{start}, dictionary: one-1/transcoder}}\n")
+    stages = (first, second)
+    train_dictionaries.train_dictionary("one", stages, tmp_path, PACKAGE / "model")
+    made, trained = (load_transcoder(tmp_path / some) for some in ("one", "one-2/transcoder"))
+    for got, wanted in zip(made.layers, trained.layers, strict=True):
+        torch.testing.assert_close(got.W_enc.float(), wanted.W_enc, rtol=1e-3, atol=1e-6)
+        assert torch.equal(got.b_dec, wanted.b_dec)
+    assert [len(layer.W_enc) for layer in made.layers] == [16, 32, 8, 32]
 
 
 def test_a_rounded_dictionary_stores_rows_as_float16(clt: Transcoder) -> None:
-    layer = train_top.rounded(clt).layers[3]
+    layer = train_dictionaries.rounded(clt).layers[3]
     assert {layer.W_enc.dtype, layer.decoder.rows(torch.arange(3)).dtype} == {torch.float16}
     assert torch.equal(layer.W_enc.float(), clt.layers[3].W_enc)
     assert layer.b_enc.dtype == torch.float32
@@ -487,7 +510,7 @@ def recipe_texts(tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
         "long repeats": list(itertools.islice(corpus.sentences(source, 2, repeats), 300)),
         "own sentences": corpus.own_sentences(tokenizer),
         "own rows": list(itertools.islice(corpus.own_rows(tokenizer, 64, 7), 20)),
-        "dictionary rows": list(itertools.islice(dictionary_text.rows(tokenizer), 100)),
+        "dictionary rows": list(itertools.islice(dictionary_text.rows(tokenizer, 0.05, 210), 100)),
         "label texts": [list(some) for some in vars(label_texts(tokenizer)).values()],
         "packed": [part.tolist() for part in packed],
     }

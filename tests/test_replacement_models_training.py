@@ -1,6 +1,7 @@
 """Training runs: every kind reaches its L0, files load, runs go on, mistakes are one line."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -153,6 +154,27 @@ def test_few_held_out_tokens_set_no_thresholds_alone(tmp_path: Path):
         fired = dictionary.encode(layer, batch.inputs[at])[1].count_nonzero(1).float().mean()
         assert float(fired) == pytest.approx(4, rel=0.03)
     assert run.worth.l0 != pytest.approx((4, 4), rel=1e-3)
+
+
+def test_thresholds_stay_as_they_were_trained_where_that_is_asked(tmp_path: Path):
+    """Moved or not, the same features at the same weights; L0 is then what training left."""
+    short: dict[str, Any] = {"run": {"tokens": 2048}, "loss": {"gain": 0.0, "nudge": 0.0}}
+    moved = trained(tmp_path / "moved", **short)
+    short["run"] |= {"set_thresholds": False, "drop_below": 200.0}
+    stayed = trained(tmp_path / "stayed", **short)
+    assert stayed.summary["thresholds_moved"] == [0, 0]
+    by = moved.summary["thresholds_moved"]
+    assert all(abs(one) > 1e-3 for one in by)
+    assert moved.worth.l0 == pytest.approx((4, 4), rel=0.05)
+    assert stayed.worth.l0 != pytest.approx((4, 4), rel=0.05)
+    wide, narrow = (load_transcoder(run.transcoder) for run in (moved, stayed))
+    for at, layer in enumerate((1, 2)):
+        rows, thresholds = wide.layers[layer].W_enc, wide.layers[layer].activation.threshold
+        some = narrow.layers[layer].W_enc
+        match = (some[:, None] == rows).all(2).int().argmax(1)
+        assert torch.equal(rows[match], some)
+        apart = thresholds[match] - narrow.layers[layer].activation.threshold
+        assert apart.sign().unique().tolist() == [math.copysign(1, by[at])]
 
 
 @pytest.mark.parametrize("start", ["neurons", "clusters", "data", "random"])
@@ -448,6 +470,10 @@ def test_every_field_is_described_and_the_template_holds_the_defaults():
         ({"optimiser": {"rate": float("inf")}}, "optimiser.rate: expected a number above 0"),
         ({"optimiser": {"betas": [0.9]}}, "optimiser.betas: expected two numbers"),
         ({"divergence": {"share": 2}}, "divergence.share: expected a number from 0 up to 1"),
+        (
+            {"dictionary": {"activation": "batch_topk"}, "run": {"set_thresholds": False}},
+            "run.set_thresholds: expected true with batch_topk",
+        ),
         (
             {"divergence": {"share": 0.1}, "dictionary": {"kind": "sae"}},
             "divergence.share: expected 0, since an sae stands in for no MLP",

@@ -98,6 +98,7 @@ def save(transcoder: Transcoder, folder: Path) -> None:
         raise ModelError(
             "circuit-tracer's format has as many features in every layer, but here are layers of "
             + ", ".join(map(str, widths))
+            + " (`tracer convert` widens them)"
         )
     if isinstance(activation, ReLUTopK):
         raise ModelError(

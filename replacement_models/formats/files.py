@@ -25,6 +25,7 @@ from replacement_models.formats import (
 )
 from replacement_models.formats.contract import Format
 from replacement_models.formats.labels import FILE as LABELS
+from replacement_models.formats.one_width import ONE_WIDTH, of_one_width
 from replacement_models.formats.storage.appearing import appearing
 from replacement_models.hub import folder_of
 from replacement_models.transcoder import Transcoder
@@ -136,6 +137,9 @@ def save_transcoder(transcoder: Transcoder, folder: str | Path, format: str = "t
 def convert(source: str | Path, target: str | Path, format: str = "tracer") -> Path:
     """Rewrite a transcoder in another format, decoder rows read from disk where it is large.
 
+    Where the format has as many features in every layer, narrow layers are widened by features that
+    never fire; the others keep their numbers.
+
     Args:
         source: a folder or hub id in any known format.
         target: folder to write; must not exist, or be empty.
@@ -147,7 +151,10 @@ def convert(source: str | Path, target: str | Path, format: str = "tracer") -> P
     Raises:
         ModelError: the source cannot be read, or the format cannot hold it.
     """
-    return save_transcoder(load_transcoder(source), target, format)
+    found = load_transcoder(source)
+    if format in ONE_WIDTH:
+        found = of_one_width(found)
+    return save_transcoder(found, target, format)
 
 
 def content_hash(name: str | Path) -> str:

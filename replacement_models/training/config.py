@@ -115,7 +115,7 @@ class LossConfig(Section):
     """tanh_quad: a feature that fires on this share of the tokens costs twice as much a firing, one
     that fires on k times the share 1 + k times as much."""
     tanh_scale: float = setting(1.0, above=0.0)
-    """The factor inside tanh."""
+    """The factor inside tanh; the larger, the more a small activation costs beside a large one."""
     penalty_start: tuple[float, ...] = setting((3e-4,), above=0.0)
     """First weight of the penalty, one number or one a layer trained; then it follows L0."""
     gain: float = setting(1.0, least=0.0)
@@ -258,6 +258,9 @@ class RunConfig(Section):
     """Leave out of the finished dictionary the features that fire on fewer than so many of 100,000
     tokens, so that layers may differ in width; 0 keeps all. Counted at the end, on the text trained
     on, once through it at most."""
+    set_thresholds: bool = setting(True)
+    """Move thresholds at the end until each layer's L0 is what was asked for; false leaves them as
+    they were trained, where the penalty alone decides L0 or another run goes on from this one."""
 
     def check(self) -> None:
         """Nothing contradicts itself here."""
@@ -305,6 +308,11 @@ class TrainConfig(Section):
             raise ModelError(
                 "dictionary.tied: expected false with start.dictionary, whose features have a "
                 "decoder row for each layer, got True"
+            )
+        if self.dictionary.activation == "batch_topk" and not self.run.set_thresholds:
+            raise ModelError(
+                "run.set_thresholds: expected true with batch_topk, which is written as the "
+                "threshold found at the end, got False"
             )
         if self.data.corpus is None and self.model is not None:
             raise ModelError(

@@ -1,6 +1,6 @@
-"""The text that the dictionaries are trained on, as a file that `tracer train` reads.
+"""The texts that the dictionaries are trained on, as files that `tracer train` reads.
 
-    python -m replacement_models.tiny.recipe.dictionary_text FILE.jsonl [TOKENS]
+    python -m replacement_models.tiny.recipe.dictionary_text FOLDER
 
 Rows are token ids, one list a line. Some are full of sentences, as the language model was trained;
 the others hold one to three sentences, as prompts do: features are asked about at the positions at
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -27,22 +28,34 @@ from replacement_models.tiny.recipe.corpus import (
 )
 from replacement_models.tiny.recipe.facts import PACKAGE, load_facts, split_cities
 
-REPEATS = 0.05
-"""Share of random repeats among the sentences."""
 FULL = 0.4
 """Share of the rows that are full."""
 SENTENCES = 3
 """At most so many stand in one of the others."""
 CONTEXT = 64
-SEED = 210
-TOKENS = 3_000_000
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, seed: int = SEED) -> Iterator[list[int]]:
+class Text(NamedTuple):
+    """Of one file: how many tokens, the share of random repeats among its sentences, its seed."""
+
+    tokens: int
+    repeats: float
+    seed: int
+
+
+TEXTS = {
+    "text.jsonl": Text(3_000_000, 0.05, 210),
+    "repeats.jsonl": Text(3_000_000, 0.12, 211),
+    "sentences.jsonl": Text(1_500_000, 0.02, 212),
+}
+
+
+def rows(tokenizer: PreTrainedTokenizerFast, repeats: float, seed: int) -> Iterator[list[int]]:
     """Yield rows for ever, the start token left out.
 
     Args:
         tokenizer: of the embedded default.
+        repeats: share of random repeats among the sentences.
         seed: of the sentences.
 
     Returns:
@@ -52,7 +65,7 @@ def rows(tokenizer: PreTrainedTokenizerFast, seed: int = SEED) -> Iterator[list[
     cities = split_cities(facts)
     source = Source(facts, cities, cities.seen, whole_words(tokenizer))
     source = replace(source, two_hop=cities.seen + cities.choice)
-    stream, encode = sentences(source, seed, mixture(induction, REPEATS)), Encoder(tokenizer)
+    stream, encode = sentences(source, seed, mixture(induction, repeats)), Encoder(tokenizer)
     rng = random.Random(seed)
     while True:
         full = rng.random() < FULL
@@ -64,17 +77,25 @@ def rows(tokenizer: PreTrainedTokenizerFast, seed: int = SEED) -> Iterator[list[
         yield [int(token) for token in row[: CONTEXT - 1]]
 
 
-def write(path: Path, tokens: int = TOKENS) -> None:
-    """Write rows until there are so many tokens."""
+def write(path: Path, text: Text) -> None:
+    """Write rows until there are so many tokens; a file is there once it is whole."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(PACKAGE / "model", **AS_DATA)
-    left = tokens
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows(tokenizer):
+    left, partial = text.tokens, path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for row in rows(tokenizer, text.repeats, text.seed):
             file.write(json.dumps({"text": row}) + "\n")
             left -= len(row)
             if left <= 0:
-                return
+                break
+    partial.replace(path)
+
+
+def write_all(folder: Path) -> None:
+    """Write those of `TEXTS` that are not there yet."""
+    for name, text in TEXTS.items():
+        if not (folder / name).is_file():
+            write(folder / name, text)
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    write_all(Path(sys.argv[1]))
