@@ -15,10 +15,13 @@ from replacement_models.training import rare
 from replacement_models.training import train as training
 from replacement_models.training.arrays import train_on
 from replacement_models.training.config import TrainConfig
+from replacement_models.training.firing import SparseActive
 from replacement_models.training.fold import folded
 from replacement_models.training.pool import generator
+from replacement_models.training.product import product_of
 from replacement_models.training.ranks import ALONE
 from replacement_models.training.rare import Counted, counted, kept, narrowed, text_once
+from replacement_models.training.ridge import decoder
 from replacement_models.training.scales import Scale
 from replacement_models.training.source import Source
 from replacement_models.training.start import started
@@ -318,6 +321,28 @@ def test_features_that_a_given_layer_lacks_start_on_what_it_leaves(
         )
         new = found.encode(layer, batch.inputs[at])[1][:, width:] != 0
         assert float(new.any(0).float().mean()) > 0.5
+
+
+@torch.no_grad()
+def test_new_features_are_fitted_to_what_is_left_beside_no_others(tmp_path: Path):
+    """Fitted with those that are taken over and stay, new rows would leave a part to them."""
+    shape: dict[str, Any] = {"kind": "per_layer", "layers": [2]}
+    with torch.enable_grad():
+        first = trained(tmp_path / "first", dictionary=shape, run={"tokens": 4096})
+    width = len(load_transcoder(first.transcoder).layers[2].W_enc)
+    start = {"dictionary": str(first.transcoder), "features": "data"}
+    trainee = begun(tmp_path / "wide", shape | {"features": width + 32}, start)
+    batch = source_of(tmp_path / "wide", dictionary=shape)(0).rows(slice(0, 2048))
+    x, y = trainee.reads[0].normalised(batch.inputs[0]), batch.outputs[0]
+    active = trainee.active(0, x, product_of("float32"), sparse=True)
+    assert isinstance(active, SparseActive)
+    own = active.values * active.first(width, 0)
+    assert own.any()
+    left = trainee.writes[0].normalised(y) - trainee.base(0, x)
+    left = left - trainee.writes_of(0, active, own)[:, 0]
+    weight = trainee.writes[0].weight(y, trainee.config.loss.outliers)
+    rows = decoder([(active.pairs, active.values - own)], left, weight)
+    torch.testing.assert_close(trainee.W_dec[0][width:], rows[width:], rtol=1e-3, atol=1e-5)
 
 
 def test_a_run_goes_on_from_what_is_left_at_its_own_widths(uneven: training.Run, tmp_path: Path):
