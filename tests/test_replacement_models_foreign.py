@@ -29,7 +29,8 @@ from replacement_models import (
 )
 from replacement_models.dictionaries.partial import cover
 from replacement_models.formats import FORMATS, WRITABLE, convert, names
-from replacement_models.formats.one_width import ONE_WIDTH
+from replacement_models.formats.one_width import ONE_WIDTH, of_one_width
+from replacement_models.tiny.recipe.facts import PACKAGE
 from tests import random_models
 from tests.dictionaries import assert_same, computed, weights_of
 from tests.peers import F, L, Peer, inputs, write_json
@@ -462,6 +463,28 @@ def test_every_written_format_gives_the_identical_graph_there_and_back(format: s
     for graph in found:
         assert graph.nodes.equals(expected.nodes)
         assert (graph.effect != expected.effect).nnz == 0
+
+
+def test_layers_are_made_one_width_by_features_that_never_fire():
+    given = load_transcoder(PACKAGE / "clt").to("cpu", torch.float32)
+    rows = given.layers[0].decoder.rows(torch.arange(3))
+    narrow = replace(
+        given.layers[0],
+        W_enc=given.layers[0].W_enc[:3],
+        b_enc=given.layers[0].b_enc[:3],
+        decoder=DenseDecoder(rows),
+        activation=JumpReLU(torch.ones(3)),
+    )
+    uneven = type(given)([narrow, *given.layers[1:]], read=given.read, write=given.write)
+    found = of_one_width(uneven)
+    assert {len(layer.W_enc) for layer in found.layers} == {uneven.features}
+    x = [torch.randn(5, given.d_model, generator=torch.Generator().manual_seed(0))] * 4
+    for (active, got), (expected, wanted) in zip(
+        zip(*computed(found, x), strict=True), zip(*computed(uneven, x), strict=True), strict=True
+    ):
+        assert torch.equal(active[:, : expected.shape[1]], expected)
+        assert not active[:, expected.shape[1] :].any()
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ def of_one_width(transcoder: Transcoder) -> Transcoder:
     A layer without a dictionary stays without, and what is no ReLU or JumpReLU stays as it is.
     """
     layers = [_widened(layer, transcoder.features) for layer in transcoder.layers]
+    if all(one is other for one, other in zip(layers, transcoder.layers, strict=True)):
+        return transcoder
     read, write, model = transcoder.read, transcoder.write, transcoder.model
     return type(transcoder)(layers, read=read, write=write, model=model)
 
