@@ -99,7 +99,7 @@ def fidelity(
     Raises:
         ModelError: no such layer or position, or no token is left to measure.
     """
-    layers = chosen_layers(model, where)
+    layers = chosen_layers(model.transcoder.present, where)
     sums = {layer: _LayerSums() for layer in layers}
     away = _Disagreement()
 

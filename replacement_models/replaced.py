@@ -9,10 +9,10 @@ without a dictionary is never replaced. The host's own modules do the arithmetic
 are always removed.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,7 +31,7 @@ from replacement_models.one_line import one_line
 from replacement_models.process import one_call
 from replacement_models.recording import read_input, write_hooks
 from replacement_models.replacement import ReplacementModel
-from replacement_models.sites import ReadPoint
+from replacement_models.sites import ReadPoint, WritePoint
 from replacement_models.transcoder import Transcoder
 
 
@@ -94,6 +94,23 @@ class Writes:
     """Layers whose output is asked for; None: all."""
     pending: dict[int, Tensor] = field(default_factory=dict)
 
+    def read(
+        self, layer: int, inputs: Float[Tensor, "rows positions d_model"]
+    ) -> Float[Tensor, "rows positions features"]:
+        """Let all features of one layer write.
+
+        Args:
+            layer: theirs.
+            inputs: what they read.
+
+        Returns:
+            Their activations.
+        """
+        active = self.transcoder.encode(layer, inputs)[1]
+        used = active.flatten(0, 1).any(0).nonzero()[:, 0]
+        self.add(layer, used, active[..., used])
+        return active
+
     def add(
         self,
         layer: int,
@@ -135,9 +152,37 @@ Watch = Callable[[int, ReplacedLayer], None]
 """What is told of every replaced layer as a pass reaches it."""
 
 
+class StandIn(Protocol):
+    """Stands in as a model's transcoder does: a dictionary that is still in training."""
+
+    @property
+    def present(self) -> Sequence[int]:
+        """Layers that it has."""
+
+    def read_at(self, layer: int) -> ReadPoint:
+        """Where one layer reads."""
+
+    def write_at(self, layer: int) -> WritePoint:
+        """What stands for one layer's MLP."""
+
+    def begin(self, counted: Bool[Tensor, "rows positions"]) -> None:
+        """A pass begins, with these positions that are not kept."""
+
+    def read(self, layer: int, inputs: Float[Tensor, "rows positions d_model"]) -> Tensor:
+        """As `Writes.read`."""
+
+    def output(
+        self, layer: int, inputs: Float[Tensor, "rows positions d_model"]
+    ) -> Float[Tensor, "rows positions d_model"]:
+        """As `Writes.output`, at positions that are not kept."""
+
+
 @contextmanager
 def replaced(
-    model: ReplacementModel, where: Where = ALL, watch: Watch | None = None
+    model: ReplacementModel,
+    where: Where = ALL,
+    watch: Watch | None = None,
+    stand_in: StandIn | None = None,
 ) -> Iterator[None]:
     """Let dictionaries stand in for MLPs in every forward pass of the host inside the block.
 
@@ -148,13 +193,15 @@ def replaced(
         model: its host is hooked; what it computes outside the block is unchanged.
         where: which MLP outputs are replaced.
         watch: called with every replaced layer and what happened there, in order.
+        stand_in: what stands in; None is the model's transcoder.
 
     Raises:
         ModelError: no such layer or position.
     """
-    layers = chosen_layers(model, where)
-    writers = chosen_layers(model, replace(where, layers=where.writers))
-    going = _Pass(model, where, frozenset(layers), watch)
+    standing = model.transcoder if stand_in is None else stand_in
+    layers = chosen_layers(standing.present, where)
+    writers = chosen_layers(standing.present, replace(where, layers=where.writers))
+    going = _Pass(model, where, frozenset(layers), watch, standing)
     hooks = [hook for layer in sorted({*layers, *writers}) for hook in going.hooks(layer)]
     begin = [(model.host.embedding, going.begin)] if layers else []
     with (
@@ -216,23 +263,28 @@ class _Pass:
     where: Where
     layers: frozenset[int]
     watch: Watch | None
+    standing: Transcoder | StandIn
     residual: dict[int, Tensor] = field(default_factory=dict)
     read: dict[int, Tensor] = field(default_factory=dict)
     """Inputs of each layer's norm and MLP, from where they are seen to where they are used."""
     counted: Tensor = field(init=False)
     chosen: Tensor = field(init=False)
-    writes: Writes = field(init=False)
+    writes: Writes | StandIn = field(init=False)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """At the embedding: which tokens there are says which positions are kept."""
         tokens = first_tensor((*args, *kwargs.values()))
         self.counted = counted(self.model, tokens, self.where)
         self.chosen = self.counted & _named(tokens, self.where)[None]
-        self.writes = Writes(self.model.transcoder, self.layers)
+        if isinstance(self.standing, Transcoder):
+            self.writes = Writes(self.standing, self.layers)
+        else:
+            self.standing.begin(self.counted)
+            self.writes = self.standing
 
     def hooks(self, layer: int) -> list[tuple[nn.Module, Any]]:
         """Those of one layer: what its MLP reads, before and after the norm, and its output."""
-        block, transcoder = self.model.host.blocks[layer], self.model.transcoder
+        block, standing = self.model.host.blocks[layer], self.standing
 
         def keep(into: dict[int, Tensor]) -> Callable[[Any, Any], None]:
             return lambda inputs, _: into.__setitem__(
@@ -240,18 +292,16 @@ class _Pass:
             )
 
         hooks: list[tuple[nn.Module, Any]] = [(block.mlp, keep(self.read))]
-        if block.mlp_norm is not None and transcoder.read_at(layer) is not ReadPoint.NORMED:
+        if block.mlp_norm is not None and standing.read_at(layer) is not ReadPoint.NORMED:
             hooks.append((block.mlp_norm.module, keep(self.residual)))
-        write = transcoder.write_at(layer)
+        write = standing.write_at(layer)
         return [*hooks, *write_hooks(block, write, lambda _, out: self._replace(layer, out))]
 
     def _replace(self, layer: int, output: Any) -> Any:
-        transcoder, block = self.model.transcoder, self.model.host.blocks[layer]
         read = self.read.pop(layer)
-        x = read_input(block, transcoder.read_at(layer), self.residual.pop(layer, read), read)
-        active = transcoder.encode(layer, x)[1]
-        used = active.flatten(0, 1).any(0).nonzero()[:, 0]
-        self.writes.add(layer, used, active[..., used])
+        where, residual = self.standing.read_at(layer), self.residual.pop(layer, read)
+        x = read_input(self.model.host.blocks[layer], where, residual, read)
+        active = self.writes.read(layer, x)
         if layer not in self.layers:
             return output
         guess = self.writes.output(layer, x)
@@ -301,13 +351,16 @@ def logits_of(
     return logits.to(model.device)
 
 
-def chosen_layers(model: ReplacementModel, where: Where) -> list[int]:
+def chosen_layers(there: Sequence[int], where: Where) -> list[int]:
     """The layers to replace, in order.
+
+    Args:
+        there: layers that have a dictionary.
+        where: which are named.
 
     Raises:
         ModelError: a layer has no dictionary.
     """
-    there = model.transcoder.present
     wanted = there if where.layers is None else where.layers
     wrong = [layer for layer in wanted if layer not in there]
     if wrong:

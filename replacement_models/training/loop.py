@@ -252,11 +252,10 @@ class Loop:
         special = self.source.harvester.special
         tokens = torch.where(tokens < 0, min(special, default=0), tokens)
         tokens = tokens.to(self.model.device)
+        given = self.model, self.trainee, tokens, self.where
         if self.ranks.count > 1:
-            return shared_divergence(
-                *(self.model, self.trainee, tokens, self.where, config.weight, config.sharp)
-            )
-        away, sharp = divergence(self.model, self.trainee, tokens, self.where, config.sharp > 0)
+            return shared_divergence(*given, config.weight, config.sharp, self.sparse())
+        away, sharp = divergence(*given, config.sharp > 0, self.sparse())
         (config.weight * (away + config.sharp * sharp)).backward()
         return float(away.detach())
 

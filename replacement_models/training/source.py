@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from replacement_models.errors import ModelError
 from replacement_models.formats.storage.appearing import appearing
@@ -58,17 +59,35 @@ class Source:
         return found
 
     def of_rows(self, numbers: Int[np.ndarray, " rows"], most: int | None = None) -> Batch:
-        """Activations of rows, in groups of `data.rows`, until there are `most` tokens."""
+        """Activations of rows, row by row, until there are `most` tokens.
+
+        The model runs over groups of `data.rows`. Without `most` these are of rows of like length,
+        so that little of them is fill.
+        """
         size, parts, count = self.harvester.config.data.rows, [], 0
+        lengths = (self.tokens[numbers] >= 0).sum(1)
+        sort = most is None and len(set(lengths.tolist())) > 1
+        order = np.argsort(lengths, kind="stable") if sort else np.arange(len(numbers))
         for at in range(0, len(numbers), size):
             if most is not None and count >= most:
                 break
-            some = trimmed(self.tokens[numbers[at : at + size]])
+            some = trimmed(self.tokens[numbers[order[at : at + size]]])
             parts.append(self.harvester(some))
             count += len(parts[-1])
             self.harvested += int((some >= 0).sum())
         found = joined(parts)
+        parts.clear()
+        if sort:
+            return found.rows(self._in_order(numbers, order))
         return found if most is None else found.rows(slice(0, most))
+
+    def _in_order(
+        self, numbers: Int[np.ndarray, " rows"], order: Int[np.ndarray, " rows"]
+    ) -> Int[Tensor, " tokens"]:
+        """Where the tokens of rows stand among those of the same rows in another order."""
+        ids = torch.from_numpy(self.tokens[numbers[order]])
+        row, position = self.harvester.counted(ids).nonzero(as_tuple=True)
+        return torch.from_numpy(order)[row].mul(ids.shape[1]).add(position).argsort()
 
 
 def trimmed(rows: Int[np.ndarray, "rows context"]) -> Int[np.ndarray, "rows positions"]:
