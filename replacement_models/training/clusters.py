@@ -7,7 +7,7 @@ encoder rows are fitted to tell a cluster's inputs from all others.
 import torch
 from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
-from torch import Tensor, nn
+from torch import Tensor
 
 SAME_DIRECTION = 0.05
 """Clusters of outputs whose centres' cosine is at least 1 less this start as one feature."""
@@ -20,6 +20,8 @@ MOST = 8192
 """Clusters; merging compares all pairs."""
 LOOKS = 64
 """Times that seeds are drawn, at what is then still far from all of them."""
+ROWS = 1024
+"""Tokens compared with all centres at once; their distances stay in the cache."""
 
 
 def averages(
@@ -50,8 +52,7 @@ def clusters(
     centres = data[seeds(data, count, generator, weight)]
     member = torch.zeros(len(data), dtype=torch.long, device=data.device)
     for _ in range(ROUNDS):
-        distance = centres.square().sum(1) - 2 * data @ centres.T
-        member = distance.argmin(1)
+        member = nearest(data, centres)
         centres = averages(data, member, count)
     used, member = member.unique(return_inverse=True)
     centres = centres[used]
@@ -63,6 +64,15 @@ def clusters(
         merged[merge] = found.to(data.device) + len(used)
     merged = merged.unique(return_inverse=True)[1]
     return merged[member]
+
+
+def nearest(
+    data: Float[Tensor, "tokens width"], centres: Float[Tensor, "clusters width"]
+) -> Int[Tensor, " tokens"]:
+    """The centre closest to each token."""
+    squares, across = centres.square().sum(1), centres.T
+    parts = (torch.addmm(squares, some, across, alpha=-2) for some in data.split(ROWS))
+    return torch.cat([distance.argmin(1) for distance in parts])
 
 
 def seeds(
@@ -112,18 +122,19 @@ def detectors(
         generator: draws the tokens.
     """
     count, wanted = int(member.max()) + 1, 2 * threshold
-    rows = x.new_zeros(count, x.shape[1]).requires_grad_()
-    bias = x.new_zeros(count).requires_grad_()
+    rows, bias = x.new_zeros(count, x.shape[1]), x.new_zeros(count)
     optimiser = torch.optim.Adam((rows, bias), lr=DETECTOR_RATE)
+    each = torch.arange(DETECTOR_TOKENS, device=x.device)
     for step in range(steps):
         drawn = torch.randint(len(x), (DETECTOR_TOKENS,), generator=generator).to(x.device)
-        hidden = torch.addmm(bias, x[drawn], rows.T)
-        own = nn.functional.one_hot(member[drawn], count).bool()
-        missed = torch.where(own, hidden - wanted, torch.relu(hidden - threshold / 2))
-        weight = 1 + (DETECTOR_BALANCE - 1) * own
-        missed.square().mul(weight).sum().div(len(drawn)).backward()
+        some, own = x[drawn], member[drawn]
+        missed = torch.addmm(bias, some, rows.T)
+        inside = missed[each, own] - wanted
+        missed.sub_(threshold / 2).relu_()
+        missed[each, own] = DETECTOR_BALANCE * inside
+        missed.mul_(2 / DETECTOR_TOKENS)
+        rows.grad, bias.grad = (some.T @ missed).T, missed.sum(0)
         for group in optimiser.param_groups:
             group["lr"] = DETECTOR_RATE * max(0.02, 1 - step / steps)
         optimiser.step()
-        optimiser.zero_grad()
-    return rows.detach(), bias.detach()
+    return rows, bias

@@ -121,8 +121,7 @@ def _start_layer(
         share = min(0.5, RANKED * share)
     bias = start.threshold - quantiles(x, rows, share)
     if start.features == "clusters":
-        with torch.enable_grad():
-            count, *fitted = _clustered(trainee, new, x, left, weight, generator)
+        count, *fitted = _clustered(trainee, new, x, left, weight, generator)
         rows[:count], bias[:count], write[:count] = fitted
     _put(trainee, at, taken[at], rows, bias, write)
 
