@@ -271,6 +271,19 @@ def test_the_end_to_end_stage_lowers_the_divergence(tmp_path: Path):
     assert any("divergence" in line for line in entries(run.folder / FILE))
 
 
+def test_an_end_to_end_stage_without_weight_changes_nothing_where_thresholds_stay(tmp_path: Path):
+    """Measuring before it moved thresholds for good: errors of a layer rose fourfold at a step."""
+    short: dict[str, Any] = {
+        "dictionary": {"layers": None},
+        "loss": {"gain": 0.0, "nudge": 0.0},
+        "run": {"set_thresholds": False},
+    }
+    plain = trained(tmp_path / "plain", **short)
+    staged = trained(tmp_path / "staged", **short, divergence={"share": 0.5, "weight": 0.0})
+    assert "before_divergence" in staged.summary
+    assert same(load_transcoder(staged.transcoder), load_transcoder(plain.transcoder))
+
+
 def test_measurements_on_the_way_are_written_down_and_change_nothing(tmp_path: Path):
     run = trained(tmp_path / "run", dictionary={"layers": None}, run={"measure_every": 15})
     silent = trained(tmp_path / "silent", dictionary={"layers": None})
