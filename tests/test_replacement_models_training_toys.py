@@ -72,6 +72,20 @@ def test_thresholds_are_right_where_twenty_tokens_are_held_out():
     assert float(fired) == pytest.approx(L0, rel=0.03)
 
 
+def test_thresholds_stay_where_that_is_asked_of_activations_in_hand_too():
+    torch.set_num_threads(1)
+    x, asked = planted()[1], config()
+    asked = replace(asked, loss=replace(asked.loss, gain=0.0, nudge=0.0))
+    moved, stayed = (
+        train_on(replace(asked, run=replace(asked.run, tokens=4096, set_thresholds=move)), x)
+        for move in (True, False)
+    )
+    assert moved.worth.l0[0] == pytest.approx(L0, rel=0.1)
+    assert stayed.worth.l0[0] != pytest.approx(L0, rel=0.1)
+    rows = (one.transcoder.layers[0].W_enc for one in (moved, stayed))
+    assert torch.equal(*rows)
+
+
 def test_superposition_is_laid_out_and_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

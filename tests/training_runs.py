@@ -43,8 +43,14 @@ def same(first: Transcoder, second: Transcoder) -> bool:
         and torch.equal(a.b_enc, b.b_enc)
         and torch.equal(a.b_dec, b.b_dec)
         and torch.equal(_rows(a), _rows(b))
+        and torch.equal(_threshold(a), _threshold(b))
         for a, b in zip(first.layers, second.layers, strict=True)
     )
+
+
+def _threshold(layer: Any) -> torch.Tensor:
+    """Of each feature; nothing where there are none."""
+    return torch.as_tensor(getattr(layer.activation, "threshold", ()))
 
 
 def _rows(layer: Any) -> torch.Tensor:

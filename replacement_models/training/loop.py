@@ -148,8 +148,7 @@ class Loop:
         begin = self.seconds - time.monotonic(), self.cpu_seconds - time.process_time()
         while self.done < self.config.steps:
             if self.done == self.first_divergent and "before_divergence" not in self.notes:
-                if run.set_thresholds:
-                    calibrate(self.trainee, self.held, self.new())
+                calibrate(self.trainee, self.held, self.new())
                 self.notes["before_divergence"] = dict(self.on_divergence())
             found, away = self.step(next(self.batches))
             stop = self.ranks.any(asked.stop, self.l0.device)

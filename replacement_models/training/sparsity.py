@@ -54,8 +54,8 @@ def calibrate(trainee: Trainee, held: Batch, batches: Iterable[Batch] = ()) -> l
 
     It is so on held-out tokens and, where those are fewer than `CALIBRATED`, on more that no step
     has seen, a batch in memory at a time. Trained ones would mislead: after three passes L0 was off
-    by a tenth on others, either way (README.md). TopK needs none. Where the limit has to stay
-    above zero, L0 may stay below.
+    by a tenth on others, either way (README.md). TopK needs none, and with `run.set_thresholds`
+    false none are moved. Where the limit has to stay above zero, L0 may stay below.
 
     Args:
         trainee: whose thresholds are moved.
@@ -66,7 +66,7 @@ def calibrate(trainee: Trainee, held: Batch, batches: Iterable[Batch] = ()) -> l
         How far each layer's were moved, in units of a pre-activation.
     """
     ranks, size = trainee.ranks, trainee.config.run.batch
-    if trainee.firing[0].name == "topk":
+    if trainee.firing[0].name == "topk" or not trainee.config.run.set_thresholds:
         return [0.0] * len(trainee.l0)
     more = -(-max(0, CALIBRATED - len(held)) // size)
     most = [_count(l0, len(held) + more * size) for l0 in trainee.l0]

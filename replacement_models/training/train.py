@@ -355,9 +355,7 @@ def _held_rows(loop: Loop) -> Iterator[np.ndarray]:
 
 def _finished(loop: Loop, told: Told, score: Score | None) -> Run:
     """Calibrate, measure, write; a run that has been finished is read again."""
-    moved, count = [0.0] * len(loop.trainee.l0), None
-    if loop.config.run.set_thresholds:
-        moved = calibrate(loop.trainee, loop.held, loop.new())
+    moved, count = calibrate(loop.trainee, loop.held, loop.new()), None
     if loop.config.run.drop_below:
         assert loop.source is not None
         told("Counting what fires", loop.done, loop.done)
@@ -382,9 +380,7 @@ def _without_rare(
         return trainee, {"left_out": [0] * len(moved), "thresholds_moved": moved}
     chosen = kept(trainee, found)
     narrow = narrowed(trainee, chosen)
-    again = [0.0] * len(moved)
-    if loop.config.run.set_thresholds:
-        again = calibrate(narrow, loop.held.to(narrow.b_dec[0].device))
+    again = calibrate(narrow, loop.held.to(narrow.b_dec[0].device))
     anew = loop.config.dictionary.activation == "batch_topk"  # whose limit starts from nothing
     said = {
         "left_out": [len(a) - len(b) for a, b in zip(found.fired, chosen, strict=True)],
