@@ -4,6 +4,8 @@ What made the embedded default: clusters whose centres point the same way become
 encoder rows are fitted to tell a cluster's inputs from all others.
 """
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -52,7 +54,7 @@ def clusters(
     centres = data[seeds(data, count, generator, weight)]
     member = torch.zeros(len(data), dtype=torch.long, device=data.device)
     for _ in range(ROUNDS):
-        member = nearest(data, centres)
+        member = torch.cat([one.argmin(1) for one in distances(data, centres)])
         centres = averages(data, member, count)
     used, member = member.unique(return_inverse=True)
     centres = centres[used]
@@ -66,13 +68,12 @@ def clusters(
     return merged[member]
 
 
-def nearest(
+def distances(
     data: Float[Tensor, "tokens width"], centres: Float[Tensor, "clusters width"]
-) -> Int[Tensor, " tokens"]:
-    """The centre closest to each token."""
+) -> Iterator[Float[Tensor, "some clusters"]]:
+    """Squared, less the tokens' own squares; of `ROWS` tokens after another."""
     squares, across = centres.square().sum(1), centres.T
-    parts = (torch.addmm(squares, some, across, alpha=-2) for some in data.split(ROWS))
-    return torch.cat([distance.argmin(1) for distance in parts])
+    return (torch.addmm(squares, some, across, alpha=-2) for some in data.split(ROWS))
 
 
 def seeds(
@@ -97,7 +98,7 @@ def seeds(
         new = torch.multinomial(chance, some, generator=generator)
         drawn = torch.cat((drawn, new))
         centres = data[new.to(data.device)]
-        apart = torch.addmm(centres.square().sum(1), data, centres.T, alpha=-2).amin(1)
+        apart = torch.cat([one.amin(1) for one in distances(data, centres)])
         far = torch.minimum(far, (apart + squares).clamp_min(0))
     return drawn.to(data.device)
 

@@ -133,7 +133,7 @@ def _guesses(
     for at, layer in enumerate(layers):
         inputs[layer] = part.inputs[at]
         active[layer] = transcoder.encode(layer, part.inputs[at])[1]
-        fired[at].add_((active[layer] != 0).sum(0))
+        fired[at].add_((active[layer] != 0).sum(0, dtype=torch.int32))
     found = transcoder.decode(active, inputs)
     return [found[layer] for layer in layers]
 

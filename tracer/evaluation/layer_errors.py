@@ -115,7 +115,7 @@ class FiringSums:
 
     def add(self, activations: Float[Tensor, "tokens features"]) -> None:
         """Add the counted tokens of a batch."""
-        self.fired += (activations != 0).sum(0)
+        self.fired += (activations != 0).sum(0, dtype=torch.int32)
         self.tokens += len(activations)
 
     @property

@@ -77,10 +77,11 @@ class Family:
         self, narrow: Bool[Tensor, "tokens narrow"], wide: Bool[Tensor, "tokens wide"]
     ) -> None:
         """Add what fires at some tokens."""
-        self.narrow_fired += narrow.sum(0)
-        self.wide_fired += wide.sum(0)
+        self.narrow_fired += narrow.sum(0, dtype=torch.int32)
+        self.wide_fired += wide.sum(0, dtype=torch.int32)
         for at in range(self.candidates.shape[1]):
-            self.joint[:, at] += (narrow[:, self.candidates[:, at]] & wide).sum(0)
+            both = narrow[:, self.candidates[:, at]] & wide
+            self.joint[:, at] += both.sum(0, dtype=torch.int32)
 
     def settle(self) -> None:
         """Give every wide feature its parent."""
